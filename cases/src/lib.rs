@@ -1,0 +1,43 @@
+//! The table of cases: one row, one behaviour, one story. One file a group.
+
+mod access;
+mod attributes;
+mod channel;
+mod convert;
+mod counters;
+mod exits;
+mod expect;
+mod hypercalls;
+mod lifecycle;
+mod mmio;
+mod populate;
+mod prefault;
+mod punch;
+mod random;
+mod slots;
+mod table;
+mod transition;
+
+pub use table::{Counterpart, FixedBug, Ran, Row, Story};
+
+/// The whole table, in the order in which it is listed and run. Needs no host.
+pub fn table() -> Vec<Row> {
+    [
+        access::rows(),
+        convert::rows(),
+        hypercalls::rows(),
+        punch::rows(),
+        prefault::rows(),
+        exits::rows(),
+        slots::rows(),
+        attributes::rows(),
+        populate::rows(),
+        lifecycle::rows(),
+        mmio::rows(),
+        transition::rows(),
+        channel::rows(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,75 @@
+//! Group `mmio`: what reaches userspace of accesses to guest physical addresses without memory, and what KVM
+//! remembers of them.
+
+mod access;
+mod cached;
+mod cost;
+mod memory;
+mod private;
+mod shadow;
+
+use privet_harness::exit::Exit;
+use privet_harness::guest_vcpu::{GuestVcpu, Running};
+use privet_harness::need::Need;
+use privet_harness::units::{Gpa, Gva};
+use privet_harness::verdict::Outcome;
+use privet_protocol::{Op, Width};
+
+use crate::table::Row;
+
+/// The rows of this group.
+pub(crate) fn rows() -> Vec<Row> {
+    let rows = [access::rows(), cached::rows(), memory::rows(), private::rows(), shadow::rows()];
+    rows.into_iter().flatten().map(|row| row.needs(Need::GuestCode)).collect()
+}
+
+/// The VM types whose MMIO the emulator serves. The rest of a row's id follows.
+const VMS: [&str; 2] = ["plain", "upm"];
+
+/// Where the guest maps a GPA of the MMIO window, or of the private alias of a test range: at itself.
+fn gva(gpa: Gpa) -> Gva {
+    Gva(gpa.0)
+}
+
+fn read_op(gpa: Gpa, width: Width) -> Op {
+    Op::Read { gva: gva(gpa).0, width }
+}
+
+fn write_op(gpa: Gpa, width: Width, value: u64) -> Op {
+    Op::Write { gva: gva(gpa).0, width, value }
+}
+
+fn read_exit(gpa: Gpa, len: u64) -> Exit {
+    Exit::Mmio { gpa, len: len as u32, write: None }
+}
+
+fn write_exit(gpa: Gpa, len: u64, value: u64) -> Exit {
+    Exit::Mmio { gpa, len: len as u32, write: Some(value) }
+}
+
+/// Expects an MMIO load, answers it with the low bytes of `data`, and enters the guest again.
+fn answer_read(running: &Running<'_>, v: &GuestVcpu, gpa: Gpa, len: u64, data: u64) -> Outcome {
+    running.expect_exit(&read_exit(gpa, len))?;
+    v.kvm().set_mmio_data(data)?;
+    running.resume()
+}
+
+/// Expects an MMIO store of exactly this, and enters the guest again.
+fn take_write(running: &Running<'_>, gpa: Gpa, len: u64, value: u64) -> Outcome {
+    running.expect_exit(&write_exit(gpa, len, value))?;
+    running.resume()
+}
+
+/// The guest loads from MMIO and userspace answers with `data`: one exit. What the guest got.
+fn read(v: &GuestVcpu, gpa: Gpa, width: Width, data: u64) -> Outcome<u64> {
+    let running = v.start(read_op(gpa, width))?;
+    answer_read(&running, v, gpa, width.bytes(), data)?;
+    Ok(running.done()?[0])
+}
+
+/// The guest stores to MMIO: one exit, with the value cut to its width.
+fn write(v: &GuestVcpu, gpa: Gpa, width: Width, value: u64) -> Outcome {
+    let running = v.start(write_op(gpa, width, value))?;
+    take_write(&running, gpa, width.bytes(), width.truncate(value))?;
+    running.done().map(drop)
+}

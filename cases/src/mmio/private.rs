@@ -1,0 +1,224 @@
+//! Private accesses where there is no memory: never MMIO, except where KVM remembers that it was.
+
+use privet_harness::case::Case;
+use privet_harness::exit::Exit;
+use privet_harness::guest::{Guest, MMIO_BASE};
+use privet_harness::guest_vcpu::Running;
+use privet_harness::mapping::Mapping;
+use privet_harness::memslot::SlotSpec;
+use privet_harness::need::Need;
+use privet_harness::test_range::{RangeSpec, TEST_SLOT};
+use privet_harness::uapi::Capability;
+use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
+use privet_harness::vcpu::PreFault;
+use privet_harness::verdict::Outcome;
+use privet_protocol::{Op, Pattern, Width};
+
+use super::cached::caching;
+use super::{answer_read, gva, read, read_op, take_write, write, write_exit, write_op};
+use crate::expect::{expect_eq, expect_no_exit_but};
+use crate::table::Row;
+
+const NO_SLOT: &str = "arch/x86/kvm/mmu/mmu.c: kvm_handle_noslot_fault, kvm_mmu_prepare_memory_fault_exit";
+const RESERVED: &str = "arch/x86/kvm/mmu/mmu.c: kvm_mmu_page_fault sets PFERR_PRIVATE_ACCESS, but not with PFERR_RSVD";
+
+const VALUE: u64 = 0x8877_6655_4433_2211;
+const PAGE: PageCount = PageCount(1);
+
+pub(super) fn rows() -> Vec<Row> {
+    vec![
+        Row::new(
+            "upm.mmio.private_read_without_a_slot",
+            "A private load where no slot is is no MMIO: KVM_EXIT_MEMORY_FAULT with the private flag, the page and its \
+             size; once userspace makes the page shared, the same load is MMIO.",
+            |t| without_a_slot(t, read_op(MMIO_BASE + 0x123, Width::B4), Then::Read),
+        )
+        .basis(&[NO_SLOT, RESERVED])
+        .upstream("x86/private_mem_kvm_exits_test: test_private_access_memslot_deleted"),
+        Row::new(
+            "upm.mmio.private_write_without_a_slot",
+            "A private store where no slot is is no MMIO: KVM_EXIT_MEMORY_FAULT with the private flag, the page and its \
+             size; once userspace makes the page shared, the same store is MMIO.",
+            |t| without_a_slot(t, write_op(MMIO_BASE + 0x123, Width::B4, VALUE), Then::Write),
+        )
+        .basis(&[NO_SLOT, RESERVED]),
+        Row::new(
+            "upm.mmio.private_execute_without_a_slot",
+            "Executing private memory where no slot is is a KVM_EXIT_MEMORY_FAULT with the private flag as well: nothing \
+             is emulated.",
+            |t| without_a_slot(t, Op::Execute { gva: gva(MMIO_BASE + 0x123).0, argument: 0 }, Then::Nothing),
+        )
+        .basis(&[NO_SLOT, RESERVED]),
+        Row::new(
+            "upm.mmio.private_after_caching",
+            "An MMIO page that is cached stays MMIO when it becomes private, until the slots change; then it is a \
+             KVM_EXIT_MEMORY_FAULT that calls the access shared, for the fault was a reserved-bit one.",
+            private_after_caching,
+        )
+        .basis(&[RESERVED, "arch/x86/kvm/mmu/mmu.c: handle_mmio_page_fault, kvm_mmu_faultin_pfn"])
+        .needs(caching(true)),
+        Row::new(
+            "upm.mmio.private_after_no_caching",
+            "Without caching, an MMIO page that becomes private is a KVM_EXIT_MEMORY_FAULT with the private flag at \
+             once.",
+            private_after_no_caching,
+        )
+        .basis(&[NO_SLOT, RESERVED])
+        .needs(caching(false)),
+        Row::new(
+            "upm.mmio.private_slot_over_cached_mmio",
+            "A slot appears over a cached MMIO page and the page becomes private: the stale MMIO SPTE still makes KVM \
+             call the access shared, KVM_EXIT_MEMORY_FAULT, until pre-faulting the page replaces it.",
+            private_slot_over_cached_mmio,
+        )
+        .basis(&[RESERVED, "arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn, kvm_arch_vcpu_pre_fault_memory"])
+        .needs(caching(true))
+        .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
+        Row::new(
+            "upm.mmio.private_slot_over_mmio",
+            "Without caching, a slot appears over an MMIO page and the page becomes private: the guest reads and writes \
+             its guest_memfd without an exit.",
+            private_slot_over_mmio,
+        )
+        .basis(&[RESERVED, "arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn_gmem"])
+        .needs(caching(false)),
+        Row::new(
+            "upm.mmio.emulator_knows_no_private_memory",
+            "A store over the end of a private page into MMIO is emulated, and KVM's emulator only knows the host's \
+             view: the part in memory goes there and the private page does not change.",
+            emulator_knows_no_private_memory,
+        )
+        .basis(&["arch/x86/kvm/x86.c: emulator_write_guest", "virt/kvm/kvm_main.c: __kvm_write_guest_page"]),
+    ]
+}
+
+/// What the access does once its page is shared.
+enum Then {
+    Read,
+    Write,
+    Nothing,
+}
+
+fn private_fault(gpa: Gpa) -> Exit {
+    Exit::memory_fault(gpa.page(), true)
+}
+
+fn without_a_slot(t: &Case, op: Op, then: Then) -> Outcome {
+    let g = t.guest().boot()?;
+    let (v, at) = (g.vcpu(0), MMIO_BASE + 0x123);
+    g.vm().set_private(MMIO_BASE, PAGE)?;
+    let running = v.start(op)?;
+    running.expect_exit(&private_fault(at))?;
+    // Nothing has changed, so the same happens again.
+    running.resume()?;
+    running.expect_exit(&private_fault(at))?;
+    let mmio_exits = v.kvm().stats()?.get("mmio_exits")?;
+    expect_eq("MMIO exits so far", &mmio_exits, &Some(0))?;
+    g.vm().set_shared(MMIO_BASE, PAGE)?;
+    match then {
+        Then::Nothing => Ok(()),
+        Then::Write => {
+            running.resume()?;
+            take_write(&running, at, 4, VALUE & 0xffff_ffff)?;
+            running.done().map(drop)
+        }
+        Then::Read => {
+            running.resume()?;
+            answer_read(&running, v, at, 4, VALUE)?;
+            let [value, ..] = running.done()?;
+            expect_eq("what the guest read", &value, &(VALUE & 0xffff_ffff))
+        }
+    }
+}
+
+/// A store to MMIO that userspace has not seen yet.
+fn store(g: &Guest) -> Outcome<Running<'_>> {
+    g.vcpu(0).start(write_op(MMIO_BASE, Width::B8, VALUE))
+}
+
+fn private_after_caching(t: &Case) -> Outcome {
+    let g = t.guest().boot()?;
+    let v = g.vcpu(0);
+    write(v, MMIO_BASE, Width::B8, VALUE)?;
+    g.vm().set_private(MMIO_BASE, PAGE)?;
+    for _ in 0..2 {
+        write(v, MMIO_BASE, Width::B8, VALUE)?;
+        read(v, MMIO_BASE, Width::B8, VALUE)?;
+    }
+    let elsewhere = std::sync::Arc::new(Mapping::anonymous(PAGE_SIZE)?);
+    g.vm().add_slot(SlotSpec::shared(100, Gpa(0x8_0000_0000), PAGE, &elsewhere))?;
+    let running = store(&g)?;
+    running.expect_exit(&Exit::memory_fault(MMIO_BASE, false))?;
+    // What userspace has been told makes no sense to it; sharing the page is all that helps.
+    g.vm().set_shared(MMIO_BASE, PAGE)?;
+    running.resume()?;
+    take_write(&running, MMIO_BASE, 8, VALUE)?;
+    running.done().map(drop)
+}
+
+fn private_after_no_caching(t: &Case) -> Outcome {
+    let g = t.guest().boot()?;
+    write(g.vcpu(0), MMIO_BASE, Width::B8, VALUE)?;
+    g.vm().set_private(MMIO_BASE, PAGE)?;
+    let running = store(&g)?;
+    running.expect_exit(&private_fault(MMIO_BASE))?;
+    g.vm().set_shared(MMIO_BASE, PAGE)?;
+    running.resume()?;
+    running.expect_exit(&write_exit(MMIO_BASE, 8, VALUE))
+}
+
+/// A guest that has used the page of its range as MMIO twice before its slot appeared and it became private.
+fn private_slot_over_used_mmio(t: &Case) -> Outcome<Guest> {
+    let g = t.guest().range(RangeSpec::new(1)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let spec = range.slots()[0].clone();
+    g.vm().delete_slot(spec.slot)?;
+    write(v, range.gpa(0), Width::B8, VALUE)?;
+    write(v, range.gpa(0), Width::B8, VALUE)?;
+    g.vm().add_slot(spec)?;
+    range.set_private(g.vm(), 0..1)?;
+    Ok(g)
+}
+
+fn private_slot_over_cached_mmio(t: &Case) -> Outcome {
+    let g = private_slot_over_used_mmio(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let running = v.start(write_op(range.gpa(0), Width::B8, VALUE))?;
+    let shared_fault = Exit::memory_fault(range.gpa(0), false);
+    running.expect_exit(&shared_fault)?;
+    running.resume()?;
+    running.expect_exit(&shared_fault)?;
+    let done = PreFault { result: Ok(()), gpa: range.gpa(1), size: 0, memory_fault: None };
+    expect_eq("KVM_PRE_FAULT_MEMORY", &v.kvm().pre_fault(range.gpa(0), PAGE)?, &done)?;
+    running.resume()?;
+    running.done()?;
+    v.expect_read(range.private(0), Width::B8, VALUE)?;
+    range.host_expect(0..1, Pattern::ZERO)
+}
+
+fn private_slot_over_mmio(t: &Case) -> Outcome {
+    let g = private_slot_over_used_mmio(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let exits = t.trace().exits();
+    v.write(range.private(0), Width::B8, VALUE)?;
+    v.expect_read(range.private(0), Width::B8, VALUE)?;
+    expect_no_exit_but(t, exits, 2)?;
+    range.host_expect(0..1, Pattern::ZERO)
+}
+
+fn emulator_knows_no_private_memory(t: &Case) -> Outcome {
+    const HOST: Pattern = Pattern(0xaa);
+    const GUEST: Pattern = Pattern(0xbb);
+    let g = t.guest().range(RangeSpec::new(2).slots(2)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    g.vm().delete_slot(TEST_SLOT + 1)?;
+    range.host_fill(0..1, HOST)?;
+    range.set_private(g.vm(), 0..1)?;
+    v.fill(range.private(0), 1, GUEST, 0)?;
+    let running = v.start(write_op(Gpa(range.gpa(1).0 - 4), Width::B8, VALUE))?;
+    take_write(&running, range.gpa(1), 4, VALUE >> 32)?;
+    running.done()?;
+    v.expect(range.private(0), 1, GUEST, 0)?;
+    let last = range.host().read_u64(PAGE_SIZE - 8)?;
+    expect_eq("the end of the host's view", &last, &(VALUE << 32 | HOST.word(0) & 0xffff_ffff))
+}

@@ -1,0 +1,23 @@
+//! Group `slots`: which memslots KVM makes, changes and refuses, and which pages of which file they have.
+
+mod binding;
+mod changes;
+mod creation;
+mod parts;
+mod races;
+
+use privet_harness::need::Need;
+use privet_harness::uapi::Capability;
+
+use crate::table::Row;
+
+/// The rows of this group.
+pub(crate) fn rows() -> Vec<Row> {
+    let guest_rows = [binding::guest_rows(), changes::guest_rows()].into_iter().flatten();
+    let mut rows: Vec<Row> = guest_rows.map(|row| row.needs(Need::GuestCode)).collect();
+    for vm in ["plain", "upm"] {
+        rows.extend([creation::rows(vm), changes::rows(vm), binding::rows(vm)].into_iter().flatten());
+    }
+    rows.extend([creation::rows_by_type(), races::rows()].into_iter().flatten());
+    rows.into_iter().map(|row| row.needs(Need::Capability(Capability::GUEST_MEMFD, 1))).collect()
+}

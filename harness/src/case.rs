@@ -1,0 +1,95 @@
+//! The circumstances in which one row is told: where, as what, with which seed and time limit.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::guest::GuestBuilder;
+use crate::host::Host;
+use crate::payload::LoadPlan;
+use crate::trace::{LONGEST_INSTRUCTION, Trace};
+use crate::verdict::{Outcome, Stop};
+use crate::vm::Vm;
+use crate::vm_type::VmType;
+
+/// A payload as the story's row has it: a name for messages and an ELF file.
+#[derive(Clone, Copy)]
+pub struct PayloadFile {
+    /// Name, as in the `.privet` section.
+    pub name: &'static str,
+    /// The file.
+    pub elf: &'static [u8],
+}
+
+/// One row being told.
+pub struct Case {
+    host: Arc<Host>,
+    vm_type: VmType,
+    seed: u64,
+    limit: Duration,
+    file: PayloadFile,
+    plan: OnceLock<LoadPlan>,
+}
+
+impl Case {
+    /// A case on `host` with VMs of type `vm_type`.
+    pub fn new(host: Arc<Host>, vm_type: VmType, payload: PayloadFile, seed: u64, limit: Duration) -> Self {
+        Self { host, vm_type, seed, limit, file: payload, plan: OnceLock::new() }
+    }
+
+    /// The host.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// The VM type of the row.
+    pub fn vm_type(&self) -> VmType {
+        self.vm_type
+    }
+
+    /// The seed of everything random.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The time that the whole row may take.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// The exits so far.
+    pub fn trace(&self) -> &Arc<Trace> {
+        self.host.trace()
+    }
+
+    /// The last exits, one line each, with the payload's instruction at RIP.
+    pub fn exit_lines(&self) -> Vec<String> {
+        let code = |rip: u64| {
+            let segments = self.plan.get().map_or(&[][..], |plan| &plan.segments);
+            let bytes = segments.iter().find_map(|segment| segment.bytes.get(rip.checked_sub(segment.gpa)? as usize..));
+            bytes.map_or(Vec::new(), |bytes| bytes[..bytes.len().min(LONGEST_INSTRUCTION)].to_vec())
+        };
+        self.trace().render(&code)
+    }
+
+    /// A VM of the row's type, empty.
+    pub fn vm(&self) -> Outcome<Vm> {
+        Vm::create(&self.host, self.vm_type)
+    }
+
+    /// A guest with the general payload, to be configured and booted.
+    pub fn guest(&self) -> GuestBuilder<'_> {
+        GuestBuilder::new(self)
+    }
+
+    /// How the payload is loaded.
+    ///
+    /// # Errors
+    /// [`Stop::Error`] if the file is no payload.
+    pub fn payload(&self) -> Outcome<&LoadPlan> {
+        if let Some(plan) = self.plan.get() {
+            return Ok(plan);
+        }
+        let plan = LoadPlan::parse(self.file.name, self.file.elf).map_err(|error| Stop::Error(error.to_string()))?;
+        Ok(self.plan.get_or_init(|| plan))
+    }
+}

@@ -1,0 +1,315 @@
+//! One vCPU of a guest: operations go in through its mailbox, replies and exits come out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use privet_protocol::{
+    DOORBELL_PORT, Failure, FailureKind, Fault, HostMailbox, HypercallInstruction, Op, Pattern, Reply, Values, Width,
+};
+
+use crate::case::Case;
+use crate::exit::{Direction, Exit};
+use crate::guest::{HELLO, OPERATION_LIMIT};
+use crate::mapping::Mapping;
+use crate::payload::Symbols;
+use crate::units::{Gva, PAGE_SIZE};
+use crate::vcpu::Vcpu;
+use crate::verdict::{Outcome, Stop};
+
+/// A vCPU that executes operations.
+pub struct GuestVcpu {
+    index: usize,
+    vcpu: Vcpu,
+    low: Arc<Mapping>,
+    mailbox: u64,
+    symbols: Arc<Symbols>,
+    limit: Duration,
+}
+
+impl GuestVcpu {
+    /// The vCPU `index` with its mailbox, which is prepared here, at byte `mailbox` of `low`.
+    pub(crate) fn new(
+        index: usize,
+        vcpu: Vcpu,
+        low: Arc<Mapping>,
+        mailbox: u64,
+        case: &Case,
+        hypercall: HypercallInstruction,
+    ) -> Outcome<Self> {
+        let (symbols, limit) = (case.payload()?.symbols.clone(), OPERATION_LIMIT.min(case.limit()));
+        let this = Self { index, vcpu, low, mailbox, symbols, limit };
+        this.mailbox()?.init(hypercall);
+        Ok(this)
+    }
+
+    /// Enters the guest for the first time and waits for its first answer.
+    pub(crate) fn boot(&self) -> Outcome {
+        self.call(HELLO).map(drop)
+    }
+
+    /// The KVM vCPU below.
+    pub fn kvm(&self) -> &Vcpu {
+        &self.vcpu
+    }
+
+    /// The mailbox as memory, for rows that corrupt it.
+    pub fn mailbox_bytes(&self) -> (&Mapping, u64) {
+        (&self.low, self.mailbox)
+    }
+
+    fn mailbox(&self) -> Outcome<HostMailbox<'_>> {
+        Ok(HostMailbox::new(self.low.words(self.mailbox)?))
+    }
+
+    /// Sends an operation and enters the guest, without waiting for anything.
+    pub fn start(&self, op: Op) -> Outcome<Running<'_>> {
+        self.start_with_bytes(op, &[])
+    }
+
+    fn start_with_bytes(&self, op: Op, bytes: &[u8]) -> Outcome<Running<'_>> {
+        let sequence = self.mailbox()?.send(op, bytes);
+        self.vcpu.start()?;
+        Ok(Running { vcpu: self, op, sequence })
+    }
+
+    /// Executes an operation to its end and returns its values.
+    ///
+    /// # Errors
+    /// [`Stop::Fail`] on any exit but the doorbell and on a fault in the access, [`Stop::Error`] if the guest
+    /// broke.
+    pub fn call(&self, op: Op) -> Outcome<Values> {
+        self.start(op)?.done()
+    }
+
+    /// Executes an operation to its end; a fault in its access is a result.
+    pub fn attempt(&self, op: Op) -> Outcome<Result<Values, Fault>> {
+        self.start(op)?.result()
+    }
+
+    /// Loads one value.
+    pub fn read(&self, gva: Gva, width: Width) -> Outcome<u64> {
+        Ok(self.call(Op::Read { gva: gva.0, width })?[0])
+    }
+
+    /// Loads one value and expects it.
+    pub fn expect_read(&self, gva: Gva, width: Width, expected: u64) -> Outcome {
+        let seen = self.read(gva, width)?;
+        if seen == expected {
+            return Ok(());
+        }
+        Err(Stop::Fail(format!(
+            "the guest read {seen:#x} at gva {gva} ({} bytes), expected {expected:#x}",
+            width.bytes()
+        )))
+    }
+
+    /// Stores one value.
+    pub fn write(&self, gva: Gva, width: Width, value: u64) -> Outcome {
+        self.call(Op::Write { gva: gva.0, width, value }).map(drop)
+    }
+
+    /// Stores bytes.
+    pub fn write_bytes(&self, gva: Gva, bytes: &[u8]) -> Outcome {
+        self.start_with_bytes(Op::WriteBytes { gva: gva.0, len: bytes.len() as u64 }, bytes)?.done().map(drop)
+    }
+
+    /// Loads bytes, one by one.
+    pub fn read_bytes(&self, gva: Gva, len: usize) -> Outcome<Vec<u8>> {
+        self.call(Op::ReadBytes { gva: gva.0, len: len as u64 })?;
+        let (bytes, _) = self.mailbox()?.texts().map_err(|e| self.broken(e))?;
+        Ok(bytes.collect())
+    }
+
+    /// Fills pages whose first has index `first` in the pattern.
+    pub fn fill(&self, gva: Gva, pages: u64, pattern: Pattern, first: u64) -> Outcome {
+        self.call(Op::Fill { gva: gva.0, pages, pattern, first }).map(drop)
+    }
+
+    /// Expects pages to be as [`Self::fill`] left them.
+    ///
+    /// # Errors
+    /// [`Stop::Fail`] with the first word that differs and the number of such words.
+    pub fn expect(&self, gva: Gva, pages: u64, pattern: Pattern, first: u64) -> Outcome {
+        let [differing, at, expected, seen, ..] = self.call(Op::Check { gva: gva.0, pages, pattern, first })?;
+        if differing == 0 {
+            return Ok(());
+        }
+        Err(Stop::Fail(format!(
+            "the guest sees {seen:#x} at gva {at:#x}, expected {expected:#x} (pattern {:#x}, page {}); {differing} of {} words differ",
+            pattern.0,
+            first + (at.wrapping_sub(gva.0)) / PAGE_SIZE,
+            pages * PAGE_SIZE / 8,
+        )))
+    }
+
+    /// Tells an operation that goes on until it is stopped to end.
+    pub fn stop(&self) -> Outcome {
+        self.mailbox()?.stop();
+        Ok(())
+    }
+
+    fn broken(&self, what: impl std::fmt::Display) -> Stop {
+        Stop::Error(format!("vCPU {}: {what}; the guest or its mailbox is damaged", self.index))
+    }
+
+    fn failure(&self, failure: Failure) -> Outcome<Stop> {
+        let (message, file) = self.mailbox()?.texts().map_err(|error| self.broken(error))?;
+        let (message, file) = (text(message), text(file));
+        let at =
+            if file.is_empty() { String::new() } else { format!(" at {file}:{}:{}", failure.line, failure.column) };
+        let what = match failure.kind {
+            FailureKind::Panic => format!("the guest panicked: {message}{at}"),
+            FailureKind::Assertion => format!(
+                "a guest assertion failed: {message} (left {:#x}, right {:#x}){at}",
+                failure.left, failure.right
+            ),
+            FailureKind::Exception => {
+                let Fault { vector, error_code, rip, cr2 } = failure.fault;
+                format!(
+                    "the guest took exception {} (error code {error_code:#x}) at rip {rip:#x} ({}), cr2 {cr2:#x}{at}",
+                    vector_name(vector),
+                    self.symbols.describe(rip)
+                )
+            }
+        };
+        Ok(Stop::Error(format!("vCPU {}: {what}, in operation code {}", self.index, failure.op)))
+    }
+}
+
+/// An operation that the guest is executing.
+#[must_use = "an operation that nobody waits for leaves its vCPU running"]
+pub struct Running<'a> {
+    vcpu: &'a GuestVcpu,
+    op: Op,
+    sequence: u64,
+}
+
+impl Running<'_> {
+    /// Waits for the next return of KVM_RUN, whatever it is.
+    pub fn exit(&self) -> Outcome<Exit> {
+        self.vcpu.vcpu.wait(self.vcpu.limit).map_err(|stop| match stop {
+            Stop::Timeout(what) => Stop::Timeout(format!("vCPU {} in {:x?}: {what}", self.vcpu.index, self.op)),
+            other => other,
+        })
+    }
+
+    /// Waits for the next return of KVM_RUN and expects exactly this.
+    ///
+    /// # Errors
+    /// [`Stop::Fail`] with both exits, or with the guest's own failure if it rang the doorbell instead.
+    pub fn expect_exit(&self, expected: &Exit) -> Outcome {
+        let seen = self.exit()?;
+        if seen == *expected {
+            return Ok(());
+        }
+        if is_doorbell(&seen) {
+            let reply = self.reply()?;
+            return Err(Stop::Fail(format!(
+                "vCPU {} in {:x?}: expected {expected}, but the operation ended with {}",
+                self.vcpu.index,
+                self.op,
+                describe(&reply)
+            )));
+        }
+        Err(Stop::Fail(format!("vCPU {} in {:x?}: expected {expected}, saw {seen}", self.vcpu.index, self.op)))
+    }
+
+    /// Enters the guest again.
+    pub fn resume(&self) -> Outcome {
+        self.vcpu.vcpu.start()
+    }
+
+    /// Waits for the doorbell and returns what the guest answered.
+    ///
+    /// # Errors
+    /// [`Stop::Fail`] on any other exit, [`Stop::Error`] if the guest broke.
+    pub fn result(self) -> Outcome<Result<Values, Fault>> {
+        let seen = self.exit()?;
+        self.finish(&seen)
+    }
+
+    /// What the guest answered, if `exit`, which [`Self::exit`] has returned, is its doorbell.
+    ///
+    /// # Errors
+    /// As [`Self::result`].
+    pub fn finish(self, exit: &Exit) -> Outcome<Result<Values, Fault>> {
+        if !is_doorbell(exit) {
+            return Err(Stop::Fail(format!(
+                "vCPU {} in {:x?}: expected the operation to end, saw {exit}",
+                self.vcpu.index, self.op
+            )));
+        }
+        match self.reply()? {
+            Reply::Done(values) => Ok(Ok(values)),
+            Reply::Fault(fault) => Ok(Err(fault)),
+            reply => Err(self.vcpu.broken(format!("in {:x?}: {}", self.op, describe(&reply)))),
+        }
+    }
+
+    /// Waits for the doorbell and returns the operation's values.
+    ///
+    /// # Errors
+    /// As [`Self::result`], and [`Stop::Fail`] if the access faulted.
+    pub fn done(self) -> Outcome<Values> {
+        let (op, vcpu) = (self.op, self.vcpu);
+        self.result()?.map_err(|fault| {
+            Stop::Fail(format!(
+                "vCPU {} in {op:x?}: unexpected {} in the guest",
+                vcpu.index,
+                describe(&Reply::Fault(fault))
+            ))
+        })
+    }
+
+    fn reply(&self) -> Outcome<Reply> {
+        match self.vcpu.mailbox()?.reply(self.sequence) {
+            Ok(Reply::Failed(failure)) => Err(self.vcpu.failure(failure)?),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(self.vcpu.broken(error)),
+        }
+    }
+}
+
+/// Whether the guest rang its doorbell.
+fn is_doorbell(exit: &Exit) -> bool {
+    matches!(exit, Exit::Io { port: DOORBELL_PORT, direction: Direction::Out, .. })
+}
+
+fn describe(reply: &Reply) -> String {
+    match reply {
+        Reply::Done(values) => format!("values {values:x?}"),
+        Reply::Fault(Fault { vector, error_code, rip, cr2 }) => {
+            format!("{} (error code {error_code:#x}, rip {rip:#x}, cr2 {cr2:#x})", vector_name(*vector))
+        }
+        Reply::Refused(refusal, word) => format!("refusal {refusal:?} ({word:#x})"),
+        Reply::Failed(failure) => format!("{failure:?}"),
+    }
+}
+
+fn text(bytes: impl Iterator<Item = u8>) -> String {
+    String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
+}
+
+fn vector_name(vector: u64) -> String {
+    let name = match vector {
+        0 => "#DE",
+        1 => "#DB",
+        3 => "#BP",
+        6 => "#UD",
+        7 => "#NM",
+        8 => "#DF",
+        10 => "#TS",
+        11 => "#NP",
+        12 => "#SS",
+        13 => "#GP",
+        14 => "#PF",
+        16 => "#MF",
+        17 => "#AC",
+        18 => "#MC",
+        19 => "#XM",
+        20 => "#VE",
+        29 => "#VC",
+        other => return format!("vector {other}"),
+    };
+    name.into()
+}

@@ -1,0 +1,243 @@
+//! The host: what its `/dev/kvm` offers, asked once, and why it does not offer the rest.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::Kvm;
+use nix::errno::Errno;
+use privet_protocol::HypercallInstruction;
+
+use crate::errno;
+use crate::module::Modules;
+use crate::probe::{self, Proven, Usable, cpu_is_amd};
+use crate::trace::Trace;
+use crate::uapi::{API_VERSION, Capability};
+use crate::verdict::{Outcome, Stop};
+use crate::vm::Vm;
+use crate::vm_type::VmType;
+
+/// How many of the last exits are kept for printing.
+const TRACE_DEPTH: usize = 64;
+
+/// Why `/dev/kvm` cannot be used at all.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum HostError {
+    /// It does not exist.
+    #[error(
+        "/dev/kvm does not exist: enable virtualization in the firmware and load its module (modprobe kvm_amd, or kvm_intel)"
+    )]
+    Absent,
+    /// It may not be opened.
+    #[error("no permission to open /dev/kvm: join its group (usermod -aG kvm $USER, then log in again) or run as root")]
+    Permission,
+    /// It cannot be opened for another reason.
+    #[error("cannot open /dev/kvm: {0:?}")]
+    Open(Errno),
+    /// It is not the KVM that we know.
+    #[error("/dev/kvm has API version {0}, not {API_VERSION}: this is not a KVM that privet can drive")]
+    ApiVersion(i32),
+}
+
+/// An open `/dev/kvm`, the facts about it, and the trace of the exits of everything that runs on it.
+#[derive(Debug)]
+pub struct Host {
+    kvm: Kvm,
+    vm_types: u32,
+    kernel: String,
+    trace: Arc<Trace>,
+    modules: OnceLock<Modules>,
+    cpuid: OnceLock<Result<CpuId, Errno>>,
+    capabilities: [OnceLock<Result<BTreeMap<u32, i32>, Errno>>; VmType::ALL.len()],
+    usable: probe::Cache,
+}
+
+impl Host {
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    /// Why it cannot be used, and what to do.
+    pub fn open() -> Result<Host, HostError> {
+        let kvm = Kvm::new().map_err(|error| match errno::of_kvm(error) {
+            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => HostError::Absent,
+            Errno::EACCES | Errno::EPERM => HostError::Permission,
+            errno => HostError::Open(errno),
+        })?;
+        match kvm.get_api_version() {
+            API_VERSION => {}
+            version => return Err(HostError::ApiVersion(version)),
+        }
+        let vm_types = kvm.check_extension_raw(Capability::VM_TYPES.number.into()).max(0) as u32;
+        let kernel =
+            nix::sys::utsname::uname().map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Host {
+            kvm,
+            vm_types,
+            kernel,
+            trace: Arc::new(Trace::new(TRACE_DEPTH)),
+            modules: OnceLock::new(),
+            cpuid: OnceLock::new(),
+            capabilities: Default::default(),
+            usable: probe::Cache::default(),
+        })
+    }
+
+    /// The descriptor, for what has no function of its own here.
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// `KVM_CAP_VM_TYPES`: bit n says that `KVM_CREATE_VM` takes n. 0 before Linux 6.8.
+    pub fn vm_types(&self) -> u32 {
+        self.vm_types
+    }
+
+    /// The release of the kernel, as `uname -r` prints it.
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// The exits of all VMs that are made on this host.
+    pub fn trace(&self) -> &Arc<Trace> {
+        &self.trace
+    }
+
+    /// The kvm modules and their parameters.
+    pub fn modules(&self) -> &Modules {
+        self.modules.get_or_init(Modules::read)
+    }
+
+    /// The hypercall instruction that needs no rewriting here: that of the vendor whose module drives KVM, and of
+    /// the CPU if it is neither's.
+    pub fn hypercall_instruction(&self) -> HypercallInstruction {
+        match self.modules().vendor.as_deref() {
+            Some("kvm_amd") => HypercallInstruction::Vmmcall,
+            Some("kvm_intel") => HypercallInstruction::Vmcall,
+            _ if cpu_is_amd() => HypercallInstruction::Vmmcall,
+            _ => HypercallInstruction::Vmcall,
+        }
+    }
+
+    /// `KVM_CHECK_EXTENSION` of `/dev/kvm` itself; what VMs have is in [`capability`](Self::capability).
+    pub fn check_extension(&self, capability: Capability) -> i32 {
+        self.kvm.check_extension_raw(capability.number.into())
+    }
+
+    /// `KVM_CHECK_EXTENSION` of a VM of this type; 0 for what it does not have. The first question for a
+    /// type creates a VM and asks for all of [`Capability::ALL`].
+    ///
+    /// # Errors
+    /// `Stop::Skip` with the reason if there are no VMs of this type, `Stop::Fail` if one cannot be made.
+    pub fn capability(&self, vm_type: VmType, capability: Capability) -> Outcome<i32> {
+        let index = vm_type.kvm_type() as usize;
+        let known = self.capabilities[index].get_or_init(|| {
+            let vm = Vm::try_create(self, vm_type.kvm_type())?;
+            Ok(Capability::ALL.iter().map(|&asked| (asked.number, vm.check_extension(asked))).collect())
+        });
+        match known {
+            Ok(known) => Ok(known.get(&capability.number).copied().unwrap_or(0)),
+            Err(errno) => Err(self.refused(vm_type, *errno)),
+        }
+    }
+
+    /// `KVM_GET_SUPPORTED_CPUID`, asked once: it takes the kernel over half a millisecond.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with the error number.
+    pub fn supported_cpuid(&self) -> Outcome<&CpuId> {
+        self.cpuid
+            .get_or_init(|| self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(errno::of_kvm))
+            .as_ref()
+            .map_err(|errno| Stop::Fail(format!("KVM_GET_SUPPORTED_CPUID: {errno:?}")))
+    }
+
+    /// Why there are no VMs of this type here and what to do about it; None if there are.
+    pub fn why_not(&self, vm_type: VmType) -> Option<String> {
+        if vm_type == VmType::Plain || self.vm_types & (1 << vm_type.kvm_type()) != 0 {
+            return None;
+        }
+        let cause = if self.vm_types == 0 {
+            format!("kernel {} has no VM types, Linux 6.8 and newer have", self.kernel)
+        } else {
+            missing(vm_type, self.modules())
+        };
+        Some(format!("VM type {vm_type} is not offered: {cause}"))
+    }
+
+    /// What a refusal to create a VM of this type means.
+    pub(crate) fn refused(&self, vm_type: VmType, errno: Errno) -> Stop {
+        match self.why_not(vm_type) {
+            Some(reason) => Stop::Skip(reason),
+            None => Stop::Fail(format!("KVM_CREATE_VM of type {vm_type}: {errno:?}")),
+        }
+    }
+
+    /// What probe guests have shown to work here so far.
+    pub fn proven(&self) -> Vec<Proven> {
+        self.usable.proven()
+    }
+
+    /// Believes the runner of this worker, which has tried it out in the same place.
+    pub fn trust(&self, proven: &[Proven]) {
+        proven.iter().for_each(|proven| self.usable.trust(*proven));
+    }
+
+    /// What a guest can really do here, tried out once; asking for a part tries out only that part.
+    pub fn usable(&self) -> Usable<'_> {
+        Usable::new(self, &self.usable)
+    }
+}
+
+/// The cause of a missing VM type as far as module parameters tell, after `arch/x86/kvm/x86.c`,
+/// `svm/sev.c:sev_hardware_setup` and `vmx/tdx.c:tdx_hardware_setup`.
+fn missing(vm_type: VmType, modules: &Modules) -> String {
+    let vendor = modules.vendor.as_deref();
+    let (needed_vendor, switches, otherwise): (&[&str], &[&str], &str) = match vm_type {
+        VmType::Plain => (&[], &[], ""),
+        VmType::Upm => (
+            &["kvm_amd", "kvm_intel"],
+            &["kvm.tdp_mmu", "kvm_amd.npt", "kvm_intel.ept"],
+            "the kernel lacks CONFIG_KVM_SW_PROTECTED_VM (distribution kernels do; use the rig)",
+        ),
+        VmType::Sev => (
+            &["kvm_amd"],
+            &["kvm_amd.sev", "kvm_amd.npt", "kvm_amd.nrips"],
+            "the CPU, firmware or kernel has no SEV, or all its ASIDs are for SEV-ES (see dmesg, `SEV`)",
+        ),
+        VmType::SevEs => (
+            &["kvm_amd"],
+            &["kvm_amd.sev", "kvm_amd.sev_es", "kvm_amd.npt", "kvm_amd.lbrv", "kvm.mmio_caching"],
+            "the CPU, firmware or kernel has no SEV-ES, or no ASIDs for it (see dmesg, `SEV-ES`)",
+        ),
+        VmType::Snp => (
+            &["kvm_amd"],
+            &["kvm_amd.sev", "kvm_amd.sev_es", "kvm_amd.sev_snp", "kvm_amd.npt", "kvm.mmio_caching"],
+            "the CPU, firmware or kernel has no SEV-SNP (see dmesg, `SEV-SNP`)",
+        ),
+        VmType::Tdx => (
+            &["kvm_intel"],
+            &[
+                "kvm_intel.ept",
+                "kvm_intel.eptad",
+                "kvm_intel.enable_apicv",
+                "kvm.tdp_mmu",
+                "kvm.mmio_caching",
+                "kvm_intel.tdx",
+            ],
+            "the CPU, TDX module or kernel has no TDX (see dmesg, `tdx`)",
+        ),
+    };
+    match vendor {
+        Some(vendor) if !needed_vendor.contains(&vendor) => {
+            return format!("it needs {}, this is {vendor}", needed_vendor.join(" or "));
+        }
+        _ => {}
+    }
+    match switches.iter().find(|switch| modules.is_off(switch)) {
+        Some(switch) => match switch.split_once('.') {
+            Some((module, parameter)) => format!("{switch}=N; reload {module} with {parameter}=1"),
+            None => format!("{switch}=N"),
+        },
+        None => otherwise.to_owned(),
+    }
+}

@@ -1,0 +1,39 @@
+//! What a privet row is told with: hosts, VMs, memory, vCPUs, guests, exits and verdicts.
+//!
+//! The harness has one code path: ioctls on the descriptors of `/dev/kvm`. Where those descriptors lead
+//! (this machine's kernel, a real kernel inside a rig, a model) is the runner's business.
+
+pub mod alarm;
+mod another_process;
+mod attributes;
+pub mod case;
+pub mod conversion;
+pub mod errno;
+pub mod exit;
+pub mod fault_catch;
+pub mod guest;
+pub mod guest_memfd;
+pub mod guest_vcpu;
+pub mod host;
+pub mod kernel_log;
+pub mod long_mode;
+pub mod mapping;
+pub mod memslot;
+pub mod module;
+pub mod need;
+pub mod page_tables;
+pub mod payload;
+pub mod probe;
+mod raw;
+pub mod run_page;
+pub mod stats;
+pub mod test_range;
+pub mod trace;
+pub mod uapi;
+pub mod units;
+pub mod vcpu;
+pub mod vendor;
+pub mod verdict;
+pub mod vm;
+pub mod vm_type;
+pub mod watchdog;

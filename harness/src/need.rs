@@ -1,0 +1,105 @@
+//! What a row needs of the place where it runs, as an expression with reasons.
+
+use std::fmt;
+
+use crate::host::Host;
+use crate::uapi::Capability;
+use crate::vendor::Vendor;
+use crate::vm_type::VmType;
+
+/// A requirement. That the VM type of the row is offered goes without saying.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// Compiled code runs in the guest's ring 0. Every row with a payload needs it.
+    GuestCode,
+    /// A hypercall comes back. Advertised is not usable: some hosts hang in it.
+    Hypercall,
+    /// A capability, asked of a VM of the row's type, has all of these bits.
+    Capability(Capability, i32),
+    /// A capability, asked of `/dev/kvm` itself, has all of these bits: the kernel can do it at all, whether a
+    /// VM of the row's type can or not.
+    SystemCapability(Capability, i32),
+    /// A module parameter has this value: `("kvm.mmio_caching", "Y")`.
+    Parameter(&'static str, &'static str),
+    /// This vendor's half of KVM, for this reason: in the other half there is no such thing.
+    Vendor(Vendor, &'static str),
+    /// All of these.
+    All(Vec<Need>),
+    /// At least one of these.
+    Any(Vec<Need>),
+}
+
+impl Need {
+    /// Why `host` does not meet this requirement for VMs of type `vm`, if it does not.
+    pub fn unmet(&self, host: &Host, vm: VmType) -> Option<String> {
+        match self {
+            Need::GuestCode => {
+                host.usable().ring0().err().map(|why| format!("guest code in ring 0 is not usable here: {why}"))
+            }
+            Need::Hypercall => {
+                host.usable().hypercall().err().map(|why| format!("hypercalls are not usable here: {why}"))
+            }
+            Need::Capability(capability, bits) => match host.capability(vm, *capability) {
+                Ok(value) if value & bits == *bits => None,
+                Ok(value) => Some(format!(
+                    "needs KVM_CAP_{} with {bits:#x}, a {vm} VM here has {value:#x}; run a kernel that has it",
+                    capability.name
+                )),
+                Err(why) => Some(format!("needs KVM_CAP_{}: {why}", capability.name)),
+            },
+            Need::SystemCapability(capability, bits) => match host.check_extension(*capability) {
+                value if value & bits == *bits => None,
+                value => Some(format!(
+                    "needs KVM_CAP_{} with {bits:#x}, KVM here has {value:#x}; run a kernel that has it",
+                    capability.name
+                )),
+            },
+            Need::Parameter(name, wanted) => match host.modules().parameter(name) {
+                Some(value) if value == *wanted => None,
+                Some(value) => Some(format!(
+                    "needs {name}={wanted}, is {value}; reload with `modprobe {}={wanted}`",
+                    name.replacen('.', " ", 1)
+                )),
+                None => Some(format!("needs {name}={wanted}, but there is no such parameter here")),
+            },
+            Need::Vendor(vendor, reason) => match host.modules().vendor.as_deref() {
+                Some(module) if module == vendor.module() => None,
+                Some(module) => Some(format!("only with {}, this is {module}: {reason}", vendor.module())),
+                None => Some(format!("only with {}, which is not loaded: {reason}", vendor.module())),
+            },
+            Need::All(needs) => needs.iter().find_map(|need| need.unmet(host, vm)),
+            Need::Any(needs) => {
+                let reasons: Option<Vec<String>> = needs.iter().map(|need| need.unmet(host, vm)).collect();
+                reasons.map(|reasons| reasons.join("; or "))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |f: &mut fmt::Formatter<'_>, needs: &[Need], word: &str| {
+            for (i, need) in needs.iter().enumerate() {
+                if i > 0 {
+                    f.write_str(word)?;
+                }
+                write!(f, "{need}")?;
+            }
+            Ok(())
+        };
+        match self {
+            Need::GuestCode => f.write_str("guest code in ring 0"),
+            Need::Hypercall => f.write_str("hypercalls"),
+            Need::Capability(capability, 1) => write!(f, "KVM_CAP_{}", capability.name),
+            Need::Capability(capability, bits) => write!(f, "KVM_CAP_{} with {bits:#x}", capability.name),
+            Need::SystemCapability(capability, 1) => write!(f, "KVM_CAP_{} of the kernel", capability.name),
+            Need::SystemCapability(capability, bits) => {
+                write!(f, "KVM_CAP_{} of the kernel with {bits:#x}", capability.name)
+            }
+            Need::Parameter(name, value) => write!(f, "{name}={value}"),
+            Need::Vendor(vendor, reason) => write!(f, "{} ({reason})", vendor.module()),
+            Need::All(needs) => list(f, needs, " and "),
+            Need::Any(needs) => list(f, needs, " or "),
+        }
+    }
+}

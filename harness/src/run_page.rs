@@ -1,0 +1,111 @@
+//! `struct kvm_run`, by offsets: the page that KVM and user space share for each vCPU.
+//!
+//! Fields are read from the mapping when they are asked for. Source of the offsets:
+//! `include/uapi/linux/kvm.h`, `struct kvm_run`.
+
+use crate::mapping::Mapping;
+use crate::verdict::{Outcome, Stop};
+
+/// What `exit_reason` is set to before each run: if it is still there afterwards, KVM_RUN was refused before
+/// the guest ran (`x86.c:vcpu_run` stores KVM_EXIT_UNKNOWN first thing).
+pub const SENTINEL: u32 = 0xFFFF;
+
+const IMMEDIATE_EXIT: u64 = 1;
+const EXIT_REASON: u64 = 8;
+/// The union of what exits tell.
+pub(crate) const EXIT: u64 = 32;
+/// Bytes in that union.
+pub(crate) const EXIT_LEN: u64 = 256;
+const HYPERCALL_RET: u64 = 88;
+const MMIO_DATA: u64 = 40;
+const IO_DATA_OFFSET: u64 = 40;
+
+/// The kvm_run page of a vCPU.
+#[derive(Debug)]
+pub struct RunPage(Mapping);
+
+impl RunPage {
+    /// A view of `mapping`, which is that of a vCPU descriptor, or memory that looks like it.
+    ///
+    /// # Errors
+    /// `Stop::Error` if the mapping is too short to hold the exit data.
+    pub fn new(mapping: Mapping) -> Outcome<RunPage> {
+        if mapping.len() < EXIT + EXIT_LEN {
+            return Err(Stop::Error(format!("a kvm_run page of {:#x} bytes is too short", mapping.len())));
+        }
+        Ok(RunPage(mapping))
+    }
+
+    /// The memory, from the start of `struct kvm_run` to the end of what KVM maps after it.
+    pub fn bytes(&self) -> &Mapping {
+        &self.0
+    }
+
+    /// `exit_reason`.
+    ///
+    /// # Errors
+    /// `Stop::Error` if the page cannot be read; likewise below.
+    pub fn exit_reason(&self) -> Outcome<u32> {
+        self.u32(EXIT_REASON)
+    }
+
+    /// Sets `exit_reason`, which KVM never reads.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_exit_reason(&self, reason: u32) -> Outcome {
+        self.0.write(EXIT_REASON, &reason.to_le_bytes())
+    }
+
+    /// Sets `immediate_exit`: KVM_RUN completes what is pending and returns EINTR.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_immediate_exit(&self, on: bool) -> Outcome {
+        self.0.write(IMMEDIATE_EXIT, &[on.into()])
+    }
+
+    /// Sets `hypercall.ret`, RAX of the guest after a KVM_EXIT_HYPERCALL.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_hypercall_ret(&self, ret: u64) -> Outcome {
+        self.0.write(HYPERCALL_RET, &ret.to_le_bytes())
+    }
+
+    /// Sets `mmio.data`, what the guest's load reads.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_mmio_data(&self, data: u64) -> Outcome {
+        self.0.write(MMIO_DATA, &data.to_le_bytes())
+    }
+
+    /// Writes what the guest's `in` reads to where `io.data_offset` points.
+    ///
+    /// # Errors
+    /// As above, or the offset points out of the page.
+    pub fn set_io_in_data(&self, data: &[u8]) -> Outcome {
+        self.0.write(self.u64(IO_DATA_OFFSET)?, data)
+    }
+
+    /// The 32-bit field at `offset`.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn u32(&self, offset: u64) -> Outcome<u32> {
+        let mut bytes = [0; 4];
+        self.0.read(offset, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// The 64-bit field at `offset`.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn u64(&self, offset: u64) -> Outcome<u64> {
+        let mut bytes = [0; 8];
+        self.0.read(offset, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+}

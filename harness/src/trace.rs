@@ -1,0 +1,139 @@
+//! The last exits of a worker, kept cheaply and printed only when a row does not pass.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
+use crate::exit::Exit;
+use crate::verdict::Outcome;
+
+/// The longest x86 instruction in bytes.
+pub const LONGEST_INSTRUCTION: usize = 15;
+
+/// Where the bytes of guest code can be had.
+pub trait CodeSource {
+    /// Up to [`LONGEST_INSTRUCTION`] bytes of guest code from guest virtual address `rip` on; empty where
+    /// nothing is known.
+    fn code_at(&self, rip: u64) -> Vec<u8>;
+}
+
+impl<F: Fn(u64) -> Vec<u8>> CodeSource for F {
+    fn code_at(&self, rip: u64) -> Vec<u8> {
+        self(rip)
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    at_us: u64,
+    vcpu: u64,
+    rip: Option<u64>,
+    exit: Outcome<Exit>,
+}
+
+/// A ring of the last exits, shared by all vCPUs.
+#[derive(Debug)]
+pub struct Trace {
+    start: Instant,
+    exits: AtomicU64,
+    entries: Mutex<VecDeque<Entry>>,
+    depth: usize,
+}
+
+impl Trace {
+    /// An empty trace that keeps `depth` exits.
+    pub fn new(depth: usize) -> Trace {
+        Trace {
+            start: Instant::now(),
+            exits: AtomicU64::new(0),
+            entries: Mutex::new(VecDeque::with_capacity(depth)),
+            depth,
+        }
+    }
+
+    /// How often KVM_RUN returned.
+    pub fn exits(&self) -> u64 {
+        self.exits.load(Ordering::Relaxed)
+    }
+
+    /// Adds an exit, and drops the oldest one if there are too many.
+    pub fn record(&self, vcpu: u64, rip: Option<u64>, exit: &Outcome<Exit>) {
+        let number = self.exits.fetch_add(1, Ordering::Relaxed) + 1;
+        let entry = Entry { number, at_us: self.start.elapsed().as_micros() as u64, vcpu, rip, exit: exit.clone() };
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() == self.depth {
+            entries.pop_front();
+        }
+        entries.push_back(entry);
+    }
+
+    /// One line an exit, oldest first, with the instruction at RIP where RIP was readable and `code` knows
+    /// the bytes there.
+    pub fn render(&self, code: &dyn CodeSource) -> Vec<String> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().map(|entry| entry.line(code)).collect()
+    }
+}
+
+impl Entry {
+    fn line(&self, code: &dyn CodeSource) -> String {
+        let Entry { number, at_us, vcpu, .. } = self;
+        let exit = match &self.exit {
+            Ok(exit) => exit.to_string(),
+            Err(stop) => stop.to_string(),
+        };
+        let at = match self.rip {
+            None => String::new(),
+            Some(rip) => match disassemble(rip, &code.code_at(rip)) {
+                Some(instruction) => format!(" at rip {rip:#x} `{instruction}`"),
+                None => format!(" at rip {rip:#x}"),
+            },
+        };
+        format!("exit {number} +{at_us} us vcpu {vcpu}: {exit}{at}")
+    }
+}
+
+/// The 64-bit instruction that `bytes`, at address `rip`, start with.
+pub fn disassemble(rip: u64, bytes: &[u8]) -> Option<String> {
+    let instruction = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE).decode();
+    if instruction.is_invalid() {
+        return None;
+    }
+    let mut text = String::new();
+    let mut formatter = IntelFormatter::new();
+    formatter.options_mut().set_hex_prefix("0x");
+    formatter.options_mut().set_hex_suffix("");
+    formatter.options_mut().set_branch_leading_zeros(false);
+    formatter.format(&instruction, &mut text);
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Stop;
+
+    #[test]
+    fn the_last_exits_are_kept_and_all_are_counted() {
+        let trace = Trace::new(2);
+        trace.record(0, None, &Ok(Exit::Shutdown));
+        trace.record(1, Some(0x40_0000), &Ok(Exit::Hlt));
+        trace.record(2, Some(0x50_0000), &Err(Stop::Error("damaged".into())));
+        assert_eq!(trace.exits(), 3);
+        let lines = trace.render(&|rip| if rip == 0x40_0000 { b"\x48\x89\x07".to_vec() } else { Vec::new() });
+        assert_eq!(lines.len(), 2);
+        assert!(lines[0].starts_with("exit 2 +") && lines[0].ends_with("vcpu 1: HLT at rip 0x400000 `mov [rdi],rax`"));
+        assert!(lines[1].starts_with("exit 3 +") && lines[1].ends_with("vcpu 2: damaged at rip 0x500000"), "{lines:?}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_instruction_are_not_disassembled() {
+        assert_eq!(disassemble(0, &[]), None);
+        assert_eq!(disassemble(0, b"\x48"), None, "cut short");
+        assert_eq!(disassemble(0x1000, b"\xEB\xFE").as_deref(), Some("jmp short 0x1000"));
+    }
+}

@@ -1,0 +1,59 @@
+//! Executes every operation of the protocol.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+mod hammer;
+mod memory;
+
+use privet_protocol::{Op, Refusal, Reply};
+use privet_runtime::probe::{self, Probed};
+use privet_runtime::{Vcpu, convert, cpu, guest_assert_eq, hypercall};
+
+/// Executes one operation on one vCPU.
+pub fn execute(vcpu: &'static Vcpu, op: Op) -> Reply {
+    let mailbox = vcpu.mailbox();
+    let hypercall_instruction = match mailbox.hypercall() {
+        Ok(instruction) => instruction,
+        Err(error) => return Reply::Refused(Refusal::BadRequest, error.word),
+    };
+    match op {
+        Op::Nop => Reply::done([]),
+        Op::Read { gva, width } => value(probe::read(gva, width)),
+        Op::Write { gva, width, value } => nothing(probe::write(gva, width, value)),
+        Op::ReadBytes { gva, len } => nothing(memory::read_bytes(mailbox, gva, len)),
+        Op::WriteBytes { gva, len } => nothing(memory::write_bytes(mailbox, gva, len)),
+        Op::Fill { gva, pages, pattern, first } => memory::fill(gva, pages, pattern, first),
+        Op::Check { gva, pages, pattern, first } => memory::check(gva, pages, pattern, first),
+        Op::CompareExchange { gva, expected, new } => value(probe::compare_exchange(gva, expected, new)),
+        Op::Execute { gva, argument } => value(probe::execute(gva, argument)),
+        Op::MapGpaRange { gpa, pages, attributes } => {
+            value(hypercall::map_gpa_range(hypercall_instruction, gpa, pages, attributes))
+        }
+        Op::Hypercall { registers } => value(hypercall::call(hypercall_instruction, registers)),
+        Op::Convert(request) => convert::convert(hypercall_instruction, request),
+        Op::SetPresent { gva, pages, present } => match convert::set_present(gva, pages, present) {
+            Ok(()) => Reply::done([]),
+            Err((refusal, word)) => Reply::Refused(refusal, word),
+        },
+        Op::Cpuid { leaf, subleaf } => Reply::done(cpu::cpuid(leaf, subleaf).map(u64::from)),
+        Op::ReadMsr { msr } => value(probe::read_msr(msr)),
+        Op::WriteMsr { msr, value } => nothing(probe::write_msr(msr, value)),
+        Op::LoadZeropad { gva } => memory::load_zeropad(gva),
+        Op::HammerZeropad { gva, limit, allowed } => hammer::zeropad_until_stopped(vcpu, gva, limit, allowed),
+        Op::HammerAdd { gva, pages, limit } => hammer::add_until_stopped(vcpu, gva, pages, limit),
+        Op::Panic { argument } => panic!("{}{argument}", Op::PANIC_ARGUMENT_PREFIX),
+        Op::AssertEqual { left, right } => {
+            guest_assert_eq!(left, right);
+            Reply::done([])
+        }
+        Op::Crash => cpu::undefined_instruction(),
+    }
+}
+
+fn value(probed: Probed<u64>) -> Reply {
+    probed.map_or_else(Reply::Fault, |value| Reply::done([value]))
+}
+
+fn nothing(probed: Probed) -> Reply {
+    probed.map_or_else(Reply::Fault, |()| Reply::done([]))
+}

@@ -1,0 +1,37 @@
+//! What host and guest say to each other.
+//!
+//! Each vCPU has one page of shared memory, its *mailbox*. The host writes an [`Op`] into it and enters the
+//! guest; the guest executes it, writes a [`Reply`] and rings the doorbell, which leaves the guest. The
+//! mailbox is 512 words of 64 bits (little endian), so that both sides see it as `&[AtomicU64; 512]` and
+//! neither needs `unsafe` to speak. Everything that is read from it is checked: a word that means nothing is
+//! a [`DecodeError`] that names the field.
+//!
+//! Bump [`VERSION`] with every change of layout or meaning: the loader refuses payloads of another version.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+mod descriptor;
+mod layout;
+mod mailbox;
+mod op;
+mod pattern;
+mod reply;
+
+pub use descriptor::{DESCRIPTOR_BYTES, Descriptor, DescriptorField};
+pub use layout::{
+    ARGS, MAGIC_WORD, MAX_MESSAGE, MAX_VCPUS, OP, PAYLOAD_BASE, PAYLOAD_END, REPLY_SEQ, REQUEST_SEQ, STATUS,
+    TEXT_BYTES, TEXT_LEN, VALUES, WORDS, Words,
+};
+pub use mailbox::{DecodeError, Field, GuestMailbox, HostMailbox};
+pub use op::{Convert, HypercallInstruction, MAX_BYTES, Op, Order, Sharing, Width};
+pub use pattern::Pattern;
+pub use reply::{Failure, FailureKind, Fault, Refusal, Reply, Values};
+
+/// The version of this protocol, in the `.privet` section of every payload.
+pub const VERSION: u32 = 1;
+
+/// The first eight bytes of the `.privet` section of every payload, and the first word of every mailbox.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"privet01");
+
+/// The I/O port of the doorbell of VMs whose guests may execute `out` (plain, UPM, SEV). One byte, value 0.
+pub const DOORBELL_PORT: u16 = 0xe0;

@@ -1,0 +1,308 @@
+//! `privet compare`: the kernel's own selftests and the rows beside them, in one place, one after the other.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use privet_cases::Row;
+use privet_harness::host::Host;
+use privet_harness::vendor::Vendor;
+use privet_harness::verdict::{CaseReport, Place};
+use privet_kselftest::catalogue::{TESTS, Test};
+use privet_kselftest::directory::Kselftests;
+use privet_kselftest::reading::{self, Reading};
+use privet_rig::{Kernel, Program};
+
+use super::model::is_static;
+use super::run::run_on_host;
+use crate::args::{Compare, CompareFormat, On};
+use crate::comparison::baseline::{Baseline, Kind};
+use crate::comparison::{self, Compared, Ran, Relation, json, junit, ktap, pretty};
+use crate::exit::{Early, Status};
+use crate::follow::Followers;
+use crate::interrupt::Interrupt;
+use crate::kselftest_worker;
+use crate::model::{Model, Ready};
+use crate::place::Context;
+use crate::plan::{self, Job};
+use crate::pool::{KernelLogs, MARGIN, Pool};
+use crate::report::Report;
+use crate::report::pretty::Pretty;
+use crate::report::seen::Seen;
+use crate::repro::Repro;
+use crate::rig;
+use crate::selection::no_such_row;
+use crate::worker;
+
+/// Runs both sides and writes how they compare to `out`.
+///
+/// # Errors
+/// If the command line cannot be followed, there are no selftests, or there is no place to run them in.
+pub fn compare(args: &Compare, mut out: impl Write) -> Result<Status, Early> {
+    let table = privet_cases::table();
+    let (tests, rows) = selected(&args.filters, &table)?;
+    let baseline = args.against.as_deref().map(Baseline::read).transpose()?;
+    let kselftests = match &args.kselftests {
+        Some(dir) => Kselftests::named(dir).map_err(|error| Early::usage(error.to_string()))?,
+        None => Kselftests::cached().map_err(|error| Early::nothing_ran(error.to_string()))?,
+    };
+    let place = Where::find(args)?;
+
+    let programs: BTreeMap<&str, _> =
+        tests.iter().filter_map(|test| Some((test.name, kselftests.program(test.name)?))).collect();
+    let jobs = jobs(args, &tests, &rows, |test| programs.contains_key(test));
+    let interrupt =
+        Interrupt::on_signals().map_err(|error| Early::nothing_ran(format!("cannot watch for signals: {error}")))?;
+    let seen = Rc::new(RefCell::new(BTreeMap::new()));
+    let reports: Vec<Box<dyn Report>> = vec![Box::new(Seen::into(&seen)), Box::new(Pretty::with_bar(io::sink()))];
+    let repro = Repro { rig: &args.rig, timeout: Some(args.timeout), vendor_on_model: false, defect: None };
+    let mut followers = Followers::begin(&jobs, reports, None, repro, &|_, _| {}, &interrupt);
+    place.run(args, &kselftests, &programs, &jobs, &interrupt, &mut followers)?;
+    let (summary, _) = followers.end(0).map_err(|error| Early::nothing_ran(error.to_string()))?;
+    if let Some(signal) = summary.signal {
+        return Err(Early {
+            status: Status::Interrupted(signal),
+            message: "interrupted: nothing is compared".to_owned(),
+        });
+    }
+
+    let seen = seen.take();
+    let compared = compared(&place, &kselftests, &tests, &rows, &table, &seen);
+    let now = Baseline::of(&compared);
+    let changes = baseline.map(|baseline| baseline.changes(&now, args.filters.is_empty())).unwrap_or_default();
+    let text = match args.format {
+        CompareFormat::Pretty => Ok(pretty::report(&compared, &changes)),
+        CompareFormat::Json => Ok(json::report(&compared, &changes)),
+        CompareFormat::Ktap => Ok(ktap::report(&compared, &changes)),
+        CompareFormat::Junit => junit::report(&compared, &changes),
+    };
+    let cannot_write = |error: io::Error| Early::usage(format!("cannot write the report: {error}"));
+    out.write_all(text.map_err(cannot_write)?.as_bytes()).and_then(|()| out.flush()).map_err(cannot_write)?;
+    if let Some(path) = &args.save {
+        now.write(path).map_err(|error| {
+            Early::usage(format!("cannot write {}: {error}; give --save a file that you can write", path.display()))
+        })?;
+    }
+    if let Some(trouble) = summary.trouble {
+        return Err(Early { status: Status::Failed, message: trouble });
+    }
+    let is_worse = changes.iter().any(|change| change.kind == Kind::NewFailure);
+    Ok(match () {
+        () if compared.count(Relation::Disagree) > 0 || is_worse => Status::Failed,
+        () if !compared.says_anything() => Status::NothingRan,
+        () => Status::Passed,
+    })
+}
+
+/// The tests and rows that the filters select, each with what belongs to it: a test brings the rows that name
+/// it, and a row the tests that it names.
+fn selected<'a>(filters: &[String], table: &'a [Row]) -> Result<(Vec<&'static Test>, Vec<&'a Row>), Early> {
+    let matches = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    for filter in filters {
+        let mut names = TESTS.iter().map(|test| test.name.to_owned()).chain(table.iter().map(|row| row.id.clone()));
+        if !names.any(|name| name.contains(filter.as_str())) {
+            let names: Vec<String> = TESTS.iter().map(|test| test.name.to_owned()).collect();
+            return Err(no_such_row(&names, filter, false));
+        }
+    }
+    let of_rows: BTreeSet<&str> = table
+        .iter()
+        .filter(|row| matches(&row.id))
+        .flat_map(|row| row.upstream.iter().map(|counterpart| counterpart.test))
+        .collect();
+    let tests: Vec<&Test> = TESTS.iter().filter(|test| matches(test.name) || of_rows.contains(test.name)).collect();
+    let names_one = |row: &Row| row.upstream.iter().any(|c| tests.iter().any(|test| test.name == c.test));
+    let rows = table.iter().filter(|row| matches(&row.id) || names_one(row)).collect();
+    Ok((tests, rows))
+}
+
+/// Each test that can run, followed by the rows that name it; at the end the rows that name none.
+fn jobs(args: &Compare, tests: &[&Test], rows: &[&Row], is_built: impl Fn(&str) -> bool) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    let mut left: Vec<&&Row> = rows.iter().collect();
+    let seed = plan::fresh_seed();
+    let of_row =
+        |row: &Row| Job { id: row.id.clone(), label: row.id.clone(), seed, limit: args.timeout, vendor: Vendor::Amd };
+    for test in tests {
+        if is_built(test.name) {
+            jobs.push(kselftest_worker::job(test.name, args.timeout));
+        }
+        let (theirs, others) = left.into_iter().partition(|row| row.upstream.iter().any(|c| c.test == test.name));
+        jobs.extend(Vec::<&&Row>::into_iter(theirs).map(|row| of_row(row)));
+        left = others;
+    }
+    jobs.extend(left.into_iter().map(|row| of_row(row)));
+    jobs
+}
+
+/// The one place where both sides run.
+enum Where {
+    Host,
+    Rig(Kernel),
+    Model(Ready),
+}
+
+impl Where {
+    fn find(args: &Compare) -> Result<Self, Early> {
+        let named = rig::named_kernel(&args.rig)?;
+        let in_rig = || match named {
+            Some(kernel) => Ok(Self::Rig(kernel)),
+            None => Kernel::cached().map(Self::Rig).map_err(|error| Early::nothing_ran(error.to_string())),
+        };
+        match args.on {
+            On::Host if args.rig.is_given() => Err(Early::usage(
+                "--kernel, --modules and --module-param describe a rig: use --on rig, or load the host's modules as you want them",
+            )),
+            On::Model => {
+                let model = Model::described(None, &args.rig.module_param, None)?;
+                let ready = this_program().and_then(|program| model.ready(&program));
+                ready.map(Self::Model).map_err(Early::nothing_ran)
+            }
+            On::Host => Ok(Self::Host),
+            On::Rig => in_rig(),
+            On::Auto if args.rig.is_given() => in_rig(),
+            On::Auto => match Host::open() {
+                Ok(host) if host.usable().ring0().is_ok() && host.usable().hypercall().is_ok() => Ok(Self::Host),
+                Ok(_) | Err(_) => in_rig(),
+            },
+        }
+    }
+
+    /// Runs all jobs, one after the other.
+    fn run(
+        &self,
+        args: &Compare,
+        kselftests: &Kselftests,
+        programs: &BTreeMap<&str, PathBuf>,
+        jobs: &[Job],
+        interrupt: &Interrupt,
+        followers: &mut Followers<'_>,
+    ) -> Result<(), Early> {
+        let indices: Vec<usize> = (0..jobs.len()).collect();
+        let command = |program: &Path, job: &Job| match kselftest_worker::test_of(job) {
+            Some(test) => kselftest_worker::command(program, test, &kselftests.dir, job.limit),
+            None => worker::command(program, job, &[]),
+        };
+        match self {
+            Where::Host => {
+                let program = this_program().map_err(Early::nothing_ran)?;
+                let pool = Pool {
+                    worker: &|job| command(&program, job),
+                    at_a_time: 1,
+                    margin: MARGIN,
+                    context: &Context::here(Place::Host),
+                    kernel_logs: KernelLogs::Judge,
+                    interrupt,
+                };
+                run_on_host(&pool, jobs, &indices, followers);
+            }
+            Where::Model(model) => {
+                if let Some(test) = programs.iter().find_map(|(test, path)| is_static(path.as_os_str()).then_some(test))
+                {
+                    return Err(Early::nothing_ran(format!(
+                        "{test} is statically linked, so no model can lie under it: run `privet kselftests build` without --static"
+                    )));
+                }
+                let program = this_program().map_err(Early::nothing_ran)?;
+                let pool = Pool {
+                    worker: &|job| {
+                        let mut command = command(&program, job);
+                        model.lie_under(&mut command);
+                        command
+                    },
+                    at_a_time: 1,
+                    margin: MARGIN,
+                    context: model.context(),
+                    // The kernel under the model has no part in it.
+                    kernel_logs: KernelLogs::Ignored,
+                    interrupt,
+                };
+                run_on_host(&pool, jobs, &indices, followers);
+            }
+            Where::Rig(kernel) => {
+                let guest_path = |test: &str| Path::new(rig::KSELFTESTS).join(test);
+                let programs: Vec<Program> = programs
+                    .iter()
+                    .map(|(test, path)| Program { path: path.clone(), guest_path: guest_path(test) })
+                    .collect();
+                let rig = rig::Rig {
+                    kernel: kernel.clone(),
+                    vendor: Vendor::Amd,
+                    programs: &programs,
+                    options: &args.rig,
+                    at_a_time: 1,
+                    artifacts: None,
+                };
+                rig.run(jobs, &indices, interrupt, followers);
+            }
+        }
+        Ok(())
+    }
+
+    fn context(&self) -> Context {
+        match self {
+            Where::Host => Context::here(Place::Host),
+            Where::Rig(kernel) => Context::rig_without_guest(&kernel.release, Vendor::Amd),
+            Where::Model(model) => model.context().clone(),
+        }
+    }
+}
+
+fn this_program() -> Result<PathBuf, String> {
+    std::env::current_exe().map_err(|error| format!("cannot find this program to start workers with: {error}"))
+}
+
+fn compared(
+    place: &Where,
+    kselftests: &Kselftests,
+    tests: &[&Test],
+    rows: &[&Row],
+    table: &[Row],
+    seen: &BTreeMap<String, CaseReport>,
+) -> Compared {
+    let mut context = place.context();
+    // What the guest itself says about its modules.
+    if let Some(report) = seen.values().find(|report| !report.module_params.is_empty()) {
+        context.module_params.clone_from(&report.module_params);
+    }
+    let ran = |test: &Test| {
+        let job = kselftest_worker::job(test.name, Default::default());
+        seen.get(&job.id).map(|report| Ran { reading: read(report), duration_us: report.duration_us })
+    };
+    let lines = tests.iter().flat_map(|test| comparison::lines(test, ran(test).as_ref(), table, seen));
+    let ours = rows.iter().filter(|row| row.upstream.is_empty()).filter_map(|row| seen.get(&row.id));
+    Compared {
+        place: context,
+        source: kselftests.source.clone().unwrap_or_else(|| kselftests.dir.display().to_string()),
+        comparisons: lines.collect(),
+        ours_only: ours.map(|report| comparison::result(report, false)).collect(),
+    }
+}
+
+/// What a test said, with what the kernel said meanwhile. A test that brought its worker or the machine down
+/// has said nothing.
+fn read(report: &CaseReport) -> Reading {
+    use privet_harness::verdict::Verdict;
+    match kselftest_worker::observation(report) {
+        Ok(observation) => {
+            let mut reading = observation.read();
+            if report.verdict != Verdict::Pass {
+                let meanwhile = &report.reason;
+                reading.reason =
+                    format!("{}{}{meanwhile}", reading.reason, if reading.reason.is_empty() { "" } else { "; " });
+            }
+            reading
+        }
+        Err(reason) => {
+            let verdict = match report.verdict {
+                Verdict::Fail => reading::Verdict::Fail,
+                Verdict::Timeout => reading::Verdict::Timeout,
+                Verdict::Skip => reading::Verdict::Skip,
+                Verdict::Pass | Verdict::Error => reading::Verdict::Error,
+            };
+            Reading { verdict, reason, subtests: Vec::new() }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `privet explain ID`: all that the table says about a row.
+
+use std::io::Write;
+
+use privet_cases::Counterpart;
+
+use crate::args::Explain;
+use crate::exit::{Early, Status};
+use crate::selection::no_such_row;
+
+/// Writes what is known about the row to `out`.
+///
+/// # Errors
+/// If there is no such row.
+pub fn explain(args: &Explain, mut out: impl Write) -> Result<Status, Early> {
+    let table = privet_cases::table();
+    let Some(row) = table.iter().find(|row| row.id == args.id) else {
+        let ids: Vec<String> = table.into_iter().map(|row| row.id).collect();
+        return Err(no_such_row(&ids, &args.id, true));
+    };
+    let mut needs = vec![format!("VM type {}", row.vm)];
+    needs.extend(row.needs.iter().map(ToString::to_string));
+    let mut basis: Vec<String> = row.basis.iter().map(ToString::to_string).collect();
+    basis.extend(row.fixed.map(|bug| format!("a bug fixed in Linux {}.{}: {}", bug.since.0, bug.since.1, bug.title)));
+    let mut upstream: Vec<String> = row.upstream.iter().map(in_words).collect();
+    if upstream.is_empty() {
+        upstream.push("nothing of the kind".to_owned());
+    }
+    let mut text = format!("{}\n    {}\n", row.id, row.about);
+    for (title, lines) in [("needs", needs), ("based on", basis), ("upstream has", upstream)] {
+        for (i, line) in lines.iter().enumerate() {
+            text += &format!("{:<14}{line}\n", if i == 0 { title } else { "" });
+        }
+    }
+    text += &format!("{:<14}privet run --exact {}\n", "run it", row.id);
+    out.write_all(text.as_bytes())
+        .map_err(|error| Early::usage(format!("cannot write to standard output: {error}")))?;
+    Ok(Status::Passed)
+}
+
+fn in_words(counterpart: &Counterpart) -> String {
+    let more = if counterpart.is_exceeded { " (which checks less)" } else { "" };
+    format!("{counterpart}{more}")
+}

@@ -1,0 +1,40 @@
+//! `privet kselftests build`: the kernel's own tests of KVM, once per user.
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use privet_kselftest::build::BuildRequest;
+use privet_rig::RigError;
+
+use crate::args::KselftestsBuild;
+use crate::exit::{Early, Status};
+use crate::interrupt::Interrupt;
+
+/// Makes sure that there are selftests to run, and writes to `out` where. Progress is shown on a terminal.
+///
+/// # Errors
+/// If there is no source, a tool is missing, or the build fails; then the cache is as it was.
+pub fn build(args: KselftestsBuild, mut out: impl Write) -> Result<Status, Early> {
+    let failed = |message: String| Early { status: Status::Failed, message };
+    let interrupt = Interrupt::on_signals().map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
+    let request = BuildRequest { source: args.source, is_static: args.is_static };
+    // Hidden where standard error is no terminal.
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let mut on_progress = |doing: &str| bar.set_message(doing.to_owned());
+    let built = privet_kselftest::build::build(&request, interrupt.as_fd(), &mut on_progress);
+    bar.finish_and_clear();
+    let built = built.map_err(|error| match (&error, interrupt.signal()) {
+        (RigError::Interrupted, Some(signal)) => {
+            Early { status: Status::Interrupted(signal), message: "interrupted: the cache is as it was".to_owned() }
+        }
+        _ => failed(error.to_string()),
+    })?;
+    let how = if built.is_new { "built" } else { "already built" };
+    let dir = built.kselftests.dir.display();
+    writeln!(out, "{} tests of KVM from {}: {how}, {dir}", built.tests, built.source)
+        .map_err(|error| failed(format!("cannot write to standard output: {error}")))?;
+    Ok(Status::Passed)
+}

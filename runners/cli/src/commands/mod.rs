@@ -1,0 +1,14 @@
+//! The subcommands, one file each.
+
+pub mod compare;
+pub mod diff;
+pub mod explain;
+pub mod kselftests;
+pub mod list;
+pub mod list_defects;
+pub mod list_upstream;
+pub mod model;
+pub mod mutants;
+pub mod probe;
+pub mod rig_build;
+pub mod run;

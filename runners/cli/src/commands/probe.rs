@@ -1,0 +1,76 @@
+//! `privet probe`: what this machine can run, and why not more.
+
+use std::io::Write;
+
+use privet_harness::host::Host;
+use privet_harness::uapi::Capability;
+use privet_harness::verdict::Place;
+use privet_harness::vm_type::VmType;
+use privet_rig::Kernel;
+
+use crate::exit::{Early, Status};
+use crate::place::Context;
+
+/// Writes the facts to `out`: the kernel, each VM type with the reason if it is missing, what a guest can
+/// really do, how many rows can run, and the rig.
+///
+/// # Errors
+/// If `out` cannot be written.
+pub fn probe(mut out: impl Write) -> Result<Status, Early> {
+    let here = Context::here(Place::Host);
+    let mut facts = vec![("kernel".to_owned(), vec![format!("Linux {}", here.kernel)])];
+    if !here.module_params.is_empty() {
+        facts.push(("parameters".to_owned(), vec![here.module_params.join(" ")]));
+    }
+    match Host::open() {
+        Ok(host) => facts.extend(host_facts(&host)),
+        Err(error) => facts.push(("/dev/kvm".to_owned(), vec![format!("no: {error}")])),
+    }
+    let rig = match Kernel::cached() {
+        Ok(kernel) => format!("Linux {}, {}", kernel.release, kernel.image.display()),
+        Err(error) => format!("no: {error}"),
+    };
+    facts.push(("rig".to_owned(), vec![rig]));
+
+    let mut text = String::new();
+    for (name, lines) in facts {
+        for (i, line) in lines.iter().enumerate() {
+            text += &format!("{:<16}{line}\n", if i == 0 { name.as_str() } else { "" });
+        }
+    }
+    out.write_all(text.as_bytes())
+        .map_err(|error| Early::usage(format!("cannot write to standard output: {error}")))?;
+    Ok(Status::Passed)
+}
+
+fn host_facts(host: &Host) -> Vec<(String, Vec<String>)> {
+    let yes_or_why = |usable: Result<(), &str>| usable.map_or_else(|why| format!("no: {why}"), |()| "yes".to_owned());
+    let mut facts = vec![
+        ("guest ring 0".to_owned(), vec![yes_or_why(host.usable().ring0())]),
+        ("hypercalls".to_owned(), vec![yes_or_why(host.usable().hypercall())]),
+    ];
+    let table = privet_cases::table();
+    for vm_type in VmType::ALL {
+        let rows = table.iter().filter(|row| row.vm == vm_type);
+        let (unmet, met): (Vec<_>, Vec<_>) = rows.map(|row| row.unmet(host)).partition(Option::is_some);
+        let mut lines = match host.why_not(vm_type) {
+            Some(why) => vec![format!("no: {why}")],
+            None => vec![capabilities(host, vm_type)],
+        };
+        lines.push(format!("{} of {} rows can run", met.len(), met.len() + unmet.len()));
+        facts.push((format!("{vm_type} VMs"), lines));
+    }
+    facts
+}
+
+/// What a VM of this type has, as the VM itself says.
+fn capabilities(host: &Host, vm_type: VmType) -> String {
+    let has = |capability: &Capability| match host.capability(vm_type, *capability) {
+        Ok(0) => None,
+        Ok(1) => Some(Ok(capability.name.to_owned())),
+        Ok(bits) => Some(Ok(format!("{}={bits:#x}", capability.name))),
+        Err(stop) => Some(Err(stop.to_string())),
+    };
+    let found: Result<Vec<String>, String> = Capability::ALL.iter().filter_map(has).collect();
+    found.map_or_else(|why| format!("no: {why}"), |names| format!("yes: {}", names.join(" ")))
+}

@@ -1,0 +1,42 @@
+//! `privet rig build`: a kernel for the rig, once per user.
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use privet_rig::{BuildRequest, RigError};
+
+use crate::args::RigBuild;
+use crate::exit::{Early, Status};
+use crate::interrupt::Interrupt;
+
+/// Makes sure that there is a kernel to boot, and writes to `out` which it is. Progress is shown on a
+/// terminal.
+///
+/// # Errors
+/// If there is no source, a tool is missing, or the build fails; then the cache is as it was.
+pub fn rig_build(args: RigBuild, mut out: impl Write) -> Result<Status, Early> {
+    let failed = |message: String| Early { status: Status::Failed, message };
+    let interrupt = Interrupt::on_signals().map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
+    let request = BuildRequest { suite: args.suite, source: args.source, config: args.config };
+    // Hidden where standard error is no terminal.
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let built = privet_rig::build(&request, interrupt.as_fd(), &mut |doing| bar.set_message(doing.to_owned()));
+    bar.finish_and_clear();
+    let built = built.map_err(|error| match (&error, interrupt.signal()) {
+        (RigError::Interrupted, Some(signal)) => {
+            Early { status: Status::Interrupted(signal), message: "interrupted: the cache is as it was".to_owned() }
+        }
+        _ => failed(error.to_string()),
+    })?;
+    let (release, image) = (&built.kernel.release, built.kernel.image.display());
+    let how = if built.is_new { "built" } else { "already built" };
+    let mut text = format!("Linux {release} from {}: {how}, {image}\n", built.source);
+    if !built.not_taken.is_empty() {
+        text += &format!("this source does not take {}\n", built.not_taken.join(" "));
+    }
+    out.write_all(text.as_bytes()).map_err(|error| failed(format!("cannot write to standard output: {error}")))?;
+    Ok(Status::Passed)
+}

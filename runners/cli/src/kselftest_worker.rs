@@ -1,0 +1,86 @@
+//! A worker for one of the kernel's own selftests: runs the program and says what it saw. What that means is
+//! read outside, where the comparison is made.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use privet_harness::vendor::Vendor;
+use privet_harness::verdict::{CaseReport, Verdict};
+use privet_kselftest::reading::{End, Observation};
+
+use crate::args::KselftestWorker;
+use crate::interrupt::Interrupt;
+use crate::plan::Job;
+use crate::process;
+use crate::worker::{self, Said};
+
+/// What tells the job of a selftest from that of a row, whose id has no colon.
+const PREFIX: &str = "kselftest:";
+
+/// The job that runs this test.
+pub fn job(test: &str, limit: Duration) -> Job {
+    let id = format!("{PREFIX}{test}");
+    Job { label: id.clone(), id, seed: 0, limit, vendor: Vendor::Amd }
+}
+
+/// The test that a job runs, if it is the job of a selftest.
+pub fn test_of(job: &Job) -> Option<&str> {
+    job.id.strip_prefix(PREFIX)
+}
+
+/// The command that starts the worker of a test whose program is in `dir`.
+pub fn command(program: &Path, test: &str, dir: &Path, limit: Duration) -> Command {
+    let mut command = Command::new(program);
+    command.args(["kselftests", "worker", test, "--limit-ms", &limit.as_millis().to_string(), "--dir"]).arg(dir);
+    command
+}
+
+/// Runs the test and says what it did.
+///
+/// # Errors
+/// If that cannot be reported.
+pub fn run(args: &KselftestWorker) -> io::Result<()> {
+    let observation = serde_json::to_string(&observe(args)?)?;
+    worker::report(&Said {
+        id: format!("{PREFIX}{}", args.test),
+        verdict: Verdict::Pass,
+        reason: String::new(),
+        exits: 0,
+        details: vec![observation],
+    })
+}
+
+fn observe(args: &KselftestWorker) -> io::Result<Observation> {
+    let program = args.dir.join(&args.test);
+    let mut command = Command::new(&program);
+    // Where upstream's runner starts it.
+    command.current_dir(program.parent().unwrap_or(Path::new("/")));
+    let limit = Duration::from_millis(args.limit_ms);
+    Ok(match process::run(command, limit, &Interrupt::new()?) {
+        Err(error) => Observation { end: End::NotRun(error.to_string()), output: String::new() },
+        Ok(ended) => {
+            let end = match ended.end {
+                process::End::Exited(status) => match (status.code(), status.signal()) {
+                    (Some(code), _) => End::Exited(code),
+                    (None, signal) => End::Signaled(signal.unwrap_or_default()),
+                },
+                process::End::OutOfTime => End::OutOfTime(args.limit_ms),
+                process::End::Unkillable(pid) => {
+                    End::NotRun(format!("it hangs inside the kernel: process {pid} outlived its SIGKILL"))
+                }
+                process::End::Interrupted => End::NotRun("interrupted".to_owned()),
+            };
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            Observation { end, output: format!("{}\n{}", text(&ended.stdout), text(&ended.stderr)) }
+        }
+    })
+}
+
+/// What the worker saw, from the report that its runner made; the report's own words if it broke.
+pub fn observation(report: &CaseReport) -> Result<Observation, String> {
+    let seen = report.details.first().and_then(|line| serde_json::from_str(line).ok());
+    seen.ok_or_else(|| report.reason.clone())
+}

@@ -1,0 +1,24 @@
+//! The command line of privet: selects rows of the table, runs each in a process of its own on this machine
+//! or in a rig, and reports their verdicts.
+
+pub mod args;
+pub mod artifacts;
+pub mod commands;
+pub mod comparison;
+pub mod exit;
+pub mod follow;
+pub mod interrupt;
+pub mod kselftest_worker;
+pub mod model;
+pub mod output;
+pub mod place;
+pub mod plan;
+pub mod pool;
+pub mod process;
+pub mod report;
+pub mod repro;
+pub mod require;
+pub mod rig;
+pub mod selection;
+pub mod summary;
+pub mod worker;

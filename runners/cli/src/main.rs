@@ -1,0 +1,43 @@
+//! `privet`: tests of the private memory of confidential VMs on KVM.
+
+use std::io;
+use std::process::ExitCode;
+
+use privet::args::{Cli, Command, Kselftests, Rig};
+use privet::exit::{Early, Status};
+use privet::{commands, kselftest_worker, model, rig, worker};
+
+fn main() -> ExitCode {
+    if privet_rig::is_init() {
+        privet_rig::init(rig::serve);
+    }
+    match Cli::of_this_process().and_then(|cli| command(cli.command)) {
+        Ok(status) => status.into(),
+        Err(early) => {
+            eprintln!("privet: {early}");
+            early.status.into()
+        }
+    }
+}
+
+fn command(command: Command) -> Result<Status, Early> {
+    match command {
+        Command::List(args) => commands::list::list(&args, io::stdout().lock()),
+        Command::Run(args) => commands::run::run(&args),
+        Command::Explain(args) => commands::explain::explain(&args, io::stdout().lock()),
+        Command::Probe => commands::probe::probe(io::stdout().lock()),
+        Command::Rig(Rig::Build(args)) => commands::rig_build::rig_build(args, io::stdout().lock()),
+        Command::Compare(args) => commands::compare::compare(&args, io::stdout().lock()),
+        Command::Kselftests(Kselftests::Build(args)) => commands::kselftests::build(args, io::stdout().lock()),
+        Command::Kselftests(Kselftests::Worker(args)) => reported(kselftest_worker::run(&args)),
+        Command::Model(args) => commands::model::model(&args),
+        Command::Mutants(args) => commands::mutants::mutants(&args, io::stdout().lock()),
+        Command::WhatModel => model::describe(io::stdout().lock()),
+        Command::Worker(args) => reported(worker::run(&args)),
+    }
+}
+
+/// The end of a worker.
+fn reported(result: io::Result<()>) -> Result<Status, Early> {
+    result.map(|()| Status::Passed).map_err(|error| Early::usage(format!("cannot report: {error}")))
+}

@@ -1,0 +1,233 @@
+//! One worker process from its start to its end: its report, its output, its time limit.
+#![expect(unsafe_code, reason = "pre_exec ties the worker to this process, and pidfd_open has no safe wrapper")]
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::interrupt::Interrupt;
+
+/// The environment variable that tells a worker the descriptor that its report goes to. A descriptor of
+/// its own, so that whatever a row prints cannot damage the report.
+pub const REPORT_FD: &str = "PRIVET_REPORT_FD";
+
+/// The most that is kept of each stream of a worker: its last bytes.
+const KEPT: usize = 256 * 1024;
+
+/// How long a killed worker may take to go. One that hangs inside the kernel does not go at all.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How a worker ended.
+#[derive(Debug)]
+pub enum End {
+    /// By itself.
+    Exited(ExitStatus),
+    /// It was killed after its time limit.
+    OutOfTime,
+    /// It did not go when it was killed, so it hangs inside the kernel. It is left behind.
+    Unkillable(Pid),
+    /// It was killed because the run was interrupted.
+    Interrupted,
+}
+
+/// What is left of a worker.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub end: End,
+    /// What it wrote to its report descriptor.
+    pub report: Vec<u8>,
+    /// The last bytes of its standard output.
+    pub stdout: Vec<u8>,
+    /// The last bytes of its standard error.
+    pub stderr: Vec<u8>,
+    /// From its start to its end.
+    pub duration: Duration,
+}
+
+/// Runs `command` until it ends, `limit` has passed or `interrupt` comes. The worker and whatever it
+/// started are killed in the latter cases, and also if this thread ends first.
+///
+/// # Errors
+/// If the process cannot be started or watched.
+pub fn run(mut command: Command, limit: Duration, interrupt: &Interrupt) -> io::Result<Ended> {
+    let (report, report_writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    command
+        .env(REPORT_FD, report_writer.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // A group of its own: a Ctrl-C on the terminal reaches the runner only, which then decides.
+        .process_group(0);
+    bind_to_this_process(&mut command, report_writer.as_raw_fd());
+
+    let start = Instant::now();
+    let mut child = command.spawn()?;
+    drop(report_writer);
+    let mut report = Stream::new(report);
+    let mut stdout = Stream::new(child.stdout.take().expect("it was asked for").into());
+    let mut stderr = Stream::new(child.stderr.take().expect("it was asked for").into());
+    let end = match watch(&mut child, [&mut report, &mut stdout, &mut stderr], start + limit, interrupt) {
+        Ok(end) => end,
+        Err(error) => {
+            kill(&mut child);
+            return Err(error);
+        }
+    };
+    Ok(Ended {
+        end,
+        report: report.kept.into(),
+        stdout: stdout.kept.into(),
+        stderr: stderr.kept.into(),
+        duration: start.elapsed(),
+    })
+}
+
+/// Makes the worker die with the thread that starts it, and inherit the report descriptor.
+fn bind_to_this_process(command: &mut Command, report_fd: RawFd) {
+    let parent = Pid::this();
+    let bind = move || {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if Pid::parent() != parent {
+            // The runner died before the line above: no signal will come.
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        // SAFETY: the descriptor stays open until the spawn has returned, in this process and so in the
+        // child's copy.
+        let report = unsafe { std::os::fd::BorrowedFd::borrow_raw(report_fd) };
+        fcntl(report, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only prctl, getppid and fcntl are called. They are plain system calls:
+    // no locks, no allocation.
+    unsafe { command.pre_exec(bind) };
+}
+
+/// Collects what the worker writes until it has ended.
+fn watch(
+    child: &mut Child,
+    mut streams: [&mut Stream; 3],
+    deadline: Instant,
+    interrupt: &Interrupt,
+) -> io::Result<End> {
+    let pidfd = pidfd_open(child.id())?;
+    let mut deadline = deadline;
+    let mut killed: Option<End> = None;
+    loop {
+        let mut fds: Vec<PollFd<'_>> =
+            streams.iter().filter_map(|s| Some(PollFd::new(s.pipe.as_ref()?.as_fd(), PollFlags::POLLIN))).collect();
+        let exited = fds.len();
+        fds.push(PollFd::new(pidfd.as_fd(), PollFlags::POLLIN));
+        if killed.is_none() {
+            fds.push(PollFd::new(interrupt.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, until(deadline)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let is_ready = |fd: &PollFd<'_>| fd.any() == Some(true);
+        let ready: Vec<bool> = fds.iter().map(is_ready).collect();
+        let mut of_streams = ready.iter();
+        for stream in streams.iter_mut().filter(|s| s.pipe.is_some()) {
+            if of_streams.next() == Some(&true) {
+                stream.read()?;
+            }
+        }
+        if ready[exited] {
+            // Whatever the worker started and left behind would keep the pipes open.
+            kill(child);
+            for stream in streams {
+                stream.drain()?;
+            }
+            let status = child.wait()?;
+            return Ok(killed.unwrap_or(End::Exited(status)));
+        }
+        if ready.get(exited + 1) == Some(&true) {
+            kill(child);
+            killed = Some(End::Interrupted);
+            deadline = Instant::now() + GRACE;
+        } else if Instant::now() >= deadline {
+            if killed.is_some() {
+                return Ok(End::Unkillable(pid(child)));
+            }
+            kill(child);
+            killed = Some(End::OutOfTime);
+            deadline = Instant::now() + GRACE;
+        }
+    }
+}
+
+/// The time to wait until `deadline`, rounded up to a millisecond so that a poll does not spin.
+fn until(deadline: Instant) -> PollTimeout {
+    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+}
+
+/// Kills the worker and whatever it has started. It has not been waited for, so its id is still its own.
+fn kill(child: &mut Child) {
+    let _ = killpg(pid(child), Signal::SIGKILL);
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+/// A descriptor that polls as readable once the process has ended.
+fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nothing else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// One stream of a worker, and the last [`KEPT`] bytes of it.
+struct Stream {
+    /// `None` after its end.
+    pipe: Option<File>,
+    kept: VecDeque<u8>,
+}
+
+impl Stream {
+    fn new(pipe: OwnedFd) -> Self {
+        Self { pipe: Some(pipe.into()), kept: VecDeque::new() }
+    }
+
+    /// Reads once, which does not block after a poll that said so.
+    fn read(&mut self) -> io::Result<()> {
+        let Some(pipe) = &mut self.pipe else { return Ok(()) };
+        let mut buffer = [0; 16 * 1024];
+        let read = pipe.read(&mut buffer)?;
+        if read == 0 {
+            self.pipe = None;
+        }
+        self.kept.extend(&buffer[..read]);
+        let surplus = self.kept.len().saturating_sub(KEPT);
+        self.kept.drain(..surplus);
+        Ok(())
+    }
+
+    /// Reads what is there now, and does not wait for the end.
+    fn drain(&mut self) -> io::Result<()> {
+        while let Some(pipe) = &self.pipe {
+            let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, PollTimeout::ZERO)? == 0 {
+                break;
+            }
+            self.read()?;
+        }
+        Ok(())
+    }
+}

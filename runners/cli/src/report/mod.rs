@@ -1,0 +1,101 @@
+//! How a run is told: one trait, one file per format.
+
+use std::io;
+
+use clap::ValueEnum;
+use privet_harness::verdict::{CaseReport, Place};
+
+use crate::plan::Job;
+use crate::summary::Summary;
+
+pub mod flat;
+pub mod in_order;
+pub mod json;
+pub mod junit;
+pub mod ktap;
+pub mod pretty;
+pub mod seen;
+
+/// The formats of `privet run`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Format {
+    /// For people: failures with what explains them, then a summary
+    Pretty,
+    /// One JSON object a line, as rows end; a summary at the end
+    Json,
+    /// KTAP version 1, nested by VM type and group
+    Ktap,
+    /// KTAP version 1, flat, as LAVA's line parser wants it
+    KtapFlat,
+    /// JUnit XML, written at the end
+    Junit,
+}
+
+/// Something that follows a run. Jobs are named by their index in the plan.
+pub trait Report {
+    /// The run starts.
+    ///
+    /// # Errors
+    /// If the output cannot be written; so for the others.
+    fn begin(&mut self, plan: &[Job]) -> io::Result<()>;
+
+    /// From now on, so many machines are booting.
+    ///
+    /// # Errors
+    /// See [`Report::begin`].
+    fn booting(&mut self, _machines: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A job starts.
+    ///
+    /// # Errors
+    /// See [`Report::begin`].
+    fn started(&mut self, _index: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A job has ended.
+    ///
+    /// # Errors
+    /// See [`Report::begin`].
+    fn finished(&mut self, index: usize, report: &CaseReport) -> io::Result<()>;
+
+    /// The run is over.
+    ///
+    /// # Errors
+    /// See [`Report::begin`].
+    fn end(&mut self, summary: &Summary) -> io::Result<()>;
+}
+
+/// The report in `format`, written to `out`.
+pub fn in_format<'a>(format: Format, out: Box<dyn io::Write + 'a>) -> Box<dyn Report + 'a> {
+    match format {
+        Format::Pretty => Box::new(pretty::Pretty::quiet(out)),
+        Format::Json => Box::new(json::Json::new(out)),
+        Format::Ktap => Box::new(ktap::Ktap::new(out)),
+        Format::KtapFlat => Box::new(flat::Flat::new(out)),
+        Format::Junit => Box::new(junit::Junit::new(out)),
+    }
+}
+
+/// Where a verdict was obtained: `rig, Linux 7.3.4, kvm_amd`, or `the model, which is no hardware, kvm_amd`.
+pub(crate) fn place(report: &CaseReport) -> String {
+    let mut place = match (report.on, report.kernel.as_str()) {
+        (Place::Model, _) => "the model, which is no hardware".to_owned(),
+        (on, "") => format!("{on}, without a kernel"),
+        (on, kernel) => format!("{on}, Linux {kernel}"),
+    };
+    if !report.vendor.is_empty() {
+        place += &format!(", kvm_{}", report.vendor);
+    }
+    if let Some(defect) = &report.defect {
+        place += &format!(", with the defect {defect}");
+    }
+    place
+}
+
+/// `text` as one line without control characters, whatever a guest or a kernel has put into it.
+pub(crate) fn one_line(text: &str) -> String {
+    text.split(char::is_control).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}

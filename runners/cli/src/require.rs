@@ -1,0 +1,76 @@
+//! `--require VM`: on a machine that is supposed to have a VM type, a skip for want of it is a failure.
+
+use privet_cases::Row;
+use privet_harness::need::Need;
+use privet_harness::verdict::{CaseReport, Verdict};
+use privet_harness::vm_type::VmType;
+
+/// Turns a skip of `row` into a failure if its VM type is required. A row about another setting of a module
+/// parameter, or about the other vendor's half of KVM, stays skipped: no machine can run both at once.
+pub fn hold_to(required: &[VmType], row: &Row, report: &mut CaseReport) {
+    let is_required = required.contains(&row.vm);
+    if report.verdict == Verdict::Skip && is_required && !row.needs.iter().any(|need| is_the_other_half(need, report)) {
+        report.verdict = Verdict::Fail;
+        report.reason = format!("required by --require {}, but skipped: {}", row.vm, report.reason);
+    }
+}
+
+/// Whether the place of the report has a parameter that `need` is about with another value, or is of another
+/// vendor than it is about.
+fn is_the_other_half(need: &Need, report: &CaseReport) -> bool {
+    match need {
+        Need::Parameter(name, wanted) => report
+            .module_params
+            .iter()
+            .filter_map(|param| param.split_once('='))
+            .any(|(set, value)| set == *name && value != *wanted),
+        Need::Vendor(vendor, _) => !report.vendor.is_empty() && report.vendor != vendor.to_string(),
+        Need::All(needs) | Need::Any(needs) => needs.iter().any(|need| is_the_other_half(need, report)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use privet_harness::vendor::Vendor;
+
+    use super::*;
+    use crate::place::Context;
+    use crate::plan;
+
+    fn held(verdict: Verdict, row: &Row, params: &[&str]) -> Verdict {
+        let jobs = plan::jobs(std::slice::from_ref(&row.id), 1, 1, Duration::ZERO);
+        let params = params.iter().map(|param| param.to_string()).collect();
+        let place = Context { module_params: params, ..Context::rig_without_guest("7.3", Vendor::Amd) };
+        let mut report = place.report(&jobs[0], verdict, "no such VMs here".into());
+        hold_to(&[VmType::Upm, VmType::Snp], row, &mut report);
+        assert!(report.reason.ends_with("no such VMs here"));
+        report.verdict
+    }
+
+    #[test]
+    fn only_skips_of_required_types_become_failures() {
+        let upm = Row::new("upm.slots.x", "", |_| Ok(()));
+        assert_eq!(held(Verdict::Skip, &upm, &[]), Verdict::Fail);
+        assert_eq!(held(Verdict::Pass, &upm, &[]), Verdict::Pass);
+        assert_eq!(held(Verdict::Skip, &Row::new("plain.slots.x", "", |_| Ok(())), &[]), Verdict::Skip);
+    }
+
+    #[test]
+    fn rows_about_another_setting_stay_skipped() {
+        let need = Need::All(vec![Need::Hypercall, Need::Parameter("kvm.mmio_caching", "N")]);
+        let row = Row::new("upm.mmio.x", "", |_| Ok(())).needs(need);
+        assert_eq!(held(Verdict::Skip, &row, &["kvm.tdp_mmu=Y", "kvm.mmio_caching=Y"]), Verdict::Skip);
+        assert_eq!(held(Verdict::Skip, &row, &["kvm.tdp_mmu=Y", "kvm.mmio_caching=N"]), Verdict::Fail);
+        assert_eq!(held(Verdict::Skip, &row, &[]), Verdict::Fail);
+    }
+
+    #[test]
+    fn rows_about_another_vendor_stay_skipped() {
+        let about = |vendor| Row::new("upm.mmio.x", "", |_| Ok(())).needs(Need::Vendor(vendor, "so"));
+        assert_eq!(held(Verdict::Skip, &about(Vendor::Intel), &[]), Verdict::Skip);
+        assert_eq!(held(Verdict::Skip, &about(Vendor::Amd), &[]), Verdict::Fail);
+    }
+}

@@ -1,0 +1,152 @@
+//! The rig as a place: what it boots, the host's half of a run, and the guest's half.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use privet_harness::host::Host;
+use privet_harness::vendor::Vendor;
+use privet_harness::verdict::{Place, Verdict};
+use privet_rig::{CaseRun, Event, GuestPlan, Kernel, Patience, Plan, Program, Progress, RigError};
+
+use crate::args::RigOptions;
+use crate::exit::Early;
+use crate::follow::Followers;
+use crate::interrupt::Interrupt;
+use crate::kselftest_worker;
+use crate::place::Context;
+use crate::plan::Job;
+use crate::pool::{self, KernelLogs, MARGIN, Pool};
+use crate::worker;
+
+/// Where the kernel's selftests lie in a rig that has them.
+pub const KSELFTESTS: &str = "/kselftests";
+
+/// The kernel that the command line names, if it names one.
+///
+/// # Errors
+/// If it cannot be booted: it is missing, truncated, or its modules belong to another.
+pub fn named_kernel(options: &RigOptions) -> Result<Option<Kernel>, Early> {
+    let (Some(kernel), Some(modules)) = (&options.kernel, &options.modules) else { return Ok(None) };
+    Kernel::named(kernel, modules).map(Some).map_err(|error| Early::usage(error.to_string()))
+}
+
+/// Whether the emulator for AMD's processors is there, as far as the search path tells.
+pub fn emulator_is_installed() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join("qemu-system-x86_64").is_file())
+}
+
+/// Machines to boot, and what to boot them with.
+#[derive(Debug)]
+pub struct Rig<'a> {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Whose processors they have.
+    pub vendor: Vendor,
+    /// Programs that jobs run beside this one.
+    pub programs: &'a [Program],
+    /// Module parameters.
+    pub options: &'a RigOptions,
+    /// How many rows run at a time.
+    pub at_a_time: usize,
+    /// Where consoles are kept.
+    pub artifacts: Option<&'a Path>,
+}
+
+impl Rig<'_> {
+    /// Runs the jobs with these indices in the rig. If the rig itself breaks, the jobs that are left say so.
+    pub fn run(self, jobs: &[Job], indices: &[usize], interrupt: &Interrupt, followers: &mut Followers<'_>) {
+        let cases = indices.iter().map(|index| case_run(&jobs[*index])).collect();
+        let release = self.kernel.release.clone();
+        let mut left: Vec<usize> = indices.to_vec();
+        let ran = std::env::current_exe()
+            .map_err(|source| RigError::Io { what: "find this program to boot it".into(), source })
+            .and_then(|worker| {
+                let plan = Plan {
+                    kernel: self.kernel,
+                    vendor: self.vendor,
+                    worker,
+                    programs: self.programs.to_vec(),
+                    cases,
+                    jobs: self.at_a_time,
+                    module_params: self.options.module_param.clone(),
+                    patience: Patience::default(),
+                    artifacts: self.artifacts.map(Path::to_owned),
+                };
+                privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| match progress {
+                    Progress::Booting(machines) => followers.booting(machines),
+                    Progress::Row(Event::Started(index)) => followers.started(indices[index]),
+                    Progress::Row(Event::Finished(index, report)) => {
+                        left.retain(|left| *left != indices[index]);
+                        followers.finished(indices[index], *report, &[], &[]);
+                    }
+                })
+            });
+        match ran {
+            Ok(()) | Err(RigError::Interrupted) => {}
+            // Every row has its verdict, and still the rig did not end well.
+            Err(error) if left.is_empty() => followers.trouble(error.to_string()),
+            Err(error) => {
+                // Where there is no emulator, nothing was started. Any other end is an error, so that no row is
+                // lost silently.
+                let verdict = match error {
+                    RigError::NotInstalled { .. } => Verdict::Skip,
+                    _ => Verdict::Error,
+                };
+                let context = Context::rig_without_guest(&release, self.vendor);
+                for index in left {
+                    followers.started(index);
+                    followers.finished(index, context.report(&jobs[index], verdict, error.to_string()), &[], &[]);
+                }
+            }
+        }
+    }
+}
+
+fn case_run(job: &Job) -> CaseRun {
+    let limit_ms = u64::try_from(job.limit.as_millis()).unwrap_or(u64::MAX);
+    CaseRun { id: job.id.clone(), label: job.label.clone(), seed: job.seed, limit_ms }
+}
+
+/// Runs the rows of a rig's plan as its init: the same workers as on a host.
+pub fn serve(plan: &GuestPlan, tell: &mut dyn FnMut(Event)) {
+    let jobs: Vec<Job> = plan
+        .cases
+        .iter()
+        .map(|case| Job {
+            id: case.id.clone(),
+            label: case.label.clone(),
+            seed: case.seed,
+            limit: Duration::from_millis(case.limit_ms),
+            // Of no consequence inside: it is the one that this guest has.
+            vendor: Vendor::Amd,
+        })
+        .collect();
+    let program = std::env::current_exe().expect("init was started from a file");
+    // Tried out once, for all workers; one that finds no host says so itself.
+    let proven = Host::open().map(|host| {
+        let usable = host.usable();
+        let _ = (usable.ring0(), usable.hypercall());
+        host.proven()
+    });
+    let proven = proven.unwrap_or_default();
+    let worker = |job: &Job| match kselftest_worker::test_of(job) {
+        Some(test) => kselftest_worker::command(&program, test, Path::new(KSELFTESTS), job.limit),
+        None => worker::command(&program, job, &proven),
+    };
+    let interrupt = Interrupt::new().expect("a fresh process has descriptors left");
+    let pool = Pool {
+        worker: &worker,
+        at_a_time: plan.jobs,
+        margin: MARGIN,
+        context: &Context::here(Place::Rig),
+        // Init itself listens to the kernel.
+        kernel_logs: KernelLogs::Ignored,
+        interrupt: &interrupt,
+    };
+    pool.run(&jobs, |event| match event {
+        pool::Event::Started(index) => tell(Event::Started(index)),
+        pool::Event::Finished(index, done) => tell(Event::Finished(index, done.report.into())),
+    });
+}

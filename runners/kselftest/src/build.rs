@@ -1,0 +1,194 @@
+//! Builds upstream's selftests, as far as the catalogue knows them, once per user.
+
+use std::fs;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use privet_rig::RigError;
+use privet_rig::build_cache::{build_alone, put};
+use privet_rig::build_tools;
+use privet_rig::command::Runner;
+use privet_rig::kernel_source::KernelSource;
+
+use crate::catalogue::TESTS;
+use crate::directory::{Kselftests, SOURCE};
+
+/// What to build.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct BuildRequest {
+    /// A kernel source tree or archive, instead of the package that the rig's kernel is built from. It is only
+    /// read.
+    pub source: Option<PathBuf>,
+    /// Whether the programs shall need no libraries where they run.
+    pub is_static: bool,
+}
+
+/// Selftests that are ready to run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Built {
+    /// They.
+    pub kselftests: Kselftests,
+    /// Where their source came from: a package and its version, or a path.
+    pub source: String,
+    /// Whether they were built now, or had been before.
+    pub is_new: bool,
+    /// How many of the catalogue's tests this source has.
+    pub tests: usize,
+}
+
+/// Programs that the build runs, and the Debian packages that have them.
+const PROGRAMS: &[(&str, &str)] =
+    &[("gcc", "gcc"), ("ld", "binutils"), ("make", "make"), ("tar", "tar"), ("xz", "xz-utils")];
+
+/// Headers, likewise. All of KVM's selftests are linked with the library of the vfio tests, which wants this.
+const HEADERS: &[(&str, &str)] = &[("uuid/uuid.h", "uuid-dev"), ("stdio.h", "libc6-dev")];
+
+/// What of a source the selftests and the kernel's headers are built from, where the source has it. Some of
+/// the vfio library are links to headers of drivers.
+const PARTS: &[&str] = &[
+    "Makefile",
+    "Kbuild",
+    "Kconfig",
+    "scripts",
+    "include",
+    "arch/x86",
+    "usr",
+    "drivers/dma/idxd",
+    "drivers/dma/ioat",
+    "drivers/net/ethernet/intel/igb",
+    "tools/include",
+    "tools/arch",
+    "tools/build",
+    "tools/lib",
+    "tools/scripts",
+    KUNIT,
+    "tools/testing/selftests",
+];
+
+/// The directory of kunit.py, in a kernel source and in what is built.
+const KUNIT: &str = "tools/testing/kunit";
+
+/// Where the selftests of this user are kept: `kselftests` beside the rig's kernels.
+///
+/// # Errors
+/// If there is no cache directory.
+pub fn cache_dir() -> Result<PathBuf, RigError> {
+    Ok(privet_rig::cache_dir()?.with_file_name("kselftests"))
+}
+
+/// Makes sure that selftests are in the cache, and returns them. What is in progress is told to `on_progress`
+/// as a short line. `interrupt` ends the build when it becomes readable or hangs up; whatever ends it early,
+/// nothing half-built stays in the cache.
+///
+/// # Errors
+/// If tools are missing, the source cannot be had or does not build, or the cache cannot be written.
+pub fn build(
+    request: &BuildRequest,
+    interrupt: BorrowedFd<'_>,
+    on_progress: &mut dyn FnMut(&str),
+) -> Result<Built, RigError> {
+    build_tools::check(PROGRAMS, HEADERS)?;
+    let cache = cache_dir()?;
+    // Apt's lists are the rig's: both take the same package.
+    let lists = privet_rig::cache_dir()?;
+    build_alone(&cache, interrupt, on_progress, &mut |work, runner, on_progress| {
+        let source = KernelSource::find(&lists, request.source.as_deref(), None, runner, on_progress)?;
+        let entry = cache.join(source.key(if request.is_static { "static" } else { "dynamic" }));
+        let is_new = matches!(source, KernelSource::Tree(_)) || Kselftests::named(&entry).is_err();
+        if is_new {
+            let finished = compile(&source, request.is_static, work, runner, on_progress)?;
+            put(&finished, &entry, work)?;
+        }
+        let kselftests = Kselftests::named(&entry).map_err(|error| RigError::Source(error.to_string()))?;
+        let tests = TESTS.iter().filter(|test| kselftests.program(test.name).is_some()).count();
+        Ok(Built { kselftests, source: source.name(), is_new, tests })
+    })
+}
+
+/// Compiles the source and returns a directory that is complete but for its name.
+fn compile(
+    source: &KernelSource,
+    is_static: bool,
+    work: &Path,
+    runner: &mut Runner<'_>,
+    on_progress: &mut dyn FnMut(&str),
+) -> Result<PathBuf, RigError> {
+    let original = source.unpack(work, runner, on_progress)?;
+    let selftests = Path::new("tools/testing/selftests/kvm");
+    let has = |test: &str| original.join(selftests).join(format!("{test}.c")).is_file();
+    let tests: Vec<&str> = TESTS.iter().map(|test| test.name).filter(|test| has(test)).collect();
+    if tests.is_empty() {
+        return Err(RigError::Source(format!(
+            "{} has none of the tests of KVM that privet knows: name a newer kernel with --source",
+            source.name()
+        )));
+    }
+
+    // A copy without what an earlier build left: the caller's tree is only read.
+    on_progress("copying");
+    let tree = work.join("copy");
+    create(&tree)?;
+    let parts = work.join("parts.tar");
+    let mut pack = Command::new("tar");
+    pack.args(["--exclude=*.o", "--exclude=*.a", "--exclude=*.d", "--exclude=*.cmd", "--exclude=.git", "-cf"]);
+    pack.arg(&parts).arg("-C").arg(&original).args(PARTS.iter().filter(|part| original.join(part).exists()));
+    runner.run("tar", &mut pack, &mut |_| {})?;
+    runner.run("tar", Command::new("tar").arg("-xf").arg(&parts).arg("-C").arg(&tree), &mut |_| {})?;
+
+    on_progress("installing the kernel's headers");
+    let jobs = format!("-j{}", std::thread::available_parallelism().map_or(1, usize::from));
+    let make = |dir: &Path| {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(dir).arg("ARCH=x86").arg(&jobs);
+        make
+    };
+    runner.run("make headers", make(&tree).arg("headers"), &mut |_| {})?;
+
+    let (objects, finished) = (work.join("objects"), work.join("finished"));
+    for dir in [&objects, &finished, &finished.join("x86")] {
+        create(dir)?;
+    }
+    let mut make = make(&tree.join(selftests));
+    make.arg(format!("OUTPUT={}", objects.display()));
+    make.arg(format!("KHDR_INCLUDES=-isystem {}", tree.join("usr/include").display()));
+    make.args(tests.iter().map(|test| objects.join(test)));
+    // From the environment the makefile adds to it; from the command line it would replace what it adds.
+    make.env("LDFLAGS", if is_static { "-static" } else { "" });
+    let mut files = 0;
+    runner.run("make", &mut make, &mut |line| {
+        if line.starts_with("gcc") {
+            files += 1;
+            on_progress(&format!("compiling: {files} files"));
+        }
+    })?;
+
+    for test in &tests {
+        copy(&objects.join(test), &finished.join(test))?;
+    }
+    // Not a test, but the kernel's own reader of KTAP, with which ours can be checked. It only runs from where
+    // its path ends so.
+    let kunit = finished.join(KUNIT);
+    fs::create_dir_all(&kunit).map_err(cannot("create", &kunit))?;
+    for entry in fs::read_dir(tree.join(KUNIT)).into_iter().flatten().flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "py") {
+            copy(&entry.path(), &kunit.join(entry.file_name()))?;
+        }
+    }
+    let name = finished.join(SOURCE);
+    fs::write(&name, format!("{}\n", source.name())).map_err(cannot("write", &name))?;
+    Ok(finished)
+}
+
+fn create(dir: &Path) -> Result<(), RigError> {
+    fs::create_dir(dir).map_err(cannot("create", dir))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), RigError> {
+    fs::copy(from, to).map(|_| ()).map_err(cannot("copy", from))
+}
+
+fn cannot(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> RigError {
+    let what = format!("{verb} {}", path.display());
+    move |source| RigError::Io { what, source }
+}

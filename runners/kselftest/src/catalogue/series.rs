@@ -1,0 +1,143 @@
+//! Tests that were posted to the kernel's lists and are not in Linux 7.3, by their descriptions. Functions have
+//! the names of the cases where the description names no function.
+
+use super::Origin::Series;
+use super::{Function, Test, covered, open};
+
+const FD_BASED: Test = Test {
+    name: "priv_memfd_test",
+    origin: Series("selftests: KVM: fd-based approach for supporting KVM guest private memory, RFC V2, 2022-05"),
+    functions: PRIV_MEMFD,
+};
+
+/// The eight cases, by their names in the series: private or shared memory, private or shared access.
+const PRIV_MEMFD: &[Function] = &[
+    covered("PMPAT"),
+    open("PMSAT", IMPLICIT),
+    covered("SMSAT"),
+    open("SMPAT", IMPLICIT),
+    covered("PSAT"),
+    covered("SPAT"),
+    covered("PSPAHCT"),
+    covered("PSAWDAT"),
+];
+
+const IMPLICIT: &str = "an implicit conversion needs a guest that can say what it means; a UPM VM cannot, and SEV-SNP and TDX have no rows yet";
+const NO_SEV: &str = "the table has no rows for SEV VMs yet";
+const NO_SEV_ES: &str = "the table has no rows for SEV-ES VMs yet";
+const NO_SNP: &str = "the table has no rows for SEV-SNP VMs yet";
+const NO_TDX: &str = "the table has no rows for TDX VMs yet";
+const NO_IN_PLACE: &str = "conversion in place needs KVM_SET_MEMORY_ATTRIBUTES2, which Linux 7.3 does not have";
+
+pub(super) const TESTS: &[Test] = &[
+    FD_BASED,
+    Test {
+        name: "x86/sev_priv_memfd_test",
+        origin: Series("selftests: KVM: sev: private memory, RFC V1, 2022-05"),
+        functions: &[
+            open("PMPAT", NO_SEV),
+            open("PMSAT", NO_SEV),
+            open("SMSAT", NO_SEV),
+            open("SMPAT", NO_SEV),
+            open("PSAT", NO_SEV),
+            open("SPAT", NO_SEV),
+            open("PSPAHCT", NO_SEV),
+            open("PSAWDAT", NO_SEV),
+        ],
+    },
+    Test {
+        name: "private_mem_test",
+        origin: Series("selftests: KVM: execution of guest code from private memory, RFC V3, 2022-08"),
+        functions: &[covered("guest_conv_test_fn_explicit"), open("guest_conv_test_fn_implicit", IMPLICIT)],
+    },
+    Test {
+        name: "x86/sev_all_boot_test",
+        origin: Series("KVM: selftests: Add tests for SEV and SEV-ES guests, v2, 2021-12"),
+        functions: &[open("guest_sev_code", NO_SEV), open("guest_sev_es_code", NO_SEV_ES)],
+    },
+    Test {
+        name: "x86/sev_es_ghcb_ucall",
+        origin: Series("Add ability for SEV-ES guests to use ucalls via GHCB, 2024-04; Secure AVIC, RFC v2, 2025-09"),
+        functions: &[
+            open("ghcb_ioio_ucall", NO_SEV_ES),
+            open("ghcb_msr", NO_SEV_ES),
+            open("ghcb_mmio", NO_SEV_ES),
+            open("snp_register_ghcb", NO_SNP),
+            open("savic_test", "Secure AVIC is about interrupts"),
+        ],
+    },
+    Test {
+        name: "x86/snp_launch_test",
+        origin: Series("SEV-SNP selftests, RFC to v3, 2024-07 to 2024-09"),
+        functions: &[
+            open("test_snp_launch_start", NO_SNP),
+            open("test_snp_launch_update", NO_SNP),
+            open("test_snp_launch_finish", NO_SNP),
+            open("policy_mismatch", NO_SEV_ES),
+        ],
+    },
+    Test {
+        name: "x86/coco_pre_fault_memory_test",
+        origin: Series("SEV-SNP selftests, RFC to v3, 2024-07 to 2024-09"),
+        functions: &[
+            open("prefault_none", NO_SNP),
+            open("prefault_shared_before_finalizing", NO_SNP),
+            open("prefault_private_before_finalizing", NO_SNP),
+            open("prefault_private_shared_after_finalizing", NO_SNP),
+            open("fallocate_around_update", NO_SNP),
+            open("deallocate_after_update", NO_SNP),
+        ],
+    },
+    Test {
+        name: "x86/tdx_vm_test",
+        origin: Series("TDX KVM selftests, v6 to v13, 2025-04 to 2026-05"),
+        functions: &[
+            open("verify_td_lifecycle", NO_TDX),
+            open("verify_report_fatal_error", NO_TDX),
+            open("verify_td_ioexit", NO_TDX),
+            open("verify_td_cpuid", NO_TDX),
+            open("verify_get_td_vmcall_info", NO_TDX),
+            open("verify_guest_writes", NO_TDX),
+            open("verify_guest_reads", NO_TDX),
+            open("verify_guest_msr_writes", NO_TDX),
+            open("verify_guest_msr_reads", NO_TDX),
+            open("verify_guest_hlt", NO_TDX),
+            open("verify_mmio_reads", NO_TDX),
+            open("verify_mmio_writes", NO_TDX),
+            open("verify_td_cpuid_tdcall", NO_TDX),
+            open("verify_host_reading_private_mem", NO_TDX),
+            open("verify_tdcall_vp_info", NO_TDX),
+            open("verify_log_dirty_pages_flag_on_non_gmemfd_slot", NO_TDX),
+        ],
+    },
+    Test {
+        name: "x86/tdx_shared_mem_test",
+        origin: Series("TDX KVM selftests, v6, 2025-04"),
+        functions: &[open("verify_shared_mem", NO_TDX)],
+    },
+    Test {
+        name: "x86/tdx_upm_test",
+        origin: Series("TDX KVM selftests, v6, 2025-04"),
+        functions: &[open("verify_upm_explicit", NO_TDX), open("verify_upm_implicit", NO_TDX), open("stress", NO_TDX)],
+    },
+    Test {
+        name: "x86/tdx_in_place_conversions_test",
+        origin: Series("verify_conversions, proof of concept, 2026-06"),
+        functions: &[open("verify_conversions", NO_TDX)],
+    },
+    Test {
+        name: "x86/guest_memfd_conversions_test",
+        origin: Series("guest_memfd in-place conversion, v13, 2026-09: in linux-next"),
+        functions: &[
+            open("init_private", NO_IN_PLACE),
+            open("init_shared", NO_IN_PLACE),
+            open("indexing", NO_IN_PLACE),
+            open("before_allocation_shared", NO_IN_PLACE),
+            open("before_allocation_private", NO_IN_PLACE),
+            open("unallocated_folios", NO_IN_PLACE),
+            open("truncate", NO_IN_PLACE),
+            open("forked_accesses", NO_IN_PLACE),
+            open("elevated_refcount", NO_IN_PLACE),
+        ],
+    },
+];

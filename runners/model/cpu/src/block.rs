@@ -1,0 +1,190 @@
+//! Decoded basic blocks and their cache.
+//!
+//! A block is a function of its address, the width of the code segment and the bytes it was decoded
+//! from, and of nothing else. So the cache needs no invalidation, whoever writes to code (this CPU,
+//! another, the host) or maps another page there: before a block runs, its bytes are compared with
+//! those that the guest would fetch now.
+
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+
+use crate::MAX_BLOCK_OPS;
+use crate::core::{Abort, Core};
+use crate::decode;
+use crate::exception::Exception;
+use crate::exit::MAX_INSTRUCTION_BYTES;
+use crate::op::Op;
+use crate::segment::Seg;
+
+const SLOTS: usize = 4096;
+/// A block is at most so long, bytes.
+const MAX_BYTES: usize = 256;
+
+/// Instructions that execute one after the other.
+#[derive(Debug)]
+pub(crate) struct Block {
+    rip: u64,
+    bits: u8,
+    /// The instruction (only one then) continues on the next page.
+    crosses_page: bool,
+    /// The last op may change what following code means: mode, privilege, mapping, pending events.
+    pub(crate) changes_mode: bool,
+    code: Box<[u8]>,
+    pub(crate) ops: Box<[Op]>,
+}
+
+/// The blocks decoded so far, direct mapped by address.
+#[derive(Debug)]
+pub(crate) struct BlockCache {
+    slots: Vec<Option<Box<Block>>>,
+}
+
+impl BlockCache {
+    pub(crate) fn new() -> BlockCache {
+        BlockCache { slots: std::iter::repeat_with(|| None).take(SLOTS).collect() }
+    }
+
+    /// The block at RIP, taken out of the cache: give it back with [`BlockCache::put`].
+    #[inline(always)]
+    pub(crate) fn take(&mut self, core: &mut Core<'_>) -> Result<Box<Block>, Abort> {
+        let rip = core.s.rip;
+        if let Some(block) = self.slots[slot(rip)].take()
+            && block.rip == rip
+            && block.bits == core.bits
+            && block.is_current(core)?
+        {
+            return Ok(block);
+        }
+        decode_block(core)
+    }
+
+    #[inline(always)]
+    pub(crate) fn put(&mut self, block: Box<Block>) {
+        let slot = slot(block.rip);
+        self.slots[slot] = Some(block);
+    }
+}
+
+#[inline(always)]
+fn slot(rip: u64) -> usize {
+    (rip ^ rip >> 12) as usize % SLOTS
+}
+
+impl Block {
+    #[inline(always)]
+    fn is_current(&self, core: &mut Core<'_>) -> Result<bool, Abort> {
+        let linear = core.s.linear_rip();
+        if self.crosses_page {
+            let mut now = [0; MAX_INSTRUCTION_BYTES];
+            let now = &mut now[..self.code.len()];
+            let first = core.fetch_code(linear, now)?;
+            core.fetch_code(linear.wrapping_add(first as u64), &mut now[first..])?;
+            return Ok(*now == *self.code);
+        }
+        core.code_equals(linear, &self.code)
+    }
+}
+
+#[cold]
+fn decode_block(core: &mut Core<'_>) -> Result<Box<Block>, Abort> {
+    let rip = core.s.rip;
+    let linear = core.s.linear_rip();
+    if core.bits != 64 && rip > u64::from(core.s.segment(Seg::Cs).limit) {
+        return core.raise(Exception::gp(0));
+    }
+    let mut code = [0; MAX_BYTES];
+    let mut available = core.fetch_code(linear, &mut code)?;
+    let (mut ops, mut used, mut changes_mode) = decode_ops(&code[..available], rip, core.bits);
+    let crosses_page = ops.is_empty();
+    if crosses_page {
+        let next_page = linear.wrapping_add(available as u64);
+        available += core.fetch_code(next_page, &mut code[available..MAX_INSTRUCTION_BYTES])?;
+        (ops, used, changes_mode) = decode_ops(&code[..available], rip, core.bits);
+        ops.truncate(1);
+        // A sequence that is no instruction in 15 bytes has none of them: its op raises the fault.
+        used = ops.first().map_or(used, |op| usize::from(op.len));
+        changes_mode |= ops.is_empty();
+    }
+    Ok(Box::new(Block {
+        rip,
+        bits: core.bits,
+        crosses_page: crosses_page && linear >> 12 != linear.wrapping_add(used as u64 - 1) >> 12,
+        changes_mode: changes_mode || crosses_page,
+        code: code[..used].into(),
+        ops: ops.into(),
+    }))
+}
+
+/// Decodes up to the end of a block; returns the ops, the bytes they take, and whether the last
+/// changes what follows. Nothing, if not even the first instruction is complete.
+fn decode_ops(code: &[u8], rip: u64, bits: u8) -> (Vec<Op>, usize, bool) {
+    let mut decoder = Decoder::with_ip(u32::from(bits), code, rip, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    let mut ops = Vec::new();
+    let mut used = 0;
+    while ops.len() < MAX_BLOCK_OPS && decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        if decoder.last_error() == DecoderError::NoMoreBytes && code.len() - used < MAX_INSTRUCTION_BYTES {
+            break;
+        }
+        ops.push(decode::op(&instruction, bits));
+        used = decoder.position();
+        if !is_near_branch(&instruction) && ends_block(&instruction) {
+            return (ops, used, true);
+        }
+        if is_near_branch(&instruction) {
+            break;
+        }
+    }
+    (ops, used, false)
+}
+
+fn is_near_branch(instruction: &Instruction) -> bool {
+    instruction.is_jcc_short_or_near()
+        || instruction.is_jmp_short_or_near()
+        || instruction.is_call_near()
+        || instruction.is_jmp_near_indirect()
+        || instruction.is_call_near_indirect()
+        || instruction.is_jcx_short()
+        || instruction.is_loop()
+        || instruction.is_loopcc()
+        || matches!(instruction.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnw)
+}
+
+/// Whether the loop has to look around after the instruction.
+fn ends_block(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    instruction.flow_control() != FlowControl::Next
+        || instruction.is_string_instruction() && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+        || instruction.is_privileged()
+        || matches!(
+            instruction.mnemonic(),
+            M::Popf
+                | M::Popfd
+                | M::Popfq
+                | M::Sti
+                | M::Cli
+                | M::Stac
+                | M::Clac
+                | M::In
+                | M::Out
+                | M::Cpuid
+                | M::Insb
+                | M::Insw
+                | M::Insd
+                | M::Outsb
+                | M::Outsw
+                | M::Outsd
+                | M::Lss
+                | M::Xsetbv
+                | M::Rdtsc
+                | M::Rdtscp
+                | M::Vmcall
+                | M::Vmmcall
+                | M::Vmgexit
+                | M::Pause
+                | M::Wrpkru
+        )
+        || instruction.op0_register().is_segment_register()
+        || instruction.op0_register().is_cr()
+        || instruction.op0_register().is_dr()
+}

@@ -1,0 +1,64 @@
+//! What kind of CPU this is, as far as it matters to execution; CPUID itself is the bus'.
+
+use crate::bus::Encryption;
+use crate::fpu;
+use crate::state::{cr4, efer};
+
+/// Fixed properties of a CPU. They follow from what CPUID tells the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Width of guest-physical addresses, 36 to 52: address bits of a PTE from here on are reserved
+    /// (except the encryption bit).
+    pub physical_bits: u8,
+    /// How the guest's page tables tell private from shared.
+    pub encryption: Encryption,
+    /// Bits of CR4 that may be set.
+    pub cr4_allowed: u64,
+    /// Bits of EFER that may be set.
+    pub efer_allowed: u64,
+    /// Bits of XCR0 that may be set, of [`fpu::XCR0_KNOWN`].
+    pub xcr0_allowed: u64,
+    /// Pages of 1 GiB exist.
+    pub gigabyte_pages: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            physical_bits: 48,
+            encryption: Encryption::None,
+            cr4_allowed: cr4::VME
+                | cr4::PVI
+                | cr4::TSD
+                | cr4::DE
+                | cr4::PSE
+                | cr4::PAE
+                | cr4::MCE
+                | cr4::PGE
+                | cr4::PCE
+                | cr4::OSFXSR
+                | cr4::OSXMMEXCPT
+                | cr4::UMIP
+                | cr4::LA57
+                | cr4::FSGSBASE
+                | cr4::OSXSAVE
+                | cr4::SMEP
+                | cr4::SMAP,
+            efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE,
+            xcr0_allowed: fpu::XCR0_X87 | fpu::XCR0_SSE | fpu::XCR0_AVX,
+            gigabyte_pages: true,
+        }
+    }
+}
+
+/// Debugging of the guest by the host (KVM_SET_GUEST_DEBUG). All off by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DebugControl {
+    /// After each instruction, [`crate::CpuExit::Debug`] with DR6.BS.
+    pub single_step: bool,
+    /// INT3 ends in [`crate::CpuExit::Debug`] in place of #BP.
+    pub software_breakpoints: bool,
+    /// These DR0 to DR3 and DR7 count in place of the guest's, and hits are
+    /// [`crate::CpuExit::Debug`].
+    pub hardware_breakpoints: Option<([u64; 4], u64)>,
+}

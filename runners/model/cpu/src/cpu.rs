@@ -1,0 +1,157 @@
+//! The CPU as its owner sees it.
+
+use std::sync::Arc;
+
+use crate::block::BlockCache;
+use crate::bus::Bus;
+use crate::completion::Completion;
+use crate::config::{Config, DebugControl};
+use crate::core::{Core, Why};
+use crate::exception::Exception;
+use crate::exit::CpuExit;
+use crate::kick::Kick;
+use crate::paging::View;
+use crate::state::{CpuState, Injection};
+use crate::tlb::Tlbs;
+
+/// One logical processor.
+#[derive(Debug)]
+pub struct Cpu {
+    /// Registers. Plain data between runs.
+    pub state: CpuState,
+    /// What kind of CPU it is. Changing it flushes nothing: see [`Cpu::flush_tlb`].
+    pub config: Config,
+    /// What the host debugs.
+    pub debug: DebugControl,
+    kick: Arc<Kick>,
+    tlbs: Tlbs,
+    blocks: BlockCache,
+    completion: Completion,
+    /// CR0, CR3, CR4 and EFER when the translations were made.
+    translated_with: [u64; 4],
+}
+
+impl Cpu {
+    /// A CPU after RESET.
+    #[must_use]
+    pub fn new(config: Config) -> Cpu {
+        Cpu {
+            state: CpuState::reset(),
+            config,
+            debug: DebugControl::default(),
+            kick: Arc::new(Kick::new()),
+            tlbs: Tlbs::new(),
+            blocks: BlockCache::new(),
+            completion: Completion::default(),
+            translated_with: [0; 4],
+        }
+    }
+
+    /// The mailbox through which other threads reach this CPU.
+    #[must_use]
+    pub fn kick(&self) -> &Arc<Kick> {
+        &self.kick
+    }
+
+    /// Executes instructions until something ends it.
+    ///
+    /// What the last exit left to be completed is completed first, even if a stop is requested.
+    pub fn run(&mut self, bus: &mut dyn Bus) -> CpuExit {
+        if let Some(exit) = self.completion.next_write() {
+            return exit;
+        }
+        self.notice_changes();
+        let kick = Arc::clone(&self.kick);
+        let (mut core, blocks) = self.core(bus);
+        core.update_mode();
+        kick.enter();
+        let exit = core.execute(blocks);
+        kick.leave();
+        self.translated_with = self.translation_registers();
+        exit
+    }
+
+    /// Answers [`CpuExit::MmioRead`]; missing bytes read as zero.
+    pub fn complete_mmio_read(&mut self, data: &[u8]) {
+        self.completion.complete_read(data);
+    }
+
+    /// Answers [`CpuExit::PortIn`] with `size * count` bytes; missing bytes read as zero.
+    pub fn complete_port_in(&mut self, data: &[u8]) {
+        self.completion.complete_port(data);
+    }
+
+    /// Forgets what the last exit left to be completed: the instruction at RIP starts anew.
+    pub fn abandon_completion(&mut self) {
+        self.completion = Completion::default();
+    }
+
+    /// Moves RIP behind the instruction whose interception ended the last run
+    /// ([`crate::Intercepted::Exit`]): the caller has emulated it.
+    pub fn skip_instruction(&mut self) {
+        let length = std::mem::take(&mut self.completion.intercepted);
+        self.state.rip = self.state.rip.wrapping_add(u64::from(length));
+        if !self.state.code64() {
+            self.state.rip &= 0xffff_ffff;
+        }
+    }
+
+    /// The guest gets `exception` before its next instruction.
+    pub fn inject(&mut self, exception: Exception) {
+        self.state.injection = Some(Injection::Exception(exception));
+    }
+
+    /// Drops all cached translations. For changes that the CPU cannot see itself, from the owner's
+    /// thread; other threads use [`Kick::request_flush`].
+    pub fn flush_tlb(&mut self) {
+        self.tlbs.flush();
+    }
+
+    /// The guest-physical address of a linear address as a supervisor read would find it, without
+    /// setting accessed bits (KVM_TRANSLATE); `None` if there is none.
+    pub fn translate(&mut self, bus: &mut dyn Bus, linear: u64) -> Option<u64> {
+        let kick = Arc::clone(&self.kick);
+        let (mut core, _) = self.core(bus);
+        kick.enter();
+        if kick.take_flush() {
+            core.tlbs.flush();
+        }
+        let gpa = core.probe(linear);
+        kick.leave();
+        gpa
+    }
+
+    fn translation_registers(&self) -> [u64; 4] {
+        [self.state.cr0, self.state.cr3, self.state.cr4, self.state.efer]
+    }
+
+    /// Translations do not outlive the registers that they were made with, whoever changed those.
+    fn notice_changes(&mut self) {
+        if self.translated_with != self.translation_registers() {
+            self.tlbs.flush();
+        }
+    }
+
+    fn core<'a>(&'a mut self, bus: &'a mut dyn Bus) -> (Core<'a>, &'a mut BlockCache) {
+        let core = Core {
+            next_rip: self.state.rip,
+            s: &mut self.state,
+            tlbs: &mut self.tlbs,
+            bus,
+            completion: &mut self.completion,
+            kick: Arc::clone(&self.kick),
+            config: self.config,
+            debug: self.debug,
+            why: Why::NonCanonical,
+            attention: false,
+            exit_after: None,
+            view: View::Supervisor,
+            bits: 64,
+            stepping: false,
+            watches_memory: false,
+            watch_hits: 0,
+            delivered: false,
+        };
+        (core, &mut self.blocks)
+    }
+}

@@ -1,0 +1,216 @@
+//! From iced-x86's instruction to an [`Op`]: operands resolved, handler chosen.
+
+use iced_x86::{Code, Instruction, OpKind, Register};
+
+use crate::core::{Abort, Core};
+use crate::exception::Exception;
+use crate::exit::{CpuExit, MAX_INSTRUCTION_BYTES};
+use crate::op::{FLAT, Handler, Mem, Op, Operand, Rep};
+use crate::segment::Seg;
+use crate::{
+    arithmetic, bits, branch, control, convert, far, flag_ops, fpu_ops, moves, multiply, port, shift, sse, string,
+    syscall, system, tables, xsave_ops,
+};
+
+/// The families of instructions: each knows the handlers of its own.
+const FAMILIES: [fn(&Instruction) -> Option<Handler>; 18] = [
+    arithmetic::select,
+    moves::select,
+    branch::select,
+    shift::select,
+    multiply::select,
+    bits::select,
+    convert::select,
+    flag_ops::select,
+    string::select,
+    port::select,
+    far::select,
+    syscall::select,
+    control::select,
+    tables::select,
+    system::select,
+    sse::select,
+    fpu_ops::select,
+    xsave_ops::select,
+];
+
+/// The op of a decoded instruction.
+pub(crate) fn op(instruction: &Instruction, bits: u8) -> Op {
+    let run = handler(instruction).unwrap_or(unknown);
+    let operand = |index: u32| if index < instruction.op_count() { operand(instruction, index) } else { Operand::None };
+    Op {
+        run,
+        next_rip: instruction.next_ip(),
+        imm: immediate(instruction),
+        mem: memory(instruction, bits),
+        a: operand(0),
+        b: operand(1),
+        c: operand(2),
+        lock: instruction.has_lock_prefix() || instruction.mnemonic() == iced_x86::Mnemonic::Xchg,
+        rep: if instruction.has_repne_prefix() {
+            Rep::NotEqual
+        } else if instruction.has_rep_prefix() {
+            Rep::Equal
+        } else {
+            Rep::None
+        },
+        len: instruction.len() as u8,
+    }
+}
+
+/// The handler of an instruction, if it is implemented.
+pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
+    if instruction.code() == Code::INVALID {
+        return Some(undefined);
+    }
+    FAMILIES.iter().find_map(|select| select(instruction))
+}
+
+/// #UD.
+pub(crate) fn undefined(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
+    core.raise(Exception::ud())
+}
+
+/// An instruction that exists but is not implemented.
+pub(crate) fn unknown(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    core.give_up(usize::from(op.len))
+}
+
+impl Core<'_> {
+    /// Leaves `run` because the instruction at RIP, of `len` bytes, does something that is not
+    /// implemented.
+    pub(crate) fn give_up<T>(&mut self, len: usize) -> Result<T, Abort> {
+        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
+        let wanted = &mut bytes[..len.min(MAX_INSTRUCTION_BYTES)];
+        let linear = self.s.linear_rip();
+        let mut fetched = self.fetch_code(linear, wanted).unwrap_or(0);
+        if fetched < wanted.len() {
+            fetched += self.fetch_code(linear.wrapping_add(fetched as u64), &mut wanted[fetched..]).unwrap_or(0);
+        }
+        self.exit(CpuExit::UnknownInstruction { rip: self.s.rip, bytes, len: fetched as u8 })
+    }
+}
+
+fn operand(instruction: &Instruction, index: u32) -> Operand {
+    match instruction.op_kind(index) {
+        OpKind::Register => register(instruction.op_register(index)),
+        OpKind::Memory => Operand::Mem,
+        OpKind::Immediate8
+        | OpKind::Immediate8_2nd
+        | OpKind::Immediate16
+        | OpKind::Immediate32
+        | OpKind::Immediate64
+        | OpKind::Immediate8to16
+        | OpKind::Immediate8to32
+        | OpKind::Immediate8to64
+        | OpKind::Immediate32to64
+        | OpKind::NearBranch16
+        | OpKind::NearBranch32
+        | OpKind::NearBranch64
+        | OpKind::FarBranch16
+        | OpKind::FarBranch32 => Operand::Imm,
+        _ => Operand::None,
+    }
+}
+
+fn register(register: Register) -> Operand {
+    let number = register.number() as u8;
+    match register {
+        Register::AH | Register::CH | Register::DH | Register::BH => Operand::High(number & 3),
+        _ if register.is_gpr() => Operand::Gpr(gpr_index(register)),
+        _ if register.is_xmm() => Operand::Xmm(number),
+        _ if register.is_ymm() => Operand::Ymm(number),
+        _ if register.is_mm() => Operand::Mmx(number),
+        _ if register.is_segment_register() => Operand::Seg(number),
+        _ if register.is_cr() => Operand::Cr(number),
+        _ if register.is_dr() => Operand::Dr(number),
+        _ if register.is_st() => Operand::St(number),
+        _ => Operand::None,
+    }
+}
+
+/// The index of the general register that `register` is a part of.
+fn gpr_index(register: Register) -> u8 {
+    register.full_register().number() as u8
+}
+
+/// The immediate, the target of a near branch, or selector and offset of a far one.
+fn immediate(instruction: &Instruction) -> u64 {
+    let mut value = None;
+    for index in 0..instruction.op_count() {
+        let this = match instruction.op_kind(index) {
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => instruction.near_branch_target(),
+            OpKind::FarBranch16 => {
+                u64::from(instruction.far_branch_selector()) << 32 | u64::from(instruction.far_branch16())
+            }
+            OpKind::FarBranch32 => {
+                u64::from(instruction.far_branch_selector()) << 32 | u64::from(instruction.far_branch32())
+            }
+            // ENTER's nesting level goes above its frame size.
+            OpKind::Immediate8_2nd => value.unwrap_or(0) | u64::from(instruction.immediate8_2nd()) << 16,
+            _ => match instruction.try_immediate(index) {
+                Ok(immediate) => immediate,
+                Err(_) => continue,
+            },
+        };
+        value = Some(this);
+    }
+    value.unwrap_or(0)
+}
+
+/// The memory operand; for string instructions the segment and address size of the source.
+fn memory(instruction: &Instruction, bits: u8) -> Mem {
+    let base = instruction.memory_base();
+    let index = instruction.memory_index();
+    let segment = instruction.memory_segment();
+    let relative_to_ip = instruction.is_ip_rel_memory_operand();
+    let has = |register: Register| register != Register::None && !relative_to_ip;
+    let seg = if segment == Register::None { Seg::Ds as u8 } else { segment.number() as u8 };
+    Mem {
+        disp: if relative_to_ip { instruction.ip_rel_memory_address() } else { instruction.memory_displacement64() },
+        base_mask: if has(base) { register_mask(base) } else { 0 },
+        index_mask: if has(index) { register_mask(index) } else { 0 },
+        address_mask: address_mask(instruction, bits),
+        base: if has(base) { gpr_index(base) } else { 0 },
+        index: if has(index) { gpr_index(index) } else { 0 },
+        scale: instruction.memory_index_scale().trailing_zeros() as u8,
+        seg: if bits == 64 && seg < Seg::Fs as u8 { FLAT } else { seg },
+        stack: seg == Seg::Ss as u8,
+    }
+}
+
+fn register_mask(register: Register) -> u64 {
+    u64::MAX >> (64 - register.size() * 8)
+}
+
+/// The address size: of the memory operand, or of the implicit operands of string instructions.
+fn address_mask(instruction: &Instruction, bits: u8) -> u64 {
+    for index in 0..instruction.op_count() {
+        match instruction.op_kind(index) {
+            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return 0xffff,
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => return 0xffff_ffff,
+            OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => return u64::MAX,
+            _ => {}
+        }
+    }
+    let base = instruction.memory_base();
+    let index = instruction.memory_index();
+    for register in [base, index] {
+        if matches!(register, Register::RIP) || register.size() == 8 && register != Register::None {
+            return u64::MAX;
+        }
+        if matches!(register, Register::EIP) || register.size() == 4 && register != Register::None {
+            return 0xffff_ffff;
+        }
+        if register.size() == 2 && register != Register::None {
+            return 0xffff;
+        }
+    }
+    match instruction.memory_displ_size() {
+        8 => u64::MAX,
+        4 => 0xffff_ffff,
+        2 => 0xffff,
+        _ if bits == 64 => u64::MAX,
+        _ => 0xffff_ffff,
+    }
+}

@@ -1,0 +1,220 @@
+//! The loop that executes blocks, and what it looks at between them.
+
+use crate::block::BlockCache;
+use crate::bus::Event;
+use crate::core::{Abort, Core, Why};
+use crate::exception::{Exception, vector};
+use crate::exit::CpuExit;
+use crate::flags;
+use crate::op::Op;
+use crate::state::{Injection, Shadow};
+
+/// DR6: single step.
+const DR6_BS: u64 = 1 << 14;
+
+/// Whether the bus may have an event.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Events {
+    None,
+    /// It has to be asked.
+    Waiting,
+    /// It was asked while these windows were closed: what it has may be for one of them.
+    Closed {
+        interrupts: bool,
+        nmis: bool,
+    },
+}
+
+impl Core<'_> {
+    /// Executes until something ends it.
+    pub(crate) fn execute(&mut self, blocks: &mut BlockCache) -> CpuExit {
+        // An instruction that waits for data is finished before anything else is looked at.
+        let mut completing = self.completion.resume(self.s.linear_rip());
+        let mut events = Events::Waiting;
+        loop {
+            if self.kick.any() {
+                if self.kick.take_flush() {
+                    self.tlbs.flush();
+                }
+                if self.kick.take_event() {
+                    events = Events::Waiting;
+                }
+                if self.kick.stop_requested() && !completing {
+                    return CpuExit::Stopped;
+                }
+            }
+            if !completing {
+                if events != Events::None {
+                    events = self.take_event(events);
+                }
+                if let Some(injection) = self.s.injection
+                    && let Err(exit) = self.deliver_all(injection).and_then(|()| self.attend())
+                {
+                    return exit;
+                }
+            }
+            let watches = self.breakpoints_armed();
+            if self.watches_memory != watches {
+                // Watched accesses go where they are compared with the breakpoints: past the TLB.
+                self.watches_memory = watches;
+                self.tlbs.flush();
+            }
+            self.stepping = completing || watches || self.single_steps();
+            let result = if self.stepping { self.step(blocks) } else { self.run_block(blocks) };
+            if let Err(exit) = result {
+                return exit;
+            }
+            completing = false;
+        }
+    }
+
+    /// Whether the next instruction has to be executed on its own.
+    #[inline]
+    fn single_steps(&self) -> bool {
+        self.s.rflags & flags::TF != 0 || self.s.shadow != Shadow::None || self.debug.single_step
+    }
+
+    /// Asks the bus for an event, unless it was asked already and nothing has opened since.
+    fn take_event(&mut self, events: Events) -> Events {
+        let interrupts_open = self.s.rflags & flags::IF != 0 && self.s.shadow == Shadow::None;
+        let nmis_open = !self.s.nmi_blocked && self.s.shadow != Shadow::MovSs;
+        let opened = match events {
+            Events::None => false,
+            Events::Waiting => true,
+            Events::Closed { interrupts, nmis } => interrupts && interrupts_open || nmis && nmis_open,
+        };
+        if !opened || self.s.injection.is_some() {
+            return events;
+        }
+        match self.with_bus(|core| core.bus.take_event(interrupts_open, nmis_open)) {
+            Some(Event::Nmi) => self.s.injection = Some(Injection::Nmi),
+            Some(Event::Interrupt(vector)) => self.s.injection = Some(Injection::Interrupt(vector)),
+            None if interrupts_open && nmis_open => return Events::None,
+            None => return Events::Closed { interrupts: !interrupts_open, nmis: !nmis_open },
+        }
+        Events::Waiting
+    }
+
+    /// Executes one block.
+    #[inline(always)]
+    fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), CpuExit> {
+        let block = match blocks.take(self) {
+            Ok(block) => block,
+            Err(abort) => return self.aborted(abort, None),
+        };
+        let mut result = Ok(());
+        for op in &block.ops {
+            self.next_rip = op.next_rip;
+            if let Err(abort) = (op.run)(self, op) {
+                result = self.aborted(abort, Some(op));
+                break;
+            }
+            self.s.rip = self.next_rip;
+            if self.attention {
+                result = self.attend();
+                break;
+            }
+        }
+        if block.changes_mode {
+            self.update_mode();
+        }
+        blocks.put(block);
+        result
+    }
+
+    /// Executes one instruction, with everything that may come between two.
+    fn step(&mut self, blocks: &mut BlockCache) -> Result<(), CpuExit> {
+        let shadow = std::mem::take(&mut self.s.shadow);
+        let trap = self.s.rflags & flags::TF != 0;
+        if self.instruction_breakpoint(shadow)? {
+            return Ok(());
+        }
+        let block = match blocks.take(self) {
+            Ok(block) => block,
+            Err(abort) => {
+                self.s.shadow = shadow;
+                return self.aborted(abort, None);
+            }
+        };
+        self.watch_hits = 0;
+        self.delivered = false;
+        let op = &block.ops[0];
+        self.next_rip = op.next_rip;
+        let result = match (op.run)(self, op) {
+            Ok(()) => {
+                self.s.rip = self.next_rip;
+                self.s.rflags &= !flags::RF;
+                self.completion.forget();
+                self.update_mode();
+                let result = self.attend();
+                result.and_then(|()| self.debug_traps(trap && !self.delivered))
+            }
+            Err(abort) => {
+                if matches!(self.why, Why::Exit(_)) {
+                    // The instruction will be tried again, in the same shadow.
+                    self.s.shadow = shadow;
+                } else {
+                    self.completion.forget();
+                }
+                self.aborted(abort, Some(op))
+            }
+        };
+        blocks.put(block);
+        result
+    }
+
+    /// #DB traps after an instruction: single step and data breakpoints, the guest's or the host's.
+    fn debug_traps(&mut self, trap: bool) -> Result<(), CpuExit> {
+        let mut dr6 = self.watch_hits;
+        if trap || self.debug.single_step {
+            dr6 |= DR6_BS;
+        }
+        if dr6 == 0 || self.s.shadow == Shadow::MovSs {
+            return Ok(());
+        }
+        if self.debug.single_step || self.debug.hardware_breakpoints.is_some() && self.watch_hits != 0 {
+            return Err(self.debug_exit(dr6));
+        }
+        self.deliver_all(Injection::Exception(Exception::db(dr6)))
+    }
+
+    /// The exit that hands a #DB to the host.
+    pub(crate) fn debug_exit(&self, dr6: u64) -> CpuExit {
+        CpuExit::Debug {
+            exception: Exception::db(dr6),
+            pc: self.s.linear_rip(),
+            dr6: dr6 | 0xffff_0ff0,
+            dr7: self.debug.hardware_breakpoints.map_or(self.s.dr7, |(_, dr7)| dr7),
+        }
+    }
+
+    /// What an instruction left behind for the loop.
+    #[cold]
+    fn attend(&mut self) -> Result<(), CpuExit> {
+        self.attention = false;
+        if let Some(exit) = self.exit_after.take() {
+            return Err(exit);
+        }
+        self.completion.next_write().map_or(Ok(()), Err)
+    }
+
+    /// Sees to an instruction that did not complete.
+    #[cold]
+    fn aborted(&mut self, _: Abort, op: Option<&Op>) -> Result<(), CpuExit> {
+        self.attention = false;
+        self.exit_after = None;
+        self.completion.drop_writes();
+        let exception = match self.why {
+            Why::Exit(exit) => return Err(exit),
+            Why::NonCanonical if op.is_some_and(|op| op.mem.stack) => Exception::ss(0),
+            Why::NonCanonical => Exception::gp(0),
+            Why::Exception(exception) => exception,
+        };
+        if exception.vector == vector::BP && self.debug.software_breakpoints {
+            return Err(CpuExit::Debug { exception, pc: self.s.linear_rip(), dr6: self.s.dr6, dr7: self.s.dr7 });
+        }
+        self.deliver_all(Injection::Exception(exception))?;
+        // The frame may have gone to MMIO.
+        self.attend()
+    }
+}

@@ -1,0 +1,114 @@
+//! Reaching into a running CPU from another thread: stop it, flush its translations, tell it of an
+//! interrupt.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+const STOP: u32 = 1 << 0;
+const FLUSH: u32 = 1 << 1;
+const EVENT: u32 = 1 << 2;
+
+/// One vCPU's mailbox for requests from other threads. All methods may be called from any thread; [`Kick::stop`],
+/// [`Kick::raise_event`] and [`Kick::request_flush`] from signal handlers, too.
+///
+/// # Invalidation
+/// A CPU caches host pointers. Before a VM changes what a guest-physical page is (attributes, slots,
+/// a hole punched), no CPU may use an old pointer any more, and none may obtain it anew until the
+/// change is done. The protocol is that of a TLB shootdown:
+///
+/// 1. The VM takes the lock under which [`crate::Bus::resolve`] looks pages up (for writing).
+/// 2. It calls [`Kick::flush_and_wait`] for every vCPU, best [`Kick::request_flush`] for all first.
+/// 3. It makes the change and drops the lock.
+///
+/// A CPU is *quiescent* outside `run` and inside every call to its bus: it holds no pointer then, and
+/// looks at the request before it uses one again. So step 2 does not deadlock with a vCPU that waits
+/// for the lock in `resolve`, and a vCPU thread may flush all vCPUs, its own included, from inside a
+/// bus call. What `resolve` returned is thrown away and asked for again if a flush came meanwhile.
+/// Elsewhere a CPU looks at its requests before every block (at most [`crate::MAX_BLOCK_OPS`]
+/// instructions) and before every iteration of a repeated string instruction.
+#[derive(Debug, Default)]
+pub struct Kick {
+    requests: AtomicU32,
+    running: AtomicBool,
+}
+
+impl Kick {
+    /// A mailbox without requests.
+    #[must_use]
+    pub fn new() -> Kick {
+        Kick::default()
+    }
+
+    /// Makes `run` return [`crate::CpuExit::Stopped`] soon, or at once when called next. Sticky until
+    /// [`Kick::clear_stop`]. An instruction whose completion is pending is completed first.
+    pub fn stop(&self) {
+        self.requests.fetch_or(STOP, Ordering::SeqCst);
+    }
+
+    /// Lets the CPU run again.
+    pub fn clear_stop(&self) {
+        self.requests.fetch_and(!STOP, Ordering::SeqCst);
+    }
+
+    /// Makes the CPU ask its bus for an event ([`crate::Bus::take_event`]).
+    pub fn raise_event(&self) {
+        self.requests.fetch_or(EVENT, Ordering::SeqCst);
+    }
+
+    /// Asks the CPU to drop its translations, without waiting.
+    pub fn request_flush(&self) {
+        self.requests.fetch_or(FLUSH, Ordering::SeqCst);
+    }
+
+    /// Asks the CPU to drop its translations and returns when it uses none of them any more.
+    ///
+    /// The caller holds the lock of step 1 above.
+    pub fn flush_and_wait(&self) {
+        self.request_flush();
+        let mut spins = 0_u32;
+        while self.requests.load(Ordering::SeqCst) & FLUSH != 0 && self.running.load(Ordering::SeqCst) {
+            spins += 1;
+            if spins < 100 {
+                std::hint::spin_loop();
+            } else {
+                // More vCPUs than cores: the one waited for may need this one.
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// From here on the CPU may use host pointers, once it has looked at its requests.
+    pub(crate) fn enter(&self) {
+        // SeqCst, with the loads of `requests` after it: either this CPU sees the flush request, or
+        // the requester sees that it runs.
+        self.running.store(true, Ordering::SeqCst);
+    }
+
+    /// The CPU uses no host pointer any more until it enters again.
+    pub(crate) fn leave(&self) {
+        self.running.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether anything is requested; cheap enough for every block.
+    #[inline]
+    pub(crate) fn any(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) != 0
+    }
+
+    pub(crate) fn stop_requested(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) & STOP != 0
+    }
+
+    /// Whether a flush is requested; the caller flushes before its next access, having taken the
+    /// request.
+    pub(crate) fn take_flush(&self) -> bool {
+        self.take(FLUSH)
+    }
+
+    pub(crate) fn take_event(&self) -> bool {
+        self.take(EVENT)
+    }
+
+    fn take(&self, bit: u32) -> bool {
+        self.requests.load(Ordering::SeqCst) & bit != 0 && self.requests.fetch_and(!bit, Ordering::SeqCst) & bit != 0
+    }
+}

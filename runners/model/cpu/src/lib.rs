@@ -1,0 +1,84 @@
+//! An x86-64 CPU in software.
+//!
+//! A [`Cpu`] executes guest code out of memory that somebody else owns and reaches through a
+//! [`Bus`]: the model's KVM resolves guest-physical pages, keeps CPUID and MSRs, and is told by
+//! [`CpuExit`] what a hypervisor would be told by hardware. The crate knows nothing of KVM's ioctls.
+//!
+//! An instruction that is not implemented ends in [`CpuExit::UnknownInstruction`], never in a wrong
+//! result. Implemented are the general-purpose instructions of x86-64, SSE to SSE4.2 (but for string
+//! comparisons and dot products), BMI, CMPXCHG16B, the XSAVE family in the standard format, and the
+//! system instructions that a small kernel needs; in long mode with 4-level or 5-level paging, in
+//! protected mode without paging, and in real mode. The host must have x86-64-v2 itself: SSE arithmetic
+//! is done by the host's instruction of the same name.
+//!
+//! ```text
+//! Cpu::run ── execute ── block ── decode          one basic block after the other
+//!                │                  │
+//!                │       arithmetic, moves, sse ... handlers, one file a family
+//!                │                  │
+//!            interrupt           memory ── tlb ── paging ── Bus::resolve
+//! ```
+//!
+//! # Threads
+//! A CPU runs on one thread at a time. Others reach it through its [`Kick`], which says how
+//! translations are taken away from running CPUs. While `run` is on the stack no signal handler
+//! may leave it by a jump: it would stay marked as running, and flushes would wait for it for ever.
+
+mod arithmetic;
+mod bits;
+mod block;
+mod branch;
+mod breakpoint;
+mod bus;
+mod completion;
+mod config;
+mod control;
+mod convert;
+mod core;
+mod cpu;
+mod decode;
+mod descriptor;
+mod exception;
+mod execute;
+mod exit;
+mod far;
+mod flag_ops;
+pub mod flags;
+pub mod fpu;
+mod fpu_ops;
+mod host;
+mod intercept;
+mod interrupt;
+mod kick;
+mod memory;
+mod moves;
+mod msr;
+mod multiply;
+mod op;
+mod paging;
+mod port;
+pub mod segment;
+mod shift;
+mod sse;
+pub mod state;
+mod string;
+mod syscall;
+mod system;
+mod tables;
+mod tlb;
+mod word;
+mod xsave_ops;
+
+pub use bus::{
+    Access, AccessKind, Bus, Call, CpuidResult, Encryption, Event, HostPage, Intercept, Intercepted, PAGE_SIZE, Resolve,
+};
+pub use config::{Config, DebugControl};
+pub use cpu::Cpu;
+pub use exception::{Exception, vector};
+pub use exit::{CpuExit, Datum, MAX_INSTRUCTION_BYTES};
+pub use kick::Kick;
+pub use segment::{Seg, Segment};
+pub use state::CpuState;
+
+/// A CPU looks at its requests at least once in this many instructions.
+pub const MAX_BLOCK_OPS: usize = 32;

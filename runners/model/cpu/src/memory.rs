@@ -1,0 +1,456 @@
+//! Guest memory as instructions see it: linear addresses in, values or aborts out.
+//!
+//! A host address is used at once and never kept across a call to the bus; where two are needed at the
+//! same time, `Tlbs::generation` tells whether the first outlived finding the second.
+#![expect(unsafe_code, reason = "this is where host addresses out of the TLB are used")]
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::bus::{Access, AccessKind, HostPage, Resolve};
+use crate::core::{Abort, Core, Why};
+use crate::exception::Exception;
+use crate::exit::{CpuExit, Datum};
+use crate::host::{self, Cell};
+use crate::paging::{self, Tables, View, Walk, WalkRegisters};
+use crate::state::{cr0, cr4};
+use crate::word::Word;
+
+/// Where bytes of one page are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Host(*mut u8),
+    /// No memory: guest-physical address.
+    Mmio(u64),
+}
+
+/// Locked accesses that cross a page, or that go to MMIO, are atomic among each other.
+static SPLIT_LOCK: Mutex<()> = Mutex::new(());
+
+impl Core<'_> {
+    /// Reads a value of `T`'s width at a linear address.
+    #[inline(always)]
+    pub(crate) fn read<T: Cell + Word>(&mut self, linear: u64) -> Result<u64, Abort> {
+        self.read_as::<T>(linear, self.view)
+    }
+
+    /// Reads on behalf of the processor itself (descriptor tables, TSS).
+    pub(crate) fn read_system<T: Cell + Word>(&mut self, linear: u64) -> Result<u64, Abort> {
+        self.read_as::<T>(linear, View::Supervisor)
+    }
+
+    #[inline(always)]
+    fn read_as<T: Cell + Word>(&mut self, linear: u64, view: View) -> Result<u64, Abort> {
+        if let Some(at) = self.tlbs.data(view).read(linear, T::BYTES) {
+            // SAFETY: an address out of the TLB, not used later than now: the bus promised the page
+            // until the CPU acknowledges a flush, which it does at block boundaries and in bus calls.
+            return Ok(unsafe { T::load(at) }.wide());
+        }
+        self.read_slowly(linear, T::BYTES, view)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_slowly(&mut self, linear: u64, size: usize, view: View) -> Result<u64, Abort> {
+        let mut bytes = [0; 8];
+        self.read_bytes_as(linear, &mut bytes[..size], view)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Writes a value of `T`'s width at a linear address.
+    #[inline(always)]
+    pub(crate) fn write<T: Cell + Word>(&mut self, linear: u64, value: u64) -> Result<(), Abort> {
+        if let Some(at) = self.tlbs.data(self.view).write(linear, T::BYTES) {
+            // SAFETY: as in `read_as`, and the TLB gives writable pages to writes only.
+            unsafe { T::store(at, T::cut(value)) };
+            return Ok(());
+        }
+        self.write_bytes_as(linear, &value.to_le_bytes()[..T::BYTES], self.view)
+    }
+
+    /// Writes on behalf of the processor itself.
+    pub(crate) fn write_system<T: Word>(&mut self, linear: u64, value: u64) -> Result<(), Abort> {
+        self.write_bytes_as(linear, &value.to_le_bytes()[..T::BYTES], View::Supervisor)
+    }
+
+    /// Reads 16 bytes.
+    #[inline(always)]
+    pub(crate) fn read_wide(&mut self, linear: u64) -> Result<u128, Abort> {
+        if let Some(at) = self.tlbs.data(self.view).read(linear, 16) {
+            // SAFETY: as in `read_as`.
+            return Ok(unsafe { u128::load(at) });
+        }
+        let mut bytes = [0; 16];
+        self.read_bytes(linear, &mut bytes)?;
+        Ok(u128::from_le_bytes(bytes))
+    }
+
+    /// Writes 16 bytes.
+    #[inline(always)]
+    pub(crate) fn write_wide(&mut self, linear: u64, value: u128) -> Result<(), Abort> {
+        if let Some(at) = self.tlbs.data(self.view).write(linear, 16) {
+            // SAFETY: as in `write`.
+            unsafe { u128::store(at, value) };
+            return Ok(());
+        }
+        self.write_bytes(linear, &value.to_le_bytes())
+    }
+
+    /// Replaces the value at `linear` by `change` of it and returns the old one. With `lock`,
+    /// atomically; `change` may then be called several times.
+    #[inline(always)]
+    pub(crate) fn modify<T: Cell + Word>(
+        &mut self,
+        linear: u64,
+        lock: bool,
+        change: impl Fn(u64) -> u64,
+    ) -> Result<u64, Abort> {
+        if let Some(at) = self.tlbs.data(self.view).write(linear, T::BYTES) {
+            if lock {
+                // SAFETY: as in `write`.
+                let mut old = unsafe { T::load(at) };
+                loop {
+                    // SAFETY: as in `write`.
+                    let found = unsafe { T::compare_exchange(at, old, T::cut(change(old.wide()))) };
+                    if found == old {
+                        return Ok(old.wide());
+                    }
+                    old = found;
+                }
+            }
+            // SAFETY: as in `write`.
+            unsafe {
+                let old = T::load(at).wide();
+                T::store(at, T::cut(change(old)));
+                return Ok(old);
+            }
+        }
+        self.prepare_write(linear, T::BYTES)?;
+        if self.tlbs.data(self.view).write(linear, T::BYTES).is_some() {
+            return self.modify::<T>(linear, lock, change);
+        }
+        // Across pages, or MMIO, which has no atomic access on hardware either.
+        let _guard = lock.then(|| SPLIT_LOCK.lock().unwrap_or_else(PoisonError::into_inner));
+        let old = self.read_slowly(linear, T::BYTES, self.view)?;
+        self.write_bytes(linear, &change(old).to_le_bytes()[..T::BYTES])?;
+        Ok(old)
+    }
+
+    /// CMPXCHG16B with LOCK: stores `new` if 16 aligned bytes hold `old`; returns what they held.
+    pub(crate) fn compare_exchange_wide(&mut self, linear: u64, old: u128, new: u128) -> Result<u128, Abort> {
+        self.prepare_write(linear, 16)?;
+        if let Some(at) = self.tlbs.data(self.view).write(linear, 16) {
+            // SAFETY: as in `write`; the caller has checked the alignment.
+            return Ok(unsafe { u128::compare_exchange(at, old, new) });
+        }
+        let found = self.read_wide(linear)?;
+        self.write_wide(linear, if found == old { new } else { found })?;
+        Ok(found)
+    }
+
+    /// Raises what a write of `size` bytes would raise, without writing.
+    pub(crate) fn prepare_write(&mut self, linear: u64, size: usize) -> Result<(), Abort> {
+        for (linear, _) in pieces(linear, size) {
+            self.place(linear, AccessKind::Write, self.view)?;
+        }
+        Ok(())
+    }
+
+    /// Raises what a read of `size` bytes would raise, without reading.
+    pub(crate) fn prepare_read(&mut self, linear: u64, size: usize) -> Result<(), Abort> {
+        for (linear, _) in pieces(linear, size) {
+            self.place(linear, AccessKind::Read, self.view)?;
+        }
+        Ok(())
+    }
+
+    /// Reads any number of bytes.
+    pub(crate) fn read_bytes(&mut self, linear: u64, into: &mut [u8]) -> Result<(), Abort> {
+        self.read_bytes_as(linear, into, self.view)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_bytes_as(&mut self, linear: u64, into: &mut [u8], view: View) -> Result<(), Abort> {
+        if self.watches_memory {
+            self.watch(linear, into.len(), false);
+        }
+        let mut done = 0;
+        for (linear, size) in pieces(linear, into.len()) {
+            let piece = &mut into[done..done + size];
+            done += size;
+            match self.place(linear, AccessKind::Read, view)? {
+                // One access of a width that exists is one instruction, so that it is not torn.
+                Place::Host(at) => match size {
+                    // SAFETY: `place` just found the page; the piece does not leave it.
+                    2 => piece.copy_from_slice(&unsafe { u16::load(at) }.to_le_bytes()),
+                    // SAFETY: as above.
+                    4 => piece.copy_from_slice(&unsafe { u32::load(at) }.to_le_bytes()),
+                    // SAFETY: as above.
+                    8 => piece.copy_from_slice(&unsafe { u64::load(at) }.to_le_bytes()),
+                    // SAFETY: as above.
+                    16 => piece.copy_from_slice(&unsafe { u128::load(at) }.to_le_bytes()),
+                    // SAFETY: as above.
+                    _ => unsafe { host::copy_out(at, piece) },
+                },
+                Place::Mmio(gpa) => {
+                    for (index, fragment) in piece.chunks_mut(8).enumerate() {
+                        let data = self.mmio_read(gpa + index as u64 * 8, fragment.len())?;
+                        fragment.copy_from_slice(data.as_slice());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes any number of bytes: all of them, or none if the write faults.
+    pub(crate) fn write_bytes(&mut self, linear: u64, from: &[u8]) -> Result<(), Abort> {
+        self.write_bytes_as(linear, from, self.view)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_bytes_as(&mut self, linear: u64, from: &[u8], view: View) -> Result<(), Abort> {
+        if self.watches_memory {
+            self.watch(linear, from.len(), true);
+        }
+        let mut places = [(Place::Mmio(0), 0); 3];
+        'again: loop {
+            let generation = self.tlbs.generation;
+            let mut count = 0;
+            for (linear, size) in pieces(linear, from.len()) {
+                places[count] = (self.place(linear, AccessKind::Write, view)?, size);
+                count += 1;
+                if generation != self.tlbs.generation {
+                    continue 'again;
+                }
+            }
+            let mut rest = from;
+            for &(place, size) in &places[..count] {
+                let (piece, after) = rest.split_at(size);
+                rest = after;
+                match place {
+                    Place::Host(at) => match *piece {
+                        // SAFETY: no flush came since `place` found the page writable, and no bus call
+                        // is made in this loop; the piece does not leave the page.
+                        [a, b] => unsafe { u16::store(at, u16::from_le_bytes([a, b])) },
+                        // SAFETY: as above.
+                        [a, b, c, d] => unsafe { u32::store(at, u32::from_le_bytes([a, b, c, d])) },
+                        // SAFETY: as above.
+                        [a, b, c, d, e, f, g, h] => unsafe {
+                            u64::store(at, u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+                        },
+                        // SAFETY: as above.
+                        _ => unsafe { host::copy_in(at, piece) },
+                    },
+                    Place::Mmio(gpa) => {
+                        for (index, fragment) in piece.chunks(8).enumerate() {
+                            self.mmio_write(gpa + index as u64 * 8, Datum::from_slice(fragment));
+                        }
+                    }
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// As many of `count` elements as REP MOVS can move without leaving a page or touching MMIO; 0 if
+    /// the first one needs more care than that.
+    pub(crate) fn bulk_move(&mut self, to: u64, from: u64, count: u64, size: u64) -> u64 {
+        let count = count.min((4096 - (to & 0xfff)) / size).min((4096 - (from & 0xfff)) / size);
+        let (Some(source), Some(target)) =
+            (self.tlbs.data(self.view).read(from, 1), self.tlbs.data(self.view).write(to, 1))
+        else {
+            return 0;
+        };
+        // SAFETY: both addresses just came out of the TLB, and `count` elements stay in their pages.
+        unsafe { host::rep_movs(target, source, count, size) };
+        count
+    }
+
+    /// As [`Core::bulk_move`], for REP STOS.
+    pub(crate) fn bulk_store(&mut self, to: u64, value: u64, count: u64, size: u64) -> u64 {
+        let count = count.min((4096 - (to & 0xfff)) / size);
+        let Some(target) = self.tlbs.data(self.view).write(to, 1) else {
+            return 0;
+        };
+        // SAFETY: the address just came out of the TLB, and `count` elements stay in its page.
+        unsafe { host::rep_stos(target, value, count, size) };
+        count
+    }
+
+    /// Whether the code at `linear` (which does not cross a page) still is `expected`.
+    #[inline(always)]
+    pub(crate) fn code_equals(&mut self, linear: u64, expected: &[u8]) -> Result<bool, Abort> {
+        let at = self.code_address(linear)?;
+        // SAFETY: the address just came out of the TLB; blocks do not cross pages.
+        Ok(unsafe { host::equals(at, expected) })
+    }
+
+    /// The code from `linear` to the end of its page, at most as much as `into` takes; returns how much.
+    pub(crate) fn fetch_code(&mut self, linear: u64, into: &mut [u8]) -> Result<usize, Abort> {
+        let size = into.len().min(4096 - (linear & 0xfff) as usize);
+        let at = self.code_address(linear)?;
+        // SAFETY: the address just came out of the TLB; `size` does not leave the page.
+        unsafe { host::copy_out(at, &mut into[..size]) };
+        Ok(size)
+    }
+
+    #[inline(always)]
+    fn code_address(&mut self, linear: u64) -> Result<*mut u8, Abort> {
+        if let Some(at) = self.tlbs.fetch(self.view).read(linear, 1) {
+            return Ok(at);
+        }
+        match self.place(linear, AccessKind::Fetch, self.view)? {
+            Place::Host(at) => Ok(at),
+            Place::Mmio(gpa) => self.exit(CpuExit::NoMemory { gpa: gpa & !0xfff }),
+        }
+    }
+
+    /// Finds where one linear address leads, from the TLB or by walking, and remembers it.
+    pub(crate) fn place(&mut self, linear: u64, kind: AccessKind, view: View) -> Result<Place, Abort> {
+        let found = match kind {
+            AccessKind::Read => self.tlbs.data(view).read(linear, 1),
+            AccessKind::Write => self.tlbs.data(view).write(linear, 1),
+            AccessKind::Fetch => self.tlbs.fetch(view).read(linear, 1),
+        };
+        if let Some(at) = found {
+            return Ok(Place::Host(at));
+        }
+        loop {
+            let generation = self.tlbs.generation;
+            let (gpa, private) = self.translate(linear, kind, view)?;
+            let access = Access { kind, user: view == View::User, walk: false, private };
+            let resolved = self.resolve(gpa, access)?;
+            // A flush between the walk and here may have been for the page tables that were walked.
+            if generation != self.tlbs.generation {
+                continue;
+            }
+            let offset = linear & 0xfff;
+            return Ok(match resolved {
+                Some(page) if kind != AccessKind::Write || page.writable() => {
+                    if !self.watches_memory {
+                        match kind {
+                            AccessKind::Read => self.tlbs.data(view).fill(linear, page, false),
+                            AccessKind::Write => self.tlbs.data(view).fill(linear, page, true),
+                            AccessKind::Fetch => self.tlbs.fetch(view).fill(linear, page, false),
+                        }
+                    }
+                    Place::Host(page.start().wrapping_add(offset as usize))
+                }
+                _ => Place::Mmio(gpa | offset),
+            });
+        }
+    }
+
+    /// The guest-physical page of a linear address, and whether the access is private.
+    fn translate(&mut self, linear: u64, kind: AccessKind, view: View) -> Result<(u64, bool), Abort> {
+        if self.s.cr0 & cr0::PG == 0 {
+            return Ok((linear & 0xffff_f000, self.config.encryption.walks_are_private()));
+        }
+        if !is_canonical(linear, self.s.cr4) {
+            self.why = Why::NonCanonical;
+            return Err(Abort);
+        }
+        if !self.s.long_mode() {
+            // Legacy paging does not exist here, and so no instruction can be fetched to be shown.
+            return self.exit(CpuExit::UnknownInstruction { rip: self.s.rip, bytes: [0; 15], len: 0 });
+        }
+        let registers = WalkRegisters::of(self.s, &self.config);
+        match paging::walk(self, &registers, linear, kind, view, true)? {
+            Walk::Page { gpa, private } => Ok((gpa, private)),
+            Walk::Fault(code) => self.raise(Exception::pf(linear, code)),
+        }
+    }
+
+    /// The guest-physical address of a linear one for a supervisor read, leaving no trace.
+    pub(crate) fn probe(&mut self, linear: u64) -> Option<u64> {
+        if self.s.cr0 & cr0::PG == 0 {
+            return Some(linear & 0xffff_ffff);
+        }
+        let registers = WalkRegisters { smap: false, ..WalkRegisters::of(self.s, &self.config) };
+        if !is_canonical(linear, self.s.cr4) {
+            return None;
+        }
+        match paging::walk(self, &registers, linear, AccessKind::Read, View::Supervisor, false) {
+            Ok(Walk::Page { gpa, .. }) => Some(gpa | linear & 0xfff),
+            Ok(Walk::Fault(_)) | Err(Abort) => None,
+        }
+    }
+
+    /// Asks the bus for a page; `None` is MMIO. No host address survives this.
+    fn resolve(&mut self, gpa: u64, access: Access) -> Result<Option<HostPage>, Abort> {
+        loop {
+            self.kick.leave();
+            let resolved = self.bus.resolve(gpa, access);
+            self.kick.enter();
+            if self.kick.take_flush() {
+                self.tlbs.flush();
+                continue;
+            }
+            return match resolved {
+                Resolve::Page(page) => Ok(Some(page)),
+                Resolve::Mmio => Ok(None),
+                Resolve::Exit => self.exit(CpuExit::Bus),
+                Resolve::Reflect(exception) => self.raise(exception),
+            };
+        }
+    }
+
+    /// The host address of a paging-structure entry.
+    fn table_entry(&mut self, gpa: u64, write: bool) -> Result<*mut u8, Abort> {
+        let cached = if write { self.tlbs.tables.write(gpa, 8) } else { self.tlbs.tables.read(gpa, 8) };
+        if let Some(at) = cached {
+            return Ok(at);
+        }
+        let access = Access {
+            kind: if write { AccessKind::Write } else { AccessKind::Read },
+            user: false,
+            walk: true,
+            private: self.config.encryption.walks_are_private(),
+        };
+        match self.resolve(gpa & !0xfff, access)? {
+            Some(page) if !write || page.writable() => {
+                self.tlbs.tables.fill(gpa, page, write);
+                Ok(page.start().wrapping_add((gpa & 0xfff) as usize))
+            }
+            _ => self.exit(CpuExit::NoMemory { gpa: gpa & !0xfff }),
+        }
+    }
+}
+
+impl Tables for Core<'_> {
+    type Error = Abort;
+
+    fn read(&mut self, gpa: u64) -> Result<u64, Abort> {
+        let at = self.table_entry(gpa, false)?;
+        // SAFETY: `table_entry` just found the page; entries are aligned and do not leave it.
+        Ok(unsafe { u64::load(at) })
+    }
+
+    fn update(&mut self, gpa: u64, old: u64, new: u64) -> Result<bool, Abort> {
+        let at = self.table_entry(gpa, true)?;
+        // SAFETY: `table_entry` just found the page writable.
+        Ok(unsafe { u64::compare_exchange(at, old, new) } == old)
+    }
+}
+
+/// An access cut at page boundaries: linear address and size of each part.
+fn pieces(linear: u64, size: usize) -> impl Iterator<Item = (u64, usize)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        (done < size).then(|| {
+            let at = linear.wrapping_add(done as u64);
+            let piece = (size - done).min(4096 - (at & 0xfff) as usize);
+            done += piece;
+            (at, piece)
+        })
+    })
+}
+
+/// Whether all bits above the width of linear addresses equal the highest one inside.
+#[inline]
+pub(crate) fn is_canonical(linear: u64, cr4: u64) -> bool {
+    let unused = if cr4 & cr4::LA57 != 0 { 7 } else { 16 };
+    ((linear << unused) as i64 >> unused) as u64 == linear
+}

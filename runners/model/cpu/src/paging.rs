@@ -1,0 +1,355 @@
+//! The page walk of 4-level and 5-level paging (SDM volume 3, 5.5; APM volume 2, 5.3).
+
+use crate::bus::{AccessKind, Encryption};
+use crate::config::Config;
+use crate::state::{CpuState, cr0, cr4, efer};
+
+pub(crate) const PTE_PRESENT: u64 = 1 << 0;
+pub(crate) const PTE_WRITABLE: u64 = 1 << 1;
+pub(crate) const PTE_USER: u64 = 1 << 2;
+pub(crate) const PTE_ACCESSED: u64 = 1 << 5;
+pub(crate) const PTE_DIRTY: u64 = 1 << 6;
+pub(crate) const PTE_LARGE: u64 = 1 << 7;
+pub(crate) const PTE_NX: u64 = 1 << 63;
+/// Address bits of a PTE.
+pub(crate) const PTE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Bits of a page fault's error code.
+pub(crate) const PF_PRESENT: u32 = 1 << 0;
+pub(crate) const PF_WRITE: u32 = 1 << 1;
+pub(crate) const PF_USER: u32 = 1 << 2;
+pub(crate) const PF_RESERVED: u32 = 1 << 3;
+pub(crate) const PF_FETCH: u32 = 1 << 4;
+
+/// Who accesses memory, as far as page tables care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum View {
+    /// CPL 0 to 2, or the processor itself.
+    Supervisor = 0,
+    /// CPL 3.
+    User = 1,
+    /// CPL 0 to 2 with EFLAGS.AC: SMAP does not apply.
+    SupervisorAc = 2,
+}
+
+/// The registers that a walk depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WalkRegisters {
+    pub(crate) root: u64,
+    pub(crate) levels: u32,
+    pub(crate) write_protect: bool,
+    pub(crate) smep: bool,
+    pub(crate) smap: bool,
+    pub(crate) no_execute: bool,
+    pub(crate) physical_bits: u8,
+    pub(crate) gigabyte_pages: bool,
+    pub(crate) encryption: Encryption,
+}
+
+impl WalkRegisters {
+    pub(crate) fn of(state: &CpuState, config: &Config) -> WalkRegisters {
+        WalkRegisters {
+            root: state.cr3 & PTE_ADDRESS & !config.encryption.mask(),
+            levels: if state.cr4 & cr4::LA57 != 0 { 5 } else { 4 },
+            write_protect: state.cr0 & cr0::WP != 0,
+            smep: state.cr4 & cr4::SMEP != 0,
+            smap: state.cr4 & cr4::SMAP != 0,
+            no_execute: state.efer & efer::NXE != 0,
+            physical_bits: config.physical_bits,
+            gigabyte_pages: config.gigabyte_pages,
+            encryption: config.encryption,
+        }
+    }
+
+    /// Bits that must be zero in a present entry.
+    fn reserved(&self, level: u32, large: bool) -> u64 {
+        let mut reserved = PTE_ADDRESS & !(u64::MAX >> (64 - self.physical_bits)) & !self.encryption.mask();
+        if !self.no_execute {
+            reserved |= PTE_NX;
+        }
+        if level >= 4 || level == 3 && !self.gigabyte_pages {
+            reserved |= PTE_LARGE;
+        }
+        if large {
+            // Bit 12 is PAT; the address bits below the page size are reserved.
+            reserved |= (page_size(level) - 1) & !0x1fff;
+            reserved &= !self.encryption.mask();
+        }
+        reserved
+    }
+}
+
+/// How a walk reads and updates paging structures.
+pub(crate) trait Tables {
+    type Error;
+    /// The entry at a guest-physical address.
+    fn read(&mut self, gpa: u64) -> Result<u64, Self::Error>;
+    /// Replaces the entry at `gpa` if it still is `old`; says whether it was.
+    fn update(&mut self, gpa: u64, old: u64, new: u64) -> Result<bool, Self::Error>;
+}
+
+/// Where a linear address leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Walk {
+    Page {
+        /// Guest-physical address of the 4 KiB page, without the encryption bit.
+        gpa: u64,
+        /// Private by the leaf entry.
+        private: bool,
+    },
+    /// #PF with this error code.
+    Fault(u32),
+}
+
+fn page_size(level: u32) -> u64 {
+    4096 << (9 * (level - 1))
+}
+
+/// Walks the page tables for one access. Accessed and dirty bits are set as the processor does, unless
+/// `update` is false.
+pub(crate) fn walk<T: Tables>(
+    tables: &mut T,
+    registers: &WalkRegisters,
+    linear: u64,
+    kind: AccessKind,
+    view: View,
+    update: bool,
+) -> Result<Walk, T::Error> {
+    'restart: loop {
+        let mut table = registers.root;
+        let mut level = registers.levels;
+        let mut rights = PTE_WRITABLE | PTE_USER;
+        let mut no_execute = false;
+        loop {
+            let at = table + (linear >> (12 + 9 * (level - 1)) & 0x1ff) * 8;
+            let entry = tables.read(at)?;
+            if entry & PTE_PRESENT == 0 {
+                return Ok(Walk::Fault(error_code(registers, kind, view)));
+            }
+            let leaf = level == 1 || level <= 3 && entry & PTE_LARGE != 0;
+            if entry & registers.reserved(level, leaf && level > 1) != 0 {
+                return Ok(Walk::Fault(error_code(registers, kind, view) | PF_PRESENT | PF_RESERVED));
+            }
+            rights &= entry;
+            no_execute |= entry & PTE_NX != 0;
+            let mut wanted = entry | PTE_ACCESSED;
+            if leaf {
+                if !allowed(registers, rights, no_execute, kind, view) {
+                    return Ok(Walk::Fault(error_code(registers, kind, view) | PF_PRESENT));
+                }
+                if kind == AccessKind::Write {
+                    wanted |= PTE_DIRTY;
+                }
+            }
+            // Somebody changed the entry under the walk: what was read of it is worth nothing.
+            if update && wanted != entry && !tables.update(at, entry, wanted)? {
+                continue 'restart;
+            }
+            let address = entry & PTE_ADDRESS & !registers.encryption.mask();
+            if leaf {
+                let offset_mask = page_size(level) - 1;
+                return Ok(Walk::Page {
+                    gpa: (address & !offset_mask | linear & offset_mask) & !0xfff,
+                    private: registers.encryption.is_private(entry, kind),
+                });
+            }
+            table = address;
+            level -= 1;
+        }
+    }
+}
+
+fn error_code(registers: &WalkRegisters, kind: AccessKind, view: View) -> u32 {
+    let user = if view == View::User { PF_USER } else { 0 };
+    user | match kind {
+        AccessKind::Read => 0,
+        AccessKind::Write => PF_WRITE,
+        AccessKind::Fetch if registers.no_execute || registers.smep => PF_FETCH,
+        AccessKind::Fetch => 0,
+    }
+}
+
+fn allowed(registers: &WalkRegisters, rights: u64, no_execute: bool, kind: AccessKind, view: View) -> bool {
+    let user_page = rights & PTE_USER != 0;
+    let writable = rights & PTE_WRITABLE != 0;
+    if view == View::User && !user_page {
+        return false;
+    }
+    let supervisor_on_user_page = view != View::User && user_page;
+    match kind {
+        AccessKind::Fetch => !(no_execute || supervisor_on_user_page && registers.smep),
+        AccessKind::Read | AccessKind::Write => {
+            !(supervisor_on_user_page && registers.smap && view != View::SupervisorAc)
+                && (kind == AccessKind::Read || writable || view != View::User && !registers.write_protect)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::convert::Infallible;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Page tables by address; what is not there is zero.
+    #[derive(Debug, Clone, Default, PartialEq)]
+    struct Sparse(HashMap<u64, u64>);
+
+    impl Tables for Sparse {
+        type Error = Infallible;
+
+        fn read(&mut self, gpa: u64) -> Result<u64, Infallible> {
+            Ok(self.0.get(&gpa).copied().unwrap_or(0))
+        }
+
+        fn update(&mut self, gpa: u64, old: u64, new: u64) -> Result<bool, Infallible> {
+            assert_eq!(self.read(gpa)?, old);
+            self.0.insert(gpa, new);
+            Ok(true)
+        }
+    }
+
+    /// The manual's tables word for word, slowly: walk first, then rights, then the error code.
+    fn naive(tables: &Sparse, r: &WalkRegisters, linear: u64, kind: AccessKind, view: View) -> Walk {
+        let mut entries = Vec::new();
+        let mut present = true;
+        let mut reserved = false;
+        let mut table = r.root;
+        let mut page = None;
+        for level in (1..=r.levels).rev() {
+            let shift = 12 + 9 * (level - 1);
+            let entry = tables.0.get(&(table + 8 * (linear >> shift & 511))).copied().unwrap_or(0);
+            if entry & 1 == 0 {
+                present = false;
+                break;
+            }
+            entries.push(entry);
+            let large = entry & 0x80 != 0 && level > 1;
+            let encryption = r.encryption.mask();
+            let mut must_be_zero = vec![];
+            must_be_zero.extend((u32::from(r.physical_bits)..52).filter(|bit| encryption >> bit & 1 == 0));
+            if !r.no_execute {
+                must_be_zero.push(63);
+            }
+            if large && (level > 3 || level == 3 && !r.gigabyte_pages) {
+                must_be_zero.push(7);
+            } else if large {
+                must_be_zero.extend((13..shift).filter(|bit| encryption >> bit & 1 == 0));
+            }
+            if must_be_zero.iter().any(|bit| entry >> bit & 1 != 0) {
+                reserved = true;
+                break;
+            }
+            let frame = entry & 0x000f_ffff_ffff_f000 & !encryption;
+            if large || level == 1 {
+                let offset = linear & ((1 << shift) - 1);
+                page = Some((frame >> shift << shift | offset) & !0xfff);
+                break;
+            }
+            table = frame;
+        }
+        let all = |bit: u64| entries.iter().all(|entry| entry & bit != 0);
+        let any = |bit: u64| entries.iter().any(|entry| entry & bit != 0);
+        let (user, writable, nx) = (all(4), all(2), any(1 << 63));
+        let user_access = view == View::User;
+        let mut code = 0;
+        if kind == AccessKind::Write {
+            code |= 2;
+        }
+        if user_access {
+            code |= 4;
+        }
+        if kind == AccessKind::Fetch && (r.no_execute || r.smep) {
+            code |= 16;
+        }
+        if !present {
+            return Walk::Fault(code);
+        }
+        if reserved {
+            return Walk::Fault(code | 9);
+        }
+        let denied = match (user_access, kind) {
+            (true, _) if !user => true,
+            (true, AccessKind::Read) => false,
+            (true, AccessKind::Write) => !writable,
+            (_, AccessKind::Fetch) => nx || !user_access && user && r.smep,
+            (false, _) if user && r.smap && view != View::SupervisorAc => true,
+            (false, AccessKind::Read) => false,
+            (false, AccessKind::Write) => r.write_protect && !writable,
+        };
+        if denied {
+            return Walk::Fault(code | 1);
+        }
+        let leaf = *entries.last().expect("a page has a leaf");
+        let private = match r.encryption {
+            Encryption::None => false,
+            Encryption::CBit(bit) => kind == AccessKind::Fetch || leaf >> bit & 1 == 1,
+            Encryption::SharedBit(bit) => leaf >> bit & 1 == 0,
+        };
+        Walk::Page { gpa: page.expect("present and not reserved"), private }
+    }
+
+    fn entry_bits() -> impl Strategy<Value = u64> {
+        // Mostly valid entries, so that walks get somewhere.
+        let flag = |bit: u32, weight| prop::bool::weighted(weight).prop_map(move |set| u64::from(set) << bit);
+        (
+            (flag(0, 0.95), flag(1, 0.8), flag(2, 0.8), flag(5, 0.5), flag(6, 0.5), flag(7, 0.3), flag(63, 0.15)),
+            (flag(51, 0.03), flag(46, 0.03), flag(47, 0.3), flag(13, 0.1), flag(20, 0.1), flag(21, 0.1)),
+        )
+            .prop_map(|(a, b)| a.0 | a.1 | a.2 | a.3 | a.4 | a.5 | a.6 | b.0 | b.1 | b.2 | b.3 | b.4 | b.5)
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_naive_walk(
+            bits in prop::collection::vec(entry_bits(), 5),
+            linear in any::<u64>(),
+            switches in any::<[bool; 6]>(),
+            five in any::<bool>(),
+            encryption in prop::sample::select(vec![Encryption::None, Encryption::CBit(47), Encryption::SharedBit(47)]),
+            kind in prop::sample::select(vec![AccessKind::Read, AccessKind::Write, AccessKind::Fetch]),
+            view in prop::sample::select(vec![View::Supervisor, View::User, View::SupervisorAc]),
+        ) {
+            let registers = WalkRegisters {
+                root: 0x1000,
+                levels: if five { 5 } else { 4 },
+                write_protect: switches[0],
+                smep: switches[1],
+                smap: switches[2],
+                no_execute: switches[3],
+                gigabyte_pages: switches[4],
+                physical_bits: if switches[5] { 46 } else { 48 },
+                encryption,
+            };
+            let mut tables = Sparse::default();
+            // Each level's table follows the one above; address bits below 13 are the tables' own.
+            for level in 1..=registers.levels {
+                let depth = u64::from(registers.levels - level);
+                let at = 0x1000 * (depth + 1) + (linear >> (12 + 9 * (level - 1)) & 511) * 8;
+                let next = 0x1000 * (depth + 2);
+                let keep = if level > 1 && bits[depth as usize] & 0x80 == 0 { !0x30_2000 } else { u64::MAX };
+                tables.0.insert(at, bits[depth as usize] & keep | next);
+            }
+            let before = tables.clone();
+            let expected = naive(&before, &registers, linear, kind, view);
+            prop_assert_eq!(walk(&mut tables, &registers, linear, kind, view, false).expect("infallible"), expected);
+            prop_assert_eq!(&tables, &before, "without update nothing changes");
+            prop_assert_eq!(walk(&mut tables, &registers, linear, kind, view, true).expect("infallible"), expected);
+            for (gpa, entry) in &tables.0 {
+                let was = before.0[gpa];
+                prop_assert_eq!(entry & !0x60, was & !0x60, "only A and D change");
+                prop_assert_eq!(entry & was & 0x60, was & 0x60, "and are never cleared");
+            }
+            if matches!(expected, Walk::Page { .. }) {
+                let wanted = if kind == AccessKind::Write { 0x60 } else { 0x20 };
+                let changed = tables.0.values().filter(|entry| *entry & wanted == wanted).count();
+                prop_assert!(changed >= 1, "the leaf has its bits");
+                prop_assert_eq!(walk(&mut tables.clone(), &registers, linear, kind, view, true).expect("infallible"), expected);
+            }
+        }
+    }
+}

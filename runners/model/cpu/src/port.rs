@@ -1,0 +1,137 @@
+//! Port I/O.
+
+use iced_x86::{Instruction, Mnemonic};
+
+use crate::bus::Intercept;
+use crate::core::{Abort, Core};
+use crate::exception::Exception;
+use crate::exit::{CpuExit, Datum};
+use crate::flags::{DF, IOPL};
+use crate::intercept::Outcome;
+use crate::op::{Handler, Op, Operand, Rep, by_size, operand_size};
+use crate::state::cr0;
+use crate::state::gpr::{RAX, RDI, RDX, RSI};
+use crate::word::Word;
+
+/// KVM reads ahead at most so many bytes for REP INS (`arch/x86/kvm/emulate.c:pio_in_emulated`).
+const READ_AHEAD: u64 = 1024;
+
+pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
+    match instruction.mnemonic() {
+        Mnemonic::In => by_size!(operand_size(instruction, 0), input),
+        Mnemonic::Out => by_size!(operand_size(instruction, 1), output),
+        Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => by_size!(instruction.memory_size().size(), ins),
+        Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => by_size!(instruction.memory_size().size(), outs),
+        _ => None,
+    }
+}
+
+impl Core<'_> {
+    /// Checks IOPL and the I/O permission bitmap.
+    fn check_port(&mut self, port: u16, size: u64) -> Result<(), Abort> {
+        let iopl = (self.s.rflags & IOPL) >> IOPL.trailing_zeros();
+        if self.s.cr0 & cr0::PE == 0 || u64::from(self.s.cpl()) <= iopl {
+            return Ok(());
+        }
+        let limit = u64::from(self.s.tr.limit);
+        if limit < 0x67 {
+            return self.raise(Exception::gp(0));
+        }
+        let bitmap = self.read_system::<u16>(self.s.tr.base.wrapping_add(0x66))? + u64::from(port) / 8;
+        if bitmap + 1 > limit {
+            return self.raise(Exception::gp(0));
+        }
+        let denied = self.read_system::<u16>(self.s.tr.base.wrapping_add(bitmap))? >> (port % 8);
+        if denied & ((1 << size) - 1) != 0 { self.raise(Exception::gp(0)) } else { Ok(()) }
+    }
+
+    /// Lets the bus intercept a port access.
+    fn intercept_port(&mut self, op: &Op, port: u16, size: usize, input: bool, string: bool) -> Result<Outcome, Abort> {
+        let rep = op.rep != Rep::None;
+        self.intercept(op, Intercept::PortIo { port, size: size as u8, input, string, rep })
+    }
+}
+
+fn port(core: &Core<'_>, operand: Operand, op: &Op) -> u16 {
+    if operand == Operand::Imm { op.imm as u16 & 0xff } else { core.s.gpr[RDX] as u16 }
+}
+
+fn input<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let port = port(core, op.b, op);
+    if let Some(value) = core.completion.take_port_in(T::BYTES) {
+        core.set_register::<T>(Operand::Gpr(RAX as u8), value);
+        return Ok(());
+    }
+    core.check_port(port, T::BYTES as u64)?;
+    if core.intercept_port(op, port, T::BYTES, true, false)? == Outcome::Done {
+        return Ok(());
+    }
+    core.ask_port(port, T::BYTES as u8, 1)
+}
+
+fn output<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let port = port(core, op.a, op);
+    if std::mem::take(&mut core.completion.port_out_done) {
+        return Ok(());
+    }
+    core.check_port(port, T::BYTES as u64)?;
+    if core.intercept_port(op, port, T::BYTES, false, false)? == Outcome::Done {
+        return Ok(());
+    }
+    let data = Datum::from_slice(&core.s.gpr[RAX].to_le_bytes()[..T::BYTES]);
+    core.completion.wait_at(core.s.linear_rip());
+    core.completion.port_out_done = true;
+    core.exit(CpuExit::PortOut { port, data })
+}
+
+fn ins<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let size = T::BYTES as u64;
+    let port = core.s.gpr[RDX] as u16;
+    let left = core.string_count(op);
+    if left == 0 {
+        return Ok(());
+    }
+    if core.completion.port_in.is_empty() {
+        core.check_port(port, size)?;
+        if core.intercept_port(op, port, T::BYTES, true, true)? == Outcome::Done {
+            return Ok(());
+        }
+        let to = core.s.gpr[RDI];
+        let in_page = if core.flag(DF) { to & 0xfff } else { 0x1000 - (to & 0xfff) };
+        let count = (in_page.min(READ_AHEAD) / size).min(left).max(1);
+        return core.ask_port(port, T::BYTES as u8, count as u32);
+    }
+    for done in 1..=left {
+        let Some(value) = core.completion.take_port_in(T::BYTES) else { break };
+        let to = core.string_destination::<T>(op, true)?;
+        core.write::<T>(to, value)?;
+        core.advance::<T>(op, RDI, 1);
+        core.count_down(op, 1);
+        if done == left {
+            return Ok(());
+        }
+    }
+    core.next_rip = core.s.rip;
+    Ok(())
+}
+
+fn outs<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let port = core.s.gpr[RDX] as u16;
+    let left = core.string_count(op);
+    if left == 0 {
+        return Ok(());
+    }
+    core.check_port(port, T::BYTES as u64)?;
+    if core.intercept_port(op, port, T::BYTES, false, true)? == Outcome::Done {
+        return Ok(());
+    }
+    let from = core.string_source::<T>(op)?;
+    let value = core.read::<T>(from)?;
+    core.advance::<T>(op, RSI, 1);
+    core.count_down(op, 1);
+    if op.rep != Rep::None && left > 1 {
+        core.next_rip = core.s.rip;
+    }
+    core.exit_after(CpuExit::PortOut { port, data: Datum::from_slice(&value.to_le_bytes()[..T::BYTES]) });
+    Ok(())
+}

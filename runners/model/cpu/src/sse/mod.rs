@@ -1,0 +1,84 @@
+//! SSE to SSE4.2 on XMM registers. MMX registers and VEX encodings are not implemented.
+
+mod compare;
+mod convert;
+mod moves;
+mod native;
+mod shuffle;
+
+use iced_x86::{EncodingKind, Instruction};
+
+use crate::core::{Abort, Core};
+use crate::exception::{Exception, vector};
+use crate::op::{Handler, Op, Operand};
+use crate::state::{cr0, cr4};
+
+pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
+    let mmx = (0..instruction.op_count()).any(|operand| instruction.op_register(operand).is_mm());
+    if mmx || instruction.encoding() != EncodingKind::Legacy {
+        return None;
+    }
+    moves::select(instruction)
+        .or_else(|| native::select(instruction))
+        .or_else(|| shuffle::select(instruction))
+        .or_else(|| compare::select(instruction))
+        .or_else(|| convert::select(instruction))
+}
+
+impl Core<'_> {
+    /// Raises what SSE instructions raise while the guest has not enabled them.
+    #[inline(always)]
+    pub(crate) fn require_sse(&mut self) -> Result<(), Abort> {
+        if self.s.cr0 & (cr0::EM | cr0::TS) == 0 && self.s.cr4 & cr4::OSFXSR != 0 {
+            return Ok(());
+        }
+        if self.s.cr0 & cr0::EM != 0 || self.s.cr4 & cr4::OSFXSR == 0 {
+            return self.raise(Exception::ud());
+        }
+        self.raise(Exception::plain(vector::NM))
+    }
+
+    /// A source operand of `BYTES` bytes in an XMM register or memory, the rest zero or the register's.
+    /// In memory, 16 bytes must be aligned.
+    #[inline(always)]
+    fn wide_source<const BYTES: usize>(&mut self, op: &Op, operand: Operand) -> Result<u128, Abort> {
+        match operand {
+            Operand::Xmm(index) => Ok(self.s.fpu.xmm[usize::from(index & 15)]),
+            _ => {
+                let linear = self.linear(&op.mem, BYTES, false)?;
+                match BYTES {
+                    2 => self.read::<u16>(linear).map(u128::from),
+                    4 => self.read::<u32>(linear).map(u128::from),
+                    8 => self.read::<u64>(linear).map(u128::from),
+                    _ => {
+                        self.require_alignment(linear)?;
+                        self.read_wide(linear)
+                    }
+                }
+            }
+        }
+    }
+
+    /// #GP(0) unless an address is a multiple of 16.
+    #[inline(always)]
+    fn require_alignment(&mut self, linear: u64) -> Result<(), Abort> {
+        if linear & 15 == 0 { Ok(()) } else { self.raise(Exception::gp(0)) }
+    }
+
+    /// The XMM register that an operand names.
+    #[inline(always)]
+    fn xmm(&mut self, operand: Operand) -> &mut u128 {
+        let index = if let Operand::Xmm(index) = operand { index } else { 0 };
+        &mut self.s.fpu.xmm[usize::from(index & 15)]
+    }
+
+    /// Accumulates floating-point exception flags; an unmasked one is #XM, and the result is not stored.
+    fn float_flags(&mut self, raised: u32) -> Result<(), Abort> {
+        self.s.fpu.mxcsr |= raised & 0x3f;
+        if raised & 0x3f & !(self.s.fpu.mxcsr >> 7) == 0 {
+            return Ok(());
+        }
+        let exception = if self.s.cr4 & cr4::OSXMMEXCPT != 0 { Exception::plain(vector::XM) } else { Exception::ud() };
+        self.raise(exception)
+    }
+}

@@ -1,0 +1,14 @@
+//! The CPU from outside: programs, differential runs against the processor underneath, exits, kicks.
+
+mod descriptor_tables;
+mod differential;
+mod exceptions;
+mod exits;
+mod forms;
+mod garbage;
+mod generate;
+mod kick;
+mod machine;
+mod modes;
+mod native;
+mod programs;

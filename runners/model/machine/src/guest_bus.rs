@@ -1,0 +1,266 @@
+//! What a vCPU's CPU is plugged into: the VM's memory, CPUID, MSRs, interrupts and intercepts.
+
+use std::sync::atomic::Ordering;
+
+use privet_cpu::state::gpr;
+use privet_cpu::{
+    Access, AccessKind, Bus, Call, Cpu, CpuState, CpuidResult, Event, Exception, HostPage, Intercept, Intercepted,
+    Resolve,
+};
+
+use crate::capability::QUIRK_FIX_HYPERCALL;
+use crate::cpuid::GuestCpuid;
+use crate::fault::{Failure, Faults, MmioCache, Resolved};
+use crate::host_memory::PAGE_SHIFT;
+use crate::hypercall::{self, Answer};
+use crate::lapic;
+use crate::msr::{self, Msrs};
+use crate::personality::Personality;
+use crate::stats;
+use crate::time::{self, Tsc};
+use crate::vcpu::{State, Vcpu, VcpuFile};
+use crate::vm::Vm;
+
+/// Why the bus has ended a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BusExit {
+    /// Memory.
+    Failure(Failure),
+    /// A hypercall for user space, which is in `kvm_run` already.
+    Hypercall,
+}
+
+/// The bus of one vCPU, while its state is held.
+pub(crate) struct GuestBus<'a> {
+    vm: &'a Vm,
+    vcpu: &'a Vcpu,
+    cpuid: &'a GuestCpuid,
+    msrs: &'a mut Msrs,
+    mmio_cache: &'a mut Option<MmioCache>,
+    tsc: &'a mut Tsc,
+    user_interrupt: &'a mut Option<u8>,
+    nmis: &'a mut u8,
+    interrupts_blocked: bool,
+    /// User space waits for the guest to accept an interrupt.
+    pub(crate) wants_window: bool,
+    /// And now it does.
+    pub(crate) window_open: bool,
+    /// Why the CPU was told to exit.
+    pub(crate) exit: Option<BusExit>,
+    /// The page of a load from MMIO whose data is there.
+    pub(crate) completing: Option<u64>,
+    /// An access has become MMIO, and its first exit is still to come.
+    pub(crate) mmio_begins: bool,
+}
+
+impl<'a> GuestBus<'a> {
+    /// The CPU and the bus that it runs on.
+    pub(crate) fn split(file: &'a VcpuFile, state: &'a mut State) -> (&'a mut Cpu, Self) {
+        let bus = Self {
+            vm: &file.vm,
+            vcpu: &file.vcpu,
+            cpuid: &state.cpuid,
+            msrs: &mut state.msrs,
+            mmio_cache: &mut state.mmio_cache,
+            tsc: &mut state.tsc,
+            user_interrupt: &mut state.user_interrupt,
+            nmis: &mut state.nmis,
+            interrupts_blocked: state.interrupts_blocked,
+            wants_window: false,
+            window_open: false,
+            exit: None,
+            completing: None,
+            mmio_begins: false,
+        };
+        (&mut state.cpu, bus)
+    }
+
+    fn hypercall(&mut self, state: &mut CpuState, call: Call) -> Intercepted {
+        let own = if self.vm.options.personality == Personality::Intel { Call::Vmcall } else { Call::Vmmcall };
+        if call != own && !self.vm.has_quirk(QUIRK_FIX_HYPERCALL) {
+            return Intercepted::Reflect(Exception::ud());
+        }
+        self.vcpu.stats.count(stats::HYPERCALLS);
+        let enabled = self.vm.exit_hypercalls.load(Ordering::SeqCst);
+        match hypercall::handle(state, &self.vcpu.run, enabled, self.vm.options) {
+            Answer::Return(value) => {
+                state.gpr[gpr::RAX] = value;
+                Intercepted::Done
+            }
+            Answer::Exit => {
+                self.exit = Some(BusExit::Hypercall);
+                Intercepted::Exit
+            }
+        }
+    }
+
+    /// The local APIC's register behind an x2APIC MSR.
+    fn x2apic_register(&self, state: &CpuState, index: u32) -> Option<usize> {
+        let x2apic_enabled = 0b11 << 10;
+        let has_lapic = self.vcpu.mailbox().lapic.is_some();
+        (has_lapic && (0x800..0x900).contains(&index) && state.apic_base & x2apic_enabled == x2apic_enabled)
+            .then(|| ((index - 0x800) << 4) as usize)
+    }
+
+    fn send(&self, message: Option<lapic::Message>) {
+        if let Some(message) = message {
+            let vcpus = self.vm.config().vcpus.clone();
+            lapic::send(message, self.vcpu, &vcpus);
+        }
+        self.vcpu.kick.raise_event();
+    }
+
+    /// An access to the page of the local APIC; none if it is elsewhere or not there.
+    pub(crate) fn lapic_load(&self, apic_base: u64, gpa: u64) -> Option<u32> {
+        let offset = lapic_offset(apic_base, gpa)?;
+        Some(self.vcpu.mailbox().lapic.as_mut()?.read(offset))
+    }
+
+    /// Likewise a store; false if the local APIC is elsewhere or not there.
+    pub(crate) fn lapic_store(&self, state: &mut CpuState, gpa: u64, value: u32) -> bool {
+        let Some(offset) = lapic_offset(state.apic_base, gpa) else { return false };
+        let message = match self.vcpu.mailbox().lapic.as_mut() {
+            Some(lapic) => {
+                let message = lapic.write(offset, value);
+                state.cr8 = lapic.cr8();
+                message
+            }
+            None => return false,
+        };
+        self.send(message);
+        true
+    }
+}
+
+/// The offset in the local APIC's page, in xAPIC mode.
+fn lapic_offset(apic_base: u64, gpa: u64) -> Option<usize> {
+    let (x2apic, enabled, page) = (1 << 10, 1 << 11, apic_base & 0xf_ffff_ffff_f000);
+    (apic_base & enabled != 0 && apic_base & x2apic == 0 && gpa & !0xfff == page).then_some((gpa & 0xfff) as usize)
+}
+
+impl Bus for GuestBus<'_> {
+    #[expect(unsafe_code, reason = "pages of slots are handed to the CPU")]
+    fn resolve(&mut self, gpa: u64, access: Access) -> Resolve {
+        let write = access.kind == AccessKind::Write;
+        if !write && self.completing.take_if(|gfn| *gfn == gpa >> PAGE_SHIFT).is_some() {
+            return Resolve::Mmio;
+        }
+        let mut faults = Faults { memory: &self.vm.memory, stats: &self.vcpu.stats, mmio_cache: self.mmio_cache };
+        match faults.resolve(gpa, write) {
+            // SAFETY: a page of a slot that is present. `Memory` has all vCPUs flush, and waits for that, before
+            // the mapping goes: when the slot or the file goes, and when the program changes its mappings
+            // through the C library. Nobody in this process has a Rust reference to guest memory.
+            Ok(Resolved::Page(host, writable)) => Resolve::Page(unsafe { HostPage::new(host, writable) }),
+            Ok(Resolved::Mmio) => {
+                self.mmio_begins = true;
+                Resolve::Mmio
+            }
+            Err(failure) => {
+                self.exit = Some(BusExit::Failure(failure));
+                Resolve::Exit
+            }
+        }
+    }
+
+    fn cpuid(&mut self, state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult {
+        self.cpuid.query(state, self.vm.options, leaf, subleaf)
+    }
+
+    fn rdmsr(&mut self, state: &CpuState, index: u32) -> Result<u64, Exception> {
+        if index == msr::TSC {
+            return Ok(self.tsc.get());
+        }
+        if index == msr::PLATFORM_INFO && self.vm.hides_platform_info.load(Ordering::SeqCst) {
+            return Err(Exception::gp(0));
+        }
+        if let Some(register) = self.x2apic_register(state, index) {
+            let mut mailbox = self.vcpu.mailbox();
+            return Ok(mailbox.lapic.as_mut().map_or(0, |lapic| lapic.read(register).into()));
+        }
+        self.msrs.get(&mut state.clone(), index, self.vm.options).ok_or(Exception::gp(0))
+    }
+
+    fn wrmsr(&mut self, state: &mut CpuState, index: u32, value: u64) -> Result<(), Exception> {
+        if index == msr::TSC {
+            self.tsc.set(value);
+            return Ok(());
+        }
+        if let Some(register) = self.x2apic_register(state, index) {
+            let command = 0x300;
+            let message = match self.vcpu.mailbox().lapic.as_mut() {
+                Some(lapic) if register == command => Some(lapic.write_x2apic_command(value)),
+                Some(lapic) => {
+                    let message = lapic.write(register, value as u32);
+                    state.cr8 = lapic.cr8();
+                    message
+                }
+                None => None,
+            };
+            self.send(message);
+            return Ok(());
+        }
+        if msr::WALL_CLOCKS.contains(&index) {
+            // As in the kernel, an address without memory is nobody's mistake.
+            let _ = time::write_wall_clock(&self.vm.memory, value);
+        }
+        if index == msr::APIC_BASE {
+            let reserved = !0 << self.cpuid.physical_bits() | 0x2ff;
+            if value & reserved != 0 {
+                return Err(Exception::gp(0));
+            }
+        }
+        if self.msrs.set(state, index, value, self.vm.options) { Ok(()) } else { Err(Exception::gp(0)) }
+    }
+
+    fn tsc(&mut self) -> u64 {
+        self.tsc.get()
+    }
+
+    fn intercept(&mut self, state: &mut CpuState, what: Intercept, _length: u8) -> Intercepted {
+        // Reading the time is left to the hardware.
+        if !matches!(what, Intercept::Rdtsc | Intercept::Rdtscp) {
+            self.vcpu.stats.count(stats::EXITS);
+        }
+        match what {
+            Intercept::Call(call @ (Call::Vmcall | Call::Vmmcall)) => self.hypercall(state, call),
+            Intercept::Call(_) => Intercepted::Reflect(Exception::ud()),
+            Intercept::PortIo { .. } => {
+                self.vcpu.stats.count(stats::IO_EXITS);
+                Intercepted::Native
+            }
+            // There are no performance counters.
+            Intercept::Rdpmc => Intercepted::Reflect(Exception::gp(0)),
+            // KVM treats both as no-ops.
+            Intercept::Monitor | Intercept::Mwait => Intercepted::Done,
+            _ => Intercepted::Native,
+        }
+    }
+
+    fn take_event(&mut self, interrupts_open: bool, nmis_open: bool) -> Option<Event> {
+        if nmis_open && *self.nmis > 0 {
+            *self.nmis -= 1;
+            self.vcpu.stats.count(stats::NMI_INJECTIONS);
+            return Some(Event::Nmi);
+        }
+        if !interrupts_open || self.interrupts_blocked {
+            return None;
+        }
+        let vector = self.user_interrupt.take().or_else(|| self.vcpu.mailbox().lapic.as_mut()?.take_interrupt());
+        if let Some(vector) = vector {
+            self.vcpu.stats.count(stats::IRQ_INJECTIONS);
+            return Some(Event::Interrupt(vector));
+        }
+        if self.wants_window {
+            self.window_open = true;
+            self.vcpu.kick.stop();
+        }
+        None
+    }
+
+    fn set_task_priority(&mut self, cr8: u64) {
+        if let Some(lapic) = self.vcpu.mailbox().lapic.as_mut() {
+            lapic.set_cr8(cr8);
+        }
+        self.vcpu.kick.raise_event();
+    }
+}

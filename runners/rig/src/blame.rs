@@ -1,0 +1,66 @@
+//! Why rows have no report of their own: what became of the machine while they were running.
+
+use privet_harness::verdict::{CaseReport, Place, Verdict};
+
+use crate::boot::{End, Limits};
+use crate::console::{find_panic, last_lines, since_start_of};
+use crate::plan::{CaseRun, Plan};
+
+/// The lines of the console that go into the report of a row that brought the machine down.
+const CONSOLE_LINES: usize = 100;
+
+/// Why a boot ended early, with the console since the running rows started, as the reports of the rows that were running say it.
+pub(crate) struct Blame {
+    pub(crate) verdict: Verdict,
+    pub(crate) reason: String,
+    details: Vec<String>,
+}
+
+impl Blame {
+    pub(crate) fn new(end: &End, console: &str, running: &[&str]) -> Self {
+        let (verdict, reason) = match (find_panic(console), end) {
+            (Some(panic), _) => {
+                let verdict = if panic.kernel_is_wrong { Verdict::Fail } else { Verdict::Error };
+                (verdict, format!("the rig's kernel panicked: {}", panic.cause))
+            }
+            (None, End::Hung) => (Verdict::Timeout, "the rig hung".into()),
+            (None, End::Closed(how)) => (Verdict::Error, format!("the rig ended: {how}")),
+            (None, End::Broken(why)) => (Verdict::Error, format!("the rig's init gave up: {why}")),
+            (None, End::Garbage(line)) => (Verdict::Error, format!("the rig talked nonsense: \"{line}\"")),
+            (None, End::Done | End::Interrupted) => (Verdict::Error, "the worker ended without a report".into()),
+        };
+        let details = last_lines(since_start_of(running, console), CONSOLE_LINES)
+            .into_iter()
+            .map(|line| format!("console: {line}"))
+            .collect();
+        Self { verdict, reason, details }
+    }
+
+    /// The report of a row that was running, with so many others.
+    pub(crate) fn report(&self, plan: &Plan, limits: Limits, case: &CaseRun, companions: usize) -> CaseReport {
+        let mut reason = self.reason.clone();
+        if self.verdict == Verdict::Timeout {
+            let limit = limits.of_row(case).as_secs_f64().round();
+            reason += &format!(": this row had not ended after {limit} s");
+        }
+        if companions > 0 {
+            reason += &format!(" (one of {} rows that were running; --jobs 1 tells which)", companions + 1);
+        }
+        CaseReport {
+            id: case.label.clone(),
+            on: Place::Rig,
+            kernel: plan.kernel.release.clone(),
+            vendor: plan.vendor.to_string(),
+            vm: case.id.split('.').next().unwrap_or_default().to_owned(),
+            module_params: plan.module_params.iter().map(ToString::to_string).collect(),
+            defect: None,
+            verdict: self.verdict,
+            reason,
+            duration_us: 0,
+            exits: 0,
+            seed: case.seed,
+            repro: String::new(),
+            details: self.details.clone(),
+        }
+    }
+}

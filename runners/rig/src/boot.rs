@@ -1,0 +1,233 @@
+//! One boot: the messages of its guest, and which rows are running when it ends.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::console::last_lines;
+use crate::error::RigError;
+use crate::machine::{Emulator, Machine};
+use crate::plan::{CaseRun, Event, GuestPlan, Message, Patience};
+
+/// The longest message that a guest may send: a report with a long trace is far below.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// How a boot ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// Init said that it ran all rows.
+    Done,
+    /// The machine ended before; the text says how.
+    Closed(String),
+    /// A row did not end long after its limit, or nothing came between rows.
+    Hung,
+    /// Init said why it could not go on.
+    Broken(String),
+    /// What came was no message; the text is its beginning.
+    Garbage(String),
+    /// The caller's interrupt came.
+    Interrupted,
+}
+
+/// What a boot tells before its end.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum News {
+    /// The guest is about to run rows.
+    Ready,
+    /// Something happened to a row of the [`GuestPlan`].
+    Row(Event),
+}
+
+/// How long to wait for an emulator.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    patience: Patience,
+    slowness: u32,
+}
+
+impl Limits {
+    pub(crate) fn new(patience: Patience, emulator: &Emulator) -> Self {
+        Self { patience, slowness: emulator.slowness }
+    }
+
+    /// From power-on until the guest is ready.
+    fn of_boot(self) -> Duration {
+        self.patience.boot * self.slowness
+    }
+
+    /// Between rows.
+    fn of_pause(self) -> Duration {
+        self.patience.row * self.slowness
+    }
+
+    /// From the start of a row to its end.
+    pub(crate) fn of_row(self, case: &CaseRun) -> Duration {
+        (Duration::from_millis(case.limit_ms) + self.patience.row) * self.slowness
+    }
+}
+
+/// The state of one boot, as its guest told it.
+pub(crate) struct Boot<'a> {
+    plan: &'a GuestPlan,
+    limits: Limits,
+    /// Whether the guest said that it is about to run rows.
+    pub(crate) ready: bool,
+    finished: Vec<bool>,
+    /// The rows that are running, and until when the guest should have ended each.
+    running: BTreeMap<usize, Instant>,
+    /// When the last message came.
+    last: Instant,
+    /// Trouble in the kernel's log that no row was running for.
+    pub(crate) unattributed: Option<String>,
+}
+
+impl<'a> Boot<'a> {
+    pub(crate) fn new(plan: &'a GuestPlan, limits: Limits) -> Self {
+        Self {
+            plan,
+            limits,
+            ready: false,
+            finished: vec![false; plan.cases.len()],
+            running: BTreeMap::new(),
+            last: Instant::now(),
+            unattributed: None,
+        }
+    }
+
+    /// The names of the rows that had started and not finished.
+    pub(crate) fn running(&self) -> Vec<&str> {
+        self.running.keys().map(|case| self.plan.cases[*case].label.as_str()).collect()
+    }
+
+    /// The rows that this end of the boot is put down to: those that were running; after a hang only those
+    /// whose time was up.
+    pub(crate) fn to_blame(&self, end: &End) -> Vec<usize> {
+        let now = Instant::now();
+        let is_to_blame = |deadline: &Instant| !matches!(end, End::Hung) || *deadline <= now;
+        self.running.iter().filter(|(_, deadline)| is_to_blame(deadline)).map(|(case, _)| *case).collect()
+    }
+
+    /// Follows the machine to its end, which it brings about where the machine does not.
+    ///
+    /// # Errors
+    /// If the port cannot be read.
+    pub(crate) fn watch(
+        &mut self,
+        machine: &mut Machine,
+        interrupt: BorrowedFd<'_>,
+        on_news: &mut dyn FnMut(News),
+    ) -> Result<End, RigError> {
+        let cannot_read = |source| RigError::Io { what: "read from the rig's port".into(), source };
+        let mut pending = Vec::new();
+        let mut end = None;
+        loop {
+            let deadline = self.deadline();
+            let mut fds =
+                [PollFd::new(machine.port.as_fd(), PollFlags::POLLIN), PollFd::new(interrupt, PollFlags::POLLIN)];
+            match poll(&mut fds, until(deadline)) {
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(cannot_read(errno.into())),
+            }
+            let [port_ready, interrupted] = fds.map(|fd| fd.any() == Some(true));
+            if interrupted {
+                machine.stop();
+                return Ok(End::Interrupted);
+            }
+            if port_ready {
+                let mut buffer = [0; 64 * 1024];
+                let length = machine.port.read(&mut buffer).map_err(cannot_read)?;
+                if length == 0 {
+                    let status = machine.wait();
+                    return Ok(end.unwrap_or_else(|| End::Closed(how_it_ended(machine, status))));
+                }
+                pending.extend_from_slice(&buffer[..length]);
+                while let Some(newline) = pending.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = pending.drain(..=newline).collect();
+                    // After its last word a guest only has to switch itself off.
+                    if end.is_none() {
+                        end = self.take(&line[..newline], on_news);
+                    }
+                }
+                if pending.len() > MESSAGE_MAX {
+                    end = Some(garbage(&pending));
+                }
+                if matches!(end, Some(End::Garbage(_))) {
+                    machine.stop();
+                    return Ok(end.unwrap_or(End::Done));
+                }
+            } else if Instant::now() >= deadline {
+                machine.stop();
+                return Ok(end.unwrap_or(End::Hung));
+            }
+        }
+    }
+
+    /// When the machine counts as hung.
+    fn deadline(&self) -> Instant {
+        if !self.ready {
+            return self.last + self.limits.of_boot();
+        }
+        let of_rows = self.running.values().min().copied();
+        of_rows.unwrap_or(self.last + self.limits.of_pause())
+    }
+
+    /// Takes in one line; returns how the boot ends, if this line ends it.
+    fn take(&mut self, line: &[u8], on_news: &mut dyn FnMut(News)) -> Option<End> {
+        let Ok(message) = serde_json::from_slice::<Message>(line) else {
+            return Some(garbage(line));
+        };
+        self.last = Instant::now();
+        match message {
+            Message::Ready if !self.ready => {
+                self.ready = true;
+                on_news(News::Ready);
+            }
+            Message::Ready => return Some(garbage(line)),
+            Message::Event(Event::Started(case)) if self.may_start(case) => {
+                self.running.insert(case, self.last + self.limits.of_row(&self.plan.cases[case]));
+                on_news(News::Row(Event::Started(case)));
+            }
+            Message::Event(Event::Finished(case, report)) if self.running.contains_key(&case) => {
+                self.running.remove(&case);
+                self.finished[case] = true;
+                on_news(News::Row(Event::Finished(case, report)));
+            }
+            Message::Event(_) => return Some(garbage(line)),
+            Message::Unattributed(trouble) => self.unattributed = Some(trouble),
+            Message::Broken(why) => return Some(End::Broken(why)),
+            Message::Done => return Some(End::Done),
+        }
+        None
+    }
+
+    fn may_start(&self, case: usize) -> bool {
+        self.finished.get(case) == Some(&false) && !self.running.contains_key(&case)
+    }
+}
+
+fn garbage(line: &[u8]) -> End {
+    const SHOWN: usize = 80;
+    let text = String::from_utf8_lossy(&line[..line.len().min(SHOWN)]);
+    End::Garbage(text.escape_debug().to_string())
+}
+
+/// One line about a machine that closed its port before its guest was done.
+fn how_it_ended(machine: &mut Machine, status: Option<std::process::ExitStatus>) -> String {
+    let status = status.map_or("unknown status".to_owned(), |status| status.to_string());
+    let last_word = machine.complaint().or_else(|| last_lines(&machine.console(), 1).pop());
+    match last_word {
+        Some(last_word) => format!("{status}; its last word was \"{last_word}\""),
+        None => format!("{status}; it said nothing"),
+    }
+}
+
+/// The time to wait until `deadline`, rounded up to a millisecond so that a poll does not spin.
+fn until(deadline: Instant) -> PollTimeout {
+    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+}

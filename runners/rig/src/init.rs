@@ -1,0 +1,158 @@
+//! The guest's side: the worker as the first process of the rig's kernel.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use privet_harness::kernel_log::{KernelLog, judge};
+use privet_harness::verdict::{CaseReport, Place};
+
+use crate::console::start_mark;
+use crate::plan::{Event, GuestPlan, Message};
+use crate::port::Port;
+
+/// Where the plan lies in the guest.
+pub(crate) const PLAN: &str = "/plan.json";
+
+/// Whether this process is the init of a rig, so that [`init`] has to be called. Being the first process
+/// is not enough: in a container anything may be.
+pub fn is_init() -> bool {
+    std::process::id() == 1 && Path::new(PLAN).exists()
+}
+
+/// Mounts what a host has mounted, loads KVM, has `run` run the rows of the plan, and switches the machine
+/// off. `run` announces each row before it starts and hands over its report when it has ended; from here
+/// they go to the host, with what the kernel said in between.
+pub fn init(run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event))) -> ! {
+    // Standard error is the console, which the host reads when nothing else came.
+    if let Err(error) = serve(run) {
+        eprintln!("privet init: {error}");
+    }
+    let Err(errno) = reboot(RebootMode::RB_POWER_OFF);
+    eprintln!("privet init: cannot power off: {errno}");
+    // The kernel panics when its first process ends, which ends the machine too.
+    std::process::exit(1)
+}
+
+fn serve(run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event))) -> io::Result<()> {
+    mount_all()?;
+    // From here on the console has everything, so that a hang can be understood.
+    fs::write("/sys/module/printk/parameters/ignore_loglevel", "Y")?;
+    let plan: GuestPlan = serde_json::from_slice(&fs::read(PLAN)?)?;
+    let mut port = Port::open(plan.port)?;
+    let served = run_plan(&plan, run, &mut port);
+    if let Err(error) = &served {
+        port.send(&Message::Broken(error.to_string()))?;
+    }
+    served
+}
+
+fn run_plan(plan: &GuestPlan, run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event)), port: &mut Port) -> io::Result<()> {
+    let mut watch = KernelWatch::new()?;
+    for module in &plan.modules {
+        load(&module.path, &module.params)?;
+    }
+    port.send(&Message::Ready)?;
+
+    let mut lost = Ok(());
+    let mut on_event = |event| {
+        let sent = watch.pass_on(event, plan).and_then(|event| port.send(&Message::Event(event)));
+        if lost.is_ok() {
+            lost = sent;
+        }
+    };
+    let ran = catch_unwind(AssertUnwindSafe(|| run(plan, &mut on_event)));
+    lost?;
+    ran.map_err(|_| io::Error::other("the worker panicked as init: see the console"))?;
+    if let Some(trouble) = watch.unattributed()? {
+        port.send(&Message::Unattributed(trouble))?;
+    }
+    port.send(&Message::Done)
+}
+
+fn mount_all() -> io::Result<()> {
+    const MOUNTS: &[(&str, &str)] = &[
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/dev/shm"),
+        ("tmpfs", "/tmp"),
+        ("debugfs", "/sys/kernel/debug"),
+    ];
+    for (kind, target) in MOUNTS {
+        fs::create_dir_all(target).map_err(saying(format!("create {target}")))?;
+        mount(Some(*kind), *target, Some(*kind), MsFlags::empty(), None::<&str>)
+            .map_err(saying(format!("mount {target}")))?;
+    }
+    Ok(())
+}
+
+fn load(path: &str, params: &str) -> io::Result<()> {
+    let file = File::open(path).map_err(saying(format!("open {path}")))?;
+    let arguments = CString::new(params).map_err(io::Error::other)?;
+    finit_module(&file, &arguments, ModuleInitFlags::empty()).map_err(saying(format!("load {path} with \"{params}\"")))
+}
+
+fn saying<E: Into<io::Error>>(what: String) -> impl FnOnce(E) -> io::Error {
+    move |error| {
+        let error = error.into();
+        io::Error::new(error.kind(), format!("cannot {what}: {error}"))
+    }
+}
+
+/// Holds rows to what the kernel says while they run.
+struct KernelWatch {
+    /// The log since before the modules were loaded.
+    whole: KernelLog,
+    /// The logs of the rows that are running.
+    running: HashMap<usize, KernelLog>,
+    /// The sequence numbers of the trouble that some row was blamed for.
+    attributed: BTreeSet<u64>,
+}
+
+impl KernelWatch {
+    fn new() -> io::Result<Self> {
+        Ok(Self { whole: KernelLog::from_now()?, running: HashMap::new(), attributed: BTreeSet::new() })
+    }
+
+    fn pass_on(&mut self, event: Event, plan: &GuestPlan) -> io::Result<Event> {
+        match event {
+            Event::Started(case) => {
+                if let Some(case) = plan.cases.get(case) {
+                    fs::write("/dev/kmsg", start_mark(&case.label))?;
+                }
+                self.running.insert(case, KernelLog::from_now()?);
+                Ok(event)
+            }
+            Event::Finished(case, report) => {
+                let mut report = CaseReport { on: Place::Rig, ..*report };
+                let lines = match self.running.remove(&case) {
+                    Some(mut log) => log.lines()?,
+                    None => Vec::new(),
+                };
+                judge(&mut report, &lines);
+                let trouble: Vec<u64> =
+                    lines.iter().filter(|line| line.is_trouble()).map(|line| line.sequence).collect();
+                if !trouble.is_empty() {
+                    // WARN_ON_ONCE speaks once a boot: the next row shall hear it too.
+                    fs::write("/sys/kernel/debug/clear_warn_once", "1")?;
+                }
+                self.attributed.extend(trouble);
+                Ok(Event::Finished(case, report.into()))
+            }
+        }
+    }
+
+    /// The first trouble that came while no row was running.
+    fn unattributed(&mut self) -> io::Result<Option<String>> {
+        let lines = self.whole.lines()?;
+        let trouble = lines.into_iter().find(|line| line.is_trouble() && !self.attributed.contains(&line.sequence));
+        Ok(trouble.map(|line| line.text))
+    }
+}

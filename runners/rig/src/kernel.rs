@@ -1,0 +1,307 @@
+//! The kernel that a rig boots: an image and its modules, found in the cache or named by the caller.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use goblin::elf::Elf;
+
+use crate::error::{RigError, cannot};
+
+/// The name of the image in a cache entry.
+pub(crate) const IMAGE: &str = "bzImage";
+/// The name of the directory of modules in a cache entry.
+pub(crate) const MODULES: &str = "modules";
+
+/// A bootable kernel image and the modules that belong to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kernel {
+    /// The image, in the Linux/x86 boot protocol's form.
+    pub image: PathBuf,
+    /// The directory that is searched for modules.
+    pub modules: PathBuf,
+    /// The release, as `uname -r` prints it.
+    pub release: String,
+}
+
+/// Where kernels are cached for this user: `$XDG_CACHE_HOME/privet/rig`, or the same under `~/.cache`.
+///
+/// # Errors
+/// If neither variable names an absolute path.
+pub fn cache_dir() -> Result<PathBuf, RigError> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    let cache = cache.ok_or_else(|| RigError::Io {
+        what: "find the cache directory".into(),
+        source: std::io::Error::other("neither XDG_CACHE_HOME nor HOME is set to an absolute path"),
+    })?;
+    Ok(cache.join("privet/rig"))
+}
+
+impl Kernel {
+    /// The newest cached kernel: the highest release, and of several builds of it the last one.
+    ///
+    /// # Errors
+    /// [`RigError::NoKernel`] if none was built, [`RigError::BadKernel`] if the newest is damaged.
+    pub fn cached() -> Result<Self, RigError> {
+        Self::newest_in(&cache_dir()?)
+    }
+
+    /// The newest kernel in this cache.
+    pub(crate) fn newest_in(cache: &Path) -> Result<Self, RigError> {
+        let newest = fs::read_dir(cache)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let built = entry.path().join(IMAGE).metadata().ok()?.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                let release = fs::read_to_string(entry.path().join("release")).ok()?;
+                Some((release_order(&release), built, entry.path()))
+            })
+            .max()
+            .ok_or_else(|| RigError::NoKernel { cache: cache.to_owned() })?;
+        let entry = newest.2;
+        Self::named(&entry.join(IMAGE), &entry.join(MODULES))
+    }
+
+    /// The kernel in `image` with the modules in `modules`, which is searched with its subdirectories.
+    ///
+    /// # Errors
+    /// [`RigError::BadKernel`] if the image is no whole bzImage or the modules are missing or belong to
+    /// another release.
+    pub fn named(image: &Path, modules: &Path) -> Result<Self, RigError> {
+        let bytes = fs::read(image).map_err(|error| {
+            bad(image, format!("{error}: name a bzImage with --kernel, or build one with `privet rig build`"))
+        })?;
+        let release = image_release(&bytes).map_err(|why| bad(image, why))?;
+        let kernel = Self { image: image.to_owned(), modules: modules.to_owned(), release };
+        kernel.load_order(&["kvm"])?;
+        Ok(kernel)
+    }
+
+    /// The module files that have to be loaded for `roots`, dependencies first.
+    ///
+    /// # Errors
+    /// [`RigError::BadKernel`] if one is missing, compressed, no module, or of another release.
+    pub(crate) fn load_order(&self, roots: &[&str]) -> Result<Vec<Module>, RigError> {
+        let mut order = Vec::new();
+        for root in roots {
+            self.add_with_dependencies(root, &mut order, 0)?;
+        }
+        Ok(order)
+    }
+
+    fn add_with_dependencies(&self, name: &str, order: &mut Vec<Module>, depth: usize) -> Result<(), RigError> {
+        const DEPTH_MAX: usize = 16;
+        if order.iter().any(|module| module.name == name) {
+            return Ok(());
+        }
+        let path = find_module(&self.modules, name).ok_or_else(|| {
+            bad(&self.modules, format!("no {name}.ko of Linux {} here: give the directory of the kernel's own modules with --modules, or build a kernel with `privet rig build`", self.release))
+        })?;
+        let info = fs::read(&path)
+            .map_err(cannot("read", &path))
+            .and_then(|bytes| ModuleInfo::read(&bytes).map_err(|why| bad(&path, why)))?;
+        if info.release != self.release {
+            return Err(bad(
+                &path,
+                format!(
+                    "belongs to Linux {}, but {} is Linux {}: give the image and the modules of one build",
+                    info.release,
+                    self.image.display(),
+                    self.release
+                ),
+            ));
+        }
+        if depth == DEPTH_MAX {
+            return Err(bad(&path, "its dependencies form a circle: build the modules again".into()));
+        }
+        for dependency in &info.depends {
+            self.add_with_dependencies(dependency, order, depth + 1)?;
+        }
+        order.push(Module { name: name.to_owned(), path, params: info.params });
+        Ok(())
+    }
+}
+
+/// A module file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Module {
+    /// Its name with `_` for `-`, as in `/sys/module`.
+    pub(crate) name: String,
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// The names of its parameters.
+    pub(crate) params: Vec<String>,
+}
+
+fn bad(path: &Path, why: String) -> RigError {
+    RigError::BadKernel { path: path.to_owned(), why }
+}
+
+/// Releases in the order of their numbers: 7.10 is newer than 7.9.
+pub(crate) fn release_order(release: &str) -> (Vec<u64>, String) {
+    let release = release.trim();
+    let numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse().ok()).collect();
+    (numbers, release.to_owned())
+}
+
+/// The file of a module below `dir`; file names may have `-` where module names have `_`.
+fn find_module(dir: &Path, name: &str) -> Option<PathBuf> {
+    let mut subdirectories = Vec::new();
+    for entry in fs::read_dir(dir).ok()?.flatten() {
+        let path = entry.path();
+        // Not followed: `build` and `source` in /lib/modules lead away.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            subdirectories.push(path);
+        } else if path.file_name()?.to_str().is_some_and(|file| {
+            let stem = file.split_once(".ko").filter(|(_, rest)| rest.is_empty() || rest.starts_with('.'));
+            stem.is_some_and(|(stem, _)| stem.replace('-', "_") == name)
+        }) {
+            return Some(path);
+        }
+    }
+    subdirectories.iter().find_map(|dir| find_module(dir, name))
+}
+
+/// What a module says about itself.
+struct ModuleInfo {
+    release: String,
+    depends: Vec<String>,
+    params: Vec<String>,
+}
+
+impl ModuleInfo {
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        if !bytes.starts_with(b"\x7fELF") {
+            return Err("is not an uncompressed kernel module: unpack it (unxz, unzstd) or build a kernel with `privet rig build`".into());
+        }
+        let damaged = || "is damaged: build the modules again".to_owned();
+        let elf = Elf::parse(bytes).map_err(|_| damaged())?;
+        let section =
+            elf.section_headers.iter().find(|section| elf.shdr_strtab.get_at(section.sh_name) == Some(".modinfo"));
+        let range = section.and_then(|section| section.file_range()).ok_or_else(damaged)?;
+        let info = bytes.get(range).ok_or_else(damaged)?;
+        let entries: Vec<&str> =
+            info.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok()).collect();
+        let values = |key: &'static str| entries.iter().filter_map(move |entry| entry.strip_prefix(key));
+        // "7.3.4 SMP preempt mod_unload"
+        let release = values("vermagic=").next().and_then(|magic| magic.split(' ').next()).ok_or_else(damaged)?;
+        let depends = values("depends=").flat_map(|names| names.split(',')).filter(|name| !name.is_empty());
+        // "mmio_caching:bool"
+        let params = values("parmtype=").filter_map(|param| param.split(':').next());
+        Ok(Self {
+            release: release.to_owned(),
+            depends: depends.map(|name| name.replace('-', "_")).collect(),
+            params: params.map(str::to_owned).collect(),
+        })
+    }
+}
+
+/// The release of a bzImage (Documentation/arch/x86/boot.rst), which must be whole.
+fn image_release(image: &[u8]) -> Result<String, String> {
+    const NOT_ONE: &str =
+        "is not a bzImage: name arch/x86/boot/bzImage of a kernel build, or build one with `privet rig build`";
+    const TRUNCATED: &str = "is a truncated bzImage: copy it again, or build one with `privet rig build`";
+    let u16_at = |offset: usize| Some(u16::from_le_bytes(image.get(offset..offset + 2)?.try_into().ok()?));
+    let u32_at = |offset: usize| Some(u32::from_le_bytes(image.get(offset..offset + 4)?.try_into().ok()?));
+    if image.get(0x202..0x206) != Some(b"HdrS") || u16_at(0x1fe) != Some(0xaa55) {
+        return Err(if image.is_empty() {
+            "is empty: copy it again, or build one with `privet rig build`"
+        } else {
+            NOT_ONE
+        }
+        .into());
+    }
+    // LOADED_HIGH is what makes an image a bzImage.
+    if image.get(0x211).is_none_or(|flags| flags & 1 == 0) {
+        return Err(NOT_ONE.into());
+    }
+    // 0 means 4, for the sake of very old loaders.
+    let setup_sectors = image.get(0x1f1).map(|&n| if n == 0 { 4 } else { usize::from(n) }).ok_or(TRUNCATED)?;
+    let protected_mode_bytes = u32_at(0x1f4).ok_or(TRUNCATED)? as usize * 16;
+    if image.len() < (setup_sectors + 1) * 512 + protected_mode_bytes {
+        return Err(TRUNCATED.into());
+    }
+    // "7.3.4 (user@host) #1 SMP ..."; the offset does not count the first sector.
+    let start = usize::from(u16_at(0x20e).ok_or(TRUNCATED)?) + 0x200;
+    let text = image.get(start..).and_then(|rest| rest.split(|byte| *byte == 0).next()).ok_or(TRUNCATED)?;
+    let release =
+        std::str::from_utf8(text).ok().and_then(|text| text.split(' ').next()).filter(|release| !release.is_empty());
+    Ok(release.ok_or(NOT_ONE)?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The smallest thing that passes for a bzImage of Linux 7.3.4.
+    fn image() -> Vec<u8> {
+        let mut image = vec![0; 5 * 512 + 64];
+        image[0x1f1] = 4;
+        image[0x1f4..0x1f8].copy_from_slice(&4u32.to_le_bytes());
+        image[0x1fe..0x200].copy_from_slice(&0xaa55u16.to_le_bytes());
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x20e..0x210].copy_from_slice(&0x200u16.to_le_bytes());
+        image[0x211] = 1;
+        image[0x400..0x400 + 11].copy_from_slice(b"7.3.4 (a@b)");
+        image
+    }
+
+    #[test]
+    fn a_whole_image_names_its_release() {
+        assert_eq!(image_release(&image()), Ok("7.3.4".into()));
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let image = image();
+        for length in 0..image.len() {
+            let error = image_release(&image[..length]).unwrap_err();
+            assert!(error.contains("privet rig build"), "{length}: {error}");
+        }
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let mut zimage = image();
+        zimage[0x211] = 0;
+        for bytes in [b"\x7fELF".repeat(1000), vec![0xff; 4096], zimage] {
+            assert!(image_release(&bytes).unwrap_err().starts_with("is not a bzImage"));
+        }
+    }
+
+    #[test]
+    fn a_missing_image_says_what_to_do() {
+        let error = Kernel::named(Path::new("/nonexistent/bzImage"), Path::new("/nonexistent")).unwrap_err();
+        assert!(error.to_string().contains("privet rig build"), "{error}");
+    }
+
+    #[test]
+    fn missing_or_compressed_modules_say_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(IMAGE);
+        fs::write(&path, image()).unwrap();
+        let modules = dir.path().join("a/b");
+        fs::create_dir_all(&modules).unwrap();
+        let error = Kernel::named(&path, dir.path()).unwrap_err().to_string();
+        assert!(error.contains("no kvm.ko of Linux 7.3.4 here"), "{error}");
+        fs::write(modules.join("kvm.ko.xz"), b"\xfd7zXZ").unwrap();
+        let error = Kernel::named(&path, dir.path()).unwrap_err().to_string();
+        assert!(error.contains("not an uncompressed kernel module"), "{error}");
+    }
+
+    #[test]
+    fn the_highest_release_is_taken_from_the_cache() {
+        let cache = tempfile::tempdir().unwrap();
+        assert!(matches!(Kernel::newest_in(cache.path()), Err(RigError::NoKernel { .. })));
+        for release in ["7.9.1", "7.10.0", "6.12.3"] {
+            let entry = cache.path().join(release);
+            fs::create_dir(&entry).unwrap();
+            fs::write(entry.join(IMAGE), b"").unwrap();
+            fs::write(entry.join("release"), format!("{release}\n")).unwrap();
+        }
+        let error = Kernel::newest_in(cache.path()).unwrap_err().to_string();
+        assert!(error.contains("7.10.0") && error.contains("is empty"), "{error}");
+    }
+}

@@ -1,0 +1,175 @@
+//! Builds the rig's kernel once and keeps what a boot needs of it: image, modules, configuration.
+
+use std::fs;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::build_cache::{build_alone, put};
+use crate::build_tools;
+use crate::command::Runner;
+use crate::error::{RigError, cannot};
+use crate::kernel::{IMAGE, Kernel, MODULES, cache_dir};
+use crate::kernel_config::{FRAGMENT, not_taken};
+use crate::kernel_source::KernelSource;
+
+/// What to build.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct BuildRequest {
+    /// A Debian suite to take the source from, instead of the newest among several.
+    pub suite: Option<String>,
+    /// A source tree or archive, instead of a Debian package.
+    pub source: Option<PathBuf>,
+    /// A file with options that are added to the rig's own, or replace them.
+    pub config: Option<PathBuf>,
+}
+
+/// A kernel that is ready to boot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Built {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Where its source came from: a package and its version, or a path.
+    pub source: String,
+    /// Whether it was built now, or had been before.
+    pub is_new: bool,
+    /// The options that this source did not take, because it does not have them or something that they
+    /// depend on is off.
+    pub not_taken: Vec<String>,
+}
+
+/// Makes sure that a kernel is in the cache, and returns it. What is in progress is told to `on_progress`
+/// as a short line, often. `interrupt` ends the build when it becomes readable or hangs up; whatever ends
+/// it early, nothing half-built stays in the cache.
+///
+/// # Errors
+/// If tools are missing, the source cannot be had or does not build, or the cache cannot be written.
+pub fn build(
+    request: &BuildRequest,
+    interrupt: BorrowedFd<'_>,
+    on_progress: &mut dyn FnMut(&str),
+) -> Result<Built, RigError> {
+    build_in(&cache_dir()?, request, interrupt, on_progress)
+}
+
+fn build_in(
+    cache: &Path,
+    request: &BuildRequest,
+    interrupt: BorrowedFd<'_>,
+    on_progress: &mut dyn FnMut(&str),
+) -> Result<Built, RigError> {
+    build_tools::check(build_tools::KERNEL_PROGRAMS, build_tools::KERNEL_HEADERS)?;
+    let fragment = fragment(request.config.as_deref())?;
+    build_alone(cache, interrupt, on_progress, &mut |work, runner, on_progress| {
+        Build { cache, request, fragment: &fragment, work, runner, on_progress }.run()
+    })
+}
+
+/// The rig's fragment with the caller's after it, where it counts more.
+fn fragment(extra: Option<&Path>) -> Result<String, RigError> {
+    let extra = extra.map(|path| fs::read_to_string(path).map_err(cannot("read", path))).transpose()?;
+    Ok(match extra {
+        Some(extra) => format!("{FRAGMENT}\n{extra}"),
+        None => FRAGMENT.to_owned(),
+    })
+}
+
+/// One build on its way.
+struct Build<'a, 'b> {
+    cache: &'a Path,
+    request: &'a BuildRequest,
+    fragment: &'a str,
+    /// An unfinished entry of the cache, for everything that is in the way afterwards.
+    work: &'a Path,
+    runner: &'a mut Runner<'b>,
+    on_progress: &'a mut dyn FnMut(&str),
+}
+
+impl Build<'_, '_> {
+    fn run(mut self) -> Result<Built, RigError> {
+        let source = KernelSource::find(
+            self.cache,
+            self.request.source.as_deref(),
+            self.request.suite.as_deref(),
+            self.runner,
+            self.on_progress,
+        )?;
+        let entry = self.cache.join(source.key(self.fragment));
+        let is_new =
+            matches!(source, KernelSource::Tree(_)) || Kernel::named(&entry.join(IMAGE), &entry.join(MODULES)).is_err();
+        if is_new {
+            let tree = source.unpack(self.work, self.runner, self.on_progress)?;
+            let finished = self.compile(&tree, &source)?;
+            put(&finished, &entry, self.work)?;
+        }
+        let config = entry.join("config");
+        let config = fs::read_to_string(&config).map_err(cannot("read", &config))?;
+        Ok(Built {
+            kernel: Kernel::named(&entry.join(IMAGE), &entry.join(MODULES))?,
+            source: source.name(),
+            is_new,
+            not_taken: not_taken(self.fragment, &config),
+        })
+    }
+
+    /// Compiles the source and returns a directory that is complete but for its name.
+    fn compile(&mut self, tree: &Path, source: &KernelSource) -> Result<PathBuf, RigError> {
+        let objects = self.work.join("objects");
+        let finished = self.work.join("finished");
+        for directory in [&objects, &finished, &finished.join(MODULES)] {
+            fs::create_dir(directory).map_err(cannot("create", directory))?;
+        }
+        let fragment = self.work.join("fragment");
+        fs::write(&fragment, self.fragment).map_err(cannot("write", &fragment))?;
+
+        let make = |targets: &[&str]| {
+            let mut make = Command::new("make");
+            make.arg("-C").arg(tree).arg(format!("O={}", objects.display())).args(targets);
+            // The same source and options give the same kernel.
+            make.env("KBUILD_BUILD_USER", "privet").env("KBUILD_BUILD_HOST", "rig").env("KBUILD_BUILD_TIMESTAMP", "@0");
+            make.env("KCONFIG_ALLCONFIG", &fragment);
+            make
+        };
+        (self.on_progress)("configuring");
+        self.runner.run("make allnoconfig", &mut make(&["allnoconfig"]), &mut |_| {})?;
+        let jobs = format!("-j{}", std::thread::available_parallelism().map_or(1, usize::from));
+        let mut files = 0;
+        let on_progress = &mut *self.on_progress;
+        self.runner.run("make", &mut make(&[&jobs, "bzImage", "modules"]), &mut |line| {
+            // "CC      arch/x86/kvm/mmu/mmu.o"
+            if let Some((_, file)) =
+                line.split_once("  ").filter(|(verb, _)| verb.bytes().all(|byte| byte.is_ascii_uppercase()))
+            {
+                files += 1;
+                on_progress(&format!("compiling: {files} files, {}", file.trim_start()));
+            }
+        })?;
+
+        copy(&objects.join("arch/x86/boot/bzImage"), &finished.join(IMAGE))?;
+        copy(&objects.join(".config"), &finished.join("config"))?;
+        copy(&objects.join("include/config/kernel.release"), &finished.join("release"))?;
+        copy_modules(&objects, &finished.join(MODULES))?;
+        let name = finished.join("source");
+        fs::write(&name, format!("{}\n", source.name())).map_err(cannot("write", &name))?;
+        Kernel::named(&finished.join(IMAGE), &finished.join(MODULES))?;
+        Ok(finished)
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), RigError> {
+    fs::copy(from, to).map(|_| ()).map_err(cannot("copy", from))
+}
+
+/// Copies every module below `objects` into one directory.
+fn copy_modules(objects: &Path, modules: &Path) -> Result<(), RigError> {
+    for entry in fs::read_dir(objects).map_err(cannot("read", objects))?.flatten() {
+        let path = entry.path();
+        // Not followed: `source` leads back to the tree.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            copy_modules(&path, modules)?;
+        } else if path.extension().is_some_and(|extension| extension == "ko") {
+            copy(&path, &modules.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! A machine of the rig: an emulator as a process, the guest's messages and its console. What differs between
+//! emulators is in their own files.
+#![expect(unsafe_code, reason = "an emulator must die with its runner, which takes calls between fork and exec")]
+
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read, Seek, Write, pipe};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use privet_harness::vendor::Vendor;
+
+use crate::bochs::BOCHS;
+use crate::error::RigError;
+use crate::initramfs::WORKER;
+use crate::plan::GuestPort;
+use crate::qemu::QEMU;
+
+/// How long an emulator may take to go after it has closed the port.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// An emulator, as far as it matters to others.
+pub(crate) struct Emulator {
+    /// The program.
+    pub(crate) program: &'static str,
+    /// What to do where it is missing.
+    pub(crate) install: &'static str,
+    /// How many processors its guest has.
+    pub(crate) cpus: usize,
+    /// The port over which its guest talks to the host.
+    pub(crate) port: GuestPort,
+    /// How many seconds a second of its guest's clock may take on a busy system.
+    pub(crate) slowness: u32,
+    /// What its standard input begins with; it stays open.
+    pub(crate) input: &'static str,
+    /// What switches a machine on.
+    pub(crate) command: fn(&Parts<'_>) -> Result<Prepared, RigError>,
+    /// What its standard error says about its end.
+    pub(crate) complaint: fn(&str) -> Option<&str>,
+}
+
+/// The emulator that has processors of this vendor.
+pub(crate) const fn emulator(vendor: Vendor) -> &'static Emulator {
+    match vendor {
+        Vendor::Amd => &QEMU,
+        Vendor::Intel => &BOCHS,
+    }
+}
+
+/// What a machine is made of.
+pub(crate) struct Parts<'a> {
+    /// The kernel's image.
+    pub(crate) kernel: &'a Path,
+    /// What the kernel unpacks as its root file system.
+    pub(crate) initramfs: &'a File,
+    /// What the kernel is told at its start.
+    pub(crate) command_line: &'a str,
+    /// Where the output of the guest's first serial port goes.
+    pub(crate) console: &'a File,
+    /// Where the guest's messages go. The emulator inherits this descriptor under the same number.
+    pub(crate) port: &'a PipeWriter,
+}
+
+/// A command that switches a machine on, and the files that it opens through [`path_of`].
+pub(crate) struct Prepared {
+    pub(crate) command: Command,
+    pub(crate) files: Vec<File>,
+}
+
+/// A running machine. Dropping it ends it; it also ends with the thread that started it.
+pub(crate) struct Machine {
+    emulator: &'static Emulator,
+    child: Child,
+    /// What the guest writes to its port. Its end is the end of the machine.
+    pub(crate) port: PipeReader,
+    console: File,
+    stderr: File,
+    /// Open as long as the emulator may want to read them.
+    _files: Vec<File>,
+}
+
+impl Machine {
+    /// Switches a machine on.
+    ///
+    /// # Errors
+    /// If the emulator is not installed or cannot be started.
+    pub(crate) fn start(emulator: &'static Emulator, kernel: &Path, initramfs: File) -> Result<Self, RigError> {
+        let cannot_start = |source| RigError::Io { what: format!("start {}", emulator.program), source };
+        // Files without a name: whatever happens to this process, none stays behind.
+        let console = tempfile::tempfile().map_err(cannot_start)?;
+        let stderr = tempfile::tempfile().map_err(cannot_start)?;
+        let (port, guest_end) = pipe().map_err(cannot_start)?;
+        // An oops ends the machine: rows shall not run on a damaged kernel. Init's marks in the log are
+        // not limited in number.
+        let command_line =
+            &format!("console=ttyS0 quiet panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on rdinit={WORKER}");
+        let parts = Parts { kernel, initramfs: &initramfs, command_line, console: &console, port: &guest_end };
+        let Prepared { mut command, mut files } = (emulator.command)(&parts)?;
+        files.push(initramfs);
+        command.stdin(Stdio::piped());
+        // Opened anew: a clone would share the position at which this process reads.
+        command.stderr(File::options().append(true).open(path_of(&stderr)).map_err(cannot_start)?);
+        // A group of its own: a Ctrl-C on the terminal reaches the runner only, which then decides.
+        command.process_group(0);
+        let inherited = guest_end.as_raw_fd();
+        let between_fork_and_exec = move || {
+            // SAFETY: the descriptor is open in the parent until it has forked, so it is in the child.
+            let port = unsafe { BorrowedFd::borrow_raw(inherited) };
+            fcntl(port, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            Ok(set_pdeathsig(Signal::SIGKILL)?)
+        };
+        // SAFETY: between fork and exec only fcntl and prctl are called, plain system calls.
+        unsafe { command.pre_exec(between_fork_and_exec) };
+        let mut child = command.spawn().map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => not_installed(emulator.program, emulator.install),
+            _ => cannot_start(source),
+        })?;
+        let stdin = child.stdin.as_mut().expect("it was asked for");
+        // An emulator that has ended already closes its port, too, and says more by that.
+        let _ = stdin.write_all(emulator.input.as_bytes());
+        Ok(Self { emulator, child, port, console, stderr, _files: files })
+    }
+
+    /// Ends the machine, if it has not ended yet, and waits for it.
+    pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
+        let _ = self.child.kill();
+        self.child.wait().ok()
+    }
+
+    /// Waits for the end of a machine whose port has been closed, and ends it if it does not end itself.
+    pub(crate) fn wait(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + GRACE;
+        while Instant::now() < deadline {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+                Ok(status) => return status,
+                Err(_) => break,
+            }
+        }
+        self.stop()
+    }
+
+    /// All that the guest wrote to its console so far.
+    pub(crate) fn console(&mut self) -> String {
+        whole(&mut self.console)
+    }
+
+    /// What the emulator itself said last, if it said anything.
+    pub(crate) fn complaint(&mut self) -> Option<String> {
+        (self.emulator.complaint)(&whole(&mut self.stderr)).map(str::to_owned)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A path under which another process of this user can open this file.
+pub(crate) fn path_of(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+}
+
+/// The error for a program that is missing.
+pub(crate) fn not_installed(program: &str, install: &str) -> RigError {
+    RigError::NotInstalled { missing: program.into(), install: install.into() }
+}
+
+fn whole(file: &mut File) -> String {
+    let mut bytes = Vec::new();
+    // What cannot be read is missing from the report, which is all that can be done about it.
+    let _ = file.rewind().and_then(|()| file.read_to_end(&mut bytes));
+    String::from_utf8_lossy(&bytes).into_owned()
+}

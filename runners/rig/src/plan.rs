@@ -1,0 +1,198 @@
+//! What a rig is asked to do, and what comes back from inside it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use privet_harness::vendor::Vendor;
+use privet_harness::verdict::CaseReport;
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::Kernel;
+
+/// One run of one row.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CaseRun {
+    /// The id of the row.
+    pub id: String,
+    /// Its name in reports: the id, and the iteration where a row runs more than once.
+    pub label: String,
+    /// The seed of everything random in the row.
+    pub seed: u64,
+    /// The time limit of the row in milliseconds, as the guest enforces it.
+    pub limit_ms: u64,
+}
+
+/// A module parameter: `kvm.mmio_caching=0`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ModuleParam {
+    /// The module, with `_` for `-`.
+    pub module: String,
+    /// The setting, as the module gets it: `mmio_caching=0`.
+    pub setting: String,
+}
+
+impl std::str::FromStr for ModuleParam {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("\"{text}\" is not a module parameter: write MODULE.NAME=VALUE, as in kvm.mmio_caching=0");
+        let (module, setting) = text.split_once('.').ok_or_else(wrong)?;
+        let (name, value) = setting.split_once('=').ok_or_else(wrong)?;
+        let is_name =
+            |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+        if !is_name(module)
+            || !is_name(name)
+            || value.is_empty()
+            || value.contains(|c: char| c.is_whitespace() || c.is_control())
+        {
+            return Err(wrong());
+        }
+        Ok(Self { module: module.replace('-', "_"), setting: setting.to_owned() })
+    }
+}
+
+impl std::fmt::Display for ModuleParam {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.module, self.setting)
+    }
+}
+
+/// A program that is taken into the rig.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Program {
+    /// The file.
+    pub path: PathBuf,
+    /// Where it lies in the guest.
+    pub guest_path: PathBuf,
+}
+
+/// What a rig is asked to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The kernel to boot.
+    pub kernel: Kernel,
+    /// Whose processors its machines have.
+    pub vendor: Vendor,
+    /// The executable that becomes init and whose guest callback runs the rows:
+    /// `std::env::current_exe()`.
+    pub worker: PathBuf,
+    /// Other programs that the callback runs. They and their libraries come with the worker.
+    pub programs: Vec<Program>,
+    /// The rows in the order in which they shall run.
+    pub cases: Vec<CaseRun>,
+    /// How many rows may run at once. There are as many machines as have that many processors together.
+    pub jobs: usize,
+    /// Parameters for `kvm` and for its vendor module.
+    pub module_params: Vec<ModuleParam>,
+    /// How long the machine may be silent.
+    pub patience: Patience,
+    /// Where the console of each boot is kept, as `<vendor>-boot-<n>.log`; nowhere if `None`.
+    pub artifacts: Option<PathBuf>,
+}
+
+/// How long a machine may be silent, by the clock of its guest, before it counts as hung.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Patience {
+    /// From power-on until the guest is ready to run rows.
+    pub boot: Duration,
+    /// Beyond the time limit of a row, which the guest enforces itself; also between rows.
+    pub row: Duration,
+}
+
+impl Default for Patience {
+    /// Generous to a busy machine: these limits only end what would never end.
+    fn default() -> Self {
+        Self { boot: Duration::from_secs(120), row: Duration::from_secs(30) }
+    }
+}
+
+/// What the guest is asked to do: the part of a [`Plan`] that is left for one boot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GuestPlan {
+    /// The rows to run in this boot. Events count them from 0.
+    pub cases: Vec<CaseRun>,
+    /// How many rows may run at once.
+    pub jobs: usize,
+    /// The modules to load, in this order.
+    pub modules: Vec<ModuleLoad>,
+    /// Where to report.
+    pub port: GuestPort,
+}
+
+/// The name of the virtio-serial port over which a guest talks to the host.
+pub(crate) const PORT_NAME: &str = "privet.rig";
+
+/// What a guest talks to the host over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestPort {
+    /// The virtio-serial port of our name.
+    Virtio,
+    /// The second serial port; the first is the console.
+    SecondSerial,
+}
+
+/// One module that the guest loads.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ModuleLoad {
+    /// Where it lies in the guest.
+    pub path: String,
+    /// Its parameters, separated by spaces.
+    pub params: String,
+}
+
+/// What happened to a row. The number is its index in the plan that the receiver of the event knows.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Event {
+    /// It is about to run.
+    Started(usize),
+    /// It ended.
+    Finished(usize, Box<CaseReport>),
+}
+
+/// What a run of the rig tells, as it happens.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Progress {
+    /// From now on, so many machines are booting.
+    Booting(usize),
+    /// Something happened to a row of the [`Plan`].
+    Row(Event),
+}
+
+/// One line of JSON from the guest to the host.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Message {
+    /// Init has loaded the modules and is about to run the rows.
+    Ready,
+    /// Something happened to a row of this boot's [`GuestPlan`].
+    Event(Event),
+    /// The kernel complained while no row was running.
+    Unattributed(String),
+    /// Init cannot go on.
+    Broken(String),
+    /// All rows ran; the machine is about to power itself off.
+    Done,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn module_parameters_are_read() {
+        let param: ModuleParam = "kvm-amd.npt=0".parse().unwrap();
+        assert_eq!(param, ModuleParam { module: "kvm_amd".into(), setting: "npt=0".into() });
+        assert_eq!(param.to_string(), "kvm_amd.npt=0");
+    }
+
+    #[test]
+    fn other_text_is_refused() {
+        for text in ["", "kvm", "kvm.x", "kvm.=1", ".x=1", "kvm.x=", "kvm.x=1 y=2", "kvm.x=1\ny", "a b.x=1"] {
+            let error = text.parse::<ModuleParam>().unwrap_err();
+            assert!(error.contains("kvm.mmio_caching=0"), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Runs a plan in several machines side by side.
+
+use std::fs;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc;
+
+use crate::error::{RigError, cannot};
+use crate::initramfs::{Initramfs, guest_path};
+use crate::kernel::Module;
+use crate::machine::emulator;
+use crate::plan::{ModuleLoad, Plan, Progress};
+use crate::share::{Common, Told};
+
+/// Runs every row of the plan in the rig and hands over what happens to each, as it happens. The numbers
+/// of the events are indices into `plan.cases`; every row gets exactly one report.
+///
+/// A row that brings its machine down gets a report from here, with an empty `repro`; the rows that did
+/// not run yet run in a new boot. `interrupt` ends the run when it becomes readable or hangs up.
+///
+/// # Errors
+/// If a machine cannot be started, breaks without a row to blame, or complains while no row is running. The
+/// rows of other machines have their reports all the same.
+pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(Progress)) -> Result<(), RigError> {
+    if let Some(directory) = &plan.artifacts {
+        fs::create_dir_all(directory).map_err(cannot("create", directory))?;
+    }
+    let emulator = emulator(plan.vendor);
+    let modules = plan.kernel.load_order(&["kvm", plan.vendor.module()])?;
+    let loads = module_loads(plan, &modules)?;
+    let initramfs = Initramfs::new(&plan.worker, &plan.programs, &modules)?;
+    let common = Common { plan, emulator, initramfs, loads, boots: AtomicUsize::new(0), interrupt };
+
+    let (teller, told) = mpsc::channel();
+    let ended = std::thread::scope(|scope| {
+        let shares: Vec<_> = shares(plan.cases.len(), plan.jobs.max(1), emulator.cpus)
+            .into_iter()
+            .map(|Share { cases, jobs }| {
+                let (common, teller) = (&common, teller.clone());
+                // The receiver outlives all shares.
+                scope.spawn(move || common.run_share(cases, jobs, &mut |told| drop(teller.send(told))))
+            })
+            .collect();
+        drop(teller);
+        let mut booting = 0;
+        for told in told {
+            match told {
+                Told::Booting => booting += 1,
+                Told::Booted => booting -= 1,
+                Told::Row(event) => {
+                    on_progress(Progress::Row(event));
+                    continue;
+                }
+            }
+            on_progress(Progress::Booting(booting));
+        }
+        shares.into_iter().map(|share| share.join().expect("a share does not panic")).collect::<Vec<_>>()
+    });
+    outcome(ended)
+}
+
+/// The rows of one machine, and how many of them run at once.
+#[derive(PartialEq, Eq, Debug)]
+struct Share {
+    cases: Vec<usize>,
+    jobs: usize,
+}
+
+/// Deals rows out to as many machines with `cpus` processors as it takes to run `jobs` rows at once. Neighbours
+/// in the plan, which take about as long, go to different machines.
+fn shares(cases: usize, jobs: usize, cpus: usize) -> Vec<Share> {
+    let machines = jobs.div_ceil(cpus).min(cases);
+    let share = |machine: usize| Share {
+        cases: (machine..cases).step_by(machines).collect(),
+        jobs: jobs / machines + usize::from(machine < jobs % machines),
+    };
+    (0..machines).map(share).collect()
+}
+
+/// What came of all shares: an interrupt ends all of them, any other error only one.
+fn outcome(ended: Vec<Result<Option<String>, RigError>>) -> Result<(), RigError> {
+    let mut trouble = None;
+    let mut errors = Vec::new();
+    for end in ended {
+        match end {
+            Ok(unattributed) => trouble = trouble.or(unattributed),
+            Err(error) => errors.push(error),
+        }
+    }
+    let interrupted = errors.iter().position(|error| matches!(error, RigError::Interrupted));
+    match errors.into_iter().nth(interrupted.unwrap_or(0)) {
+        Some(error) => Err(error),
+        None => trouble.map_or(Ok(()), |trouble| Err(RigError::Unattributed(trouble))),
+    }
+}
+
+/// Each module with its parameters. The kernel ignores parameters that it does not know, and then rows would
+/// not run as they were asked to: here they are errors.
+fn module_loads(plan: &Plan, modules: &[Module]) -> Result<Vec<ModuleLoad>, RigError> {
+    for param in &plan.module_params {
+        let module = modules.iter().find(|module| module.name == param.module).ok_or_else(|| {
+            let names: Vec<_> = modules.iter().map(|module| module.name.as_str()).collect();
+            RigError::ModuleParam { param: param.to_string(), why: format!("the rig only loads {}", names.join(", ")) }
+        })?;
+        let (name, _) = param.setting.split_once('=').unwrap_or((&param.setting, ""));
+        if !module.params.iter().any(|known| known == name) {
+            let why = format!("in Linux {} {} has {}", plan.kernel.release, module.name, module.params.join(", "));
+            return Err(RigError::ModuleParam { param: param.to_string(), why });
+        }
+    }
+    let load = |module: &Module| {
+        let own = plan.module_params.iter().filter(|param| param.module == module.name);
+        let settings: Vec<_> = own.map(|param| param.setting.as_str()).collect();
+        ModuleLoad { path: guest_path(module), params: settings.join(" ") }
+    };
+    Ok(modules.iter().map(load).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_have_every_row_once_and_as_many_at_a_time_as_asked() {
+        for (cases, jobs, cpus) in [(10, 1, 1), (10, 2, 1), (10, 2, 2), (10, 5, 2), (3, 8, 1), (1, 1, 2), (0, 4, 1)] {
+            let shares = shares(cases, jobs, cpus);
+            let mut dealt: Vec<_> = shares.iter().flat_map(|share| share.cases.clone()).collect();
+            dealt.sort();
+            assert_eq!(dealt, (0..cases).collect::<Vec<_>>());
+            assert_eq!(shares.len(), jobs.div_ceil(cpus).min(cases));
+            assert!(shares.is_empty() || shares.iter().map(|share| share.jobs).sum::<usize>() == jobs);
+        }
+    }
+}

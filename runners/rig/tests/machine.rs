@@ -1,0 +1,552 @@
+//! What the rig makes of machines that panic, hang, die or talk nonsense, with shell scripts in the place of QEMU
+//! and of Bochs. The CDs that Bochs boots from are real: their tests need xorriso and isolinux.
+//!
+//! Each test runs [`privet_rig::run`] in a process of its own, whose PATH leads to its script.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use privet_harness::vendor::Vendor;
+use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_rig::{CaseRun, Event, GuestPlan, GuestPort, Kernel, ModuleParam, Patience, Plan, Progress, RigError, run};
+
+fn main() -> ExitCode {
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        return run_in_child(Path::new(&directory));
+    }
+    let test = |name: &str, body: fn()| {
+        Trial::test(name, move || {
+            body();
+            Ok::<(), Failed>(())
+        })
+    };
+    let tests = vec![
+        test("reports_come_in_order_and_say_where_they_were_obtained", reports_come_in_order),
+        test("a_panic_is_blamed_on_its_row_and_the_rest_runs_in_a_new_boot", panic_during_a_row),
+        test("a_panic_because_init_ended_is_an_error", panic_of_init),
+        test("a_hang_is_a_timeout_and_the_rest_runs_in_a_new_boot", hang_during_a_row),
+        test("an_early_end_is_an_error_with_the_last_word", early_end),
+        test("nonsense_on_the_port_is_an_error", nonsense),
+        test("events_of_rows_that_do_not_run_are_nonsense", impossible_events),
+        test("a_worker_that_skips_rows_gets_another_boot", skipped_rows),
+        test("a_machine_that_never_gets_anywhere_is_given_up", never_anywhere),
+        test("init_says_why_it_cannot_go_on", broken_init),
+        test("trouble_outside_of_rows_is_an_error_after_all_reports", unattributed_trouble),
+        test("consoles_are_kept_as_artifacts", artifacts),
+        test("a_missing_emulator_names_its_package", no_emulator),
+        test("parameters_without_effect_are_refused", foreign_parameters),
+        test("a_panic_between_rows_is_not_lost", panic_between_rows),
+        test("an_interrupt_ends_the_machine", interrupted),
+        test("a_machine_dies_with_its_runner", killed_runner),
+        test("bochs_gets_a_cd_and_reports_over_its_second_serial_port", bochs_reports),
+        test("bochs_gets_its_debugger_going_and_its_input_stays_open", bochs_input),
+        test("a_panic_and_a_hang_under_bochs_are_blamed_on_their_rows", bochs_panics_and_hangs),
+        test("bochs_ends_with_a_panic_that_is_its_last_word", bochs_last_word),
+        test("machines_run_side_by_side_and_one_that_breaks_leaves_the_others_rows_alone", side_by_side),
+        test("machines_that_boot_are_counted", booting),
+        test("a_missing_bochs_names_its_packages", no_bochs),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+/// Names the directory of a test to its child.
+const DIRECTORY: &str = "PRIVET_RIG_TEST_DIRECTORY";
+
+/// The child: runs rows `plain.test.0` to `.2` and prints what happens, one line each.
+fn run_in_child(directory: &Path) -> ExitCode {
+    let case = |number: u64| {
+        let id = format!("plain.test.{number}");
+        CaseRun { label: id.clone(), id, seed: 40 + number, limit_ms: 100 }
+    };
+    let read_param = |text: String| text.parse::<ModuleParam>().expect("a test gives good parameters");
+    let plan = Plan {
+        kernel: Kernel::named(&directory.join("bzImage"), directory).expect("the test made a kernel"),
+        vendor: if directory.join("intel").exists() { Vendor::Intel } else { Vendor::Amd },
+        worker: std::env::current_exe().expect("every process has one"),
+        programs: Vec::new(),
+        cases: (0..3).map(case).collect(),
+        jobs: fs::read_to_string(directory.join("jobs")).map_or(1, |jobs| jobs.parse().expect("a number")),
+        module_params: fs::read_to_string(directory.join("param")).map(read_param).into_iter().collect(),
+        patience: Patience { boot: Duration::from_secs(20), row: Duration::from_millis(900) },
+        artifacts: Some(directory.join("artifacts")),
+    };
+    // The test closes standard input when it wants the run to end.
+    let interrupt = std::io::stdin();
+    let ran = run(&plan, interrupt.as_fd(), &mut |progress| match progress {
+        Progress::Booting(machines) => println!("{BOOTING}{machines}"),
+        Progress::Row(event) => println!("{}", serde_json::to_string(&event).expect("events are data")),
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(RigError::Interrupted) => ExitCode::from(130),
+        Err(error) => {
+            println!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a child prints before the number of machines that are booting.
+const BOOTING: &str = "booting: ";
+
+/// What the scripts for QEMU begin with: where the guest's console goes, and what it gets.
+const QEMU: &str = r#"#!/bin/sh
+cd "$PRIVET_RIG_TEST_DIRECTORY"
+for argument; do
+    case "$previous" in
+        -serial) console="${argument#file:}" ;;
+        -initrd) initrd="$argument" ;;
+    esac
+    previous="$argument"
+done
+"#;
+
+/// The same for Bochs, which also has to be told to go on, and whose guest reports over a serial port. What it
+/// gets is on a CD.
+const BOCHS: &str = r#"#!/bin/sh
+cd "$PRIVET_RIG_TEST_DIRECTORY"
+for argument; do
+    [ "$previous" = -f ] && config="$argument"
+    previous="$argument"
+done
+value() { sed -n "s|^$1:.*$2=\([^,]*\).*|\1|p" "$config"; }
+console=$(value com1 dev)
+initrd=$(value ata0-master path)
+exec >"$(value com2 dev)"
+read -r command && [ "$command" = c ] || exit 9
+"#;
+
+/// What both go on with: the guest's messages.
+const PRELUDE: &str = r#"boot=1
+while ! mkdir "boot-$boot" 2>/dev/null; do boot=$((boot + 1)); done
+cat "$initrd" > "boot-$boot/initrd"
+echo "$@" > "boot-$boot/arguments"
+echo $$ > "boot-$boot/pid"
+ready() { echo '"ready"'; }
+started() { echo "{\"event\":{\"started\":$1}}"; }
+passed() { echo "{\"event\":{\"finished\":[$1,{\"id\":\"a\",\"on\":\"host\",\"kernel\":\"k\",\"vm\":\"plain\",\"verdict\":\"pass\",\"reason\":\"\",\"duration_us\":1,\"exits\":1,\"seed\":1,\"repro\":\"\"}]}}"; }
+pass() { started $1; passed $1; }
+say() { echo "$@" >> "$console"; }
+done_() { echo '"done"'; }
+"#;
+
+/// A directory with a kernel and with a script for QEMU.
+struct Rig {
+    directory: tempfile::TempDir,
+}
+
+/// What a run printed, and whether it succeeded.
+struct Ran {
+    events: Vec<Event>,
+    /// How many machines were booting, each time that it changed.
+    booting: Vec<usize>,
+    error: Option<String>,
+}
+
+impl Rig {
+    fn new(script: &str) -> Self {
+        Self::with("qemu-system-x86_64", QEMU, script)
+    }
+
+    fn bochs(script: &str) -> Self {
+        let rig = Self::with("bochs", BOCHS, script);
+        fs::write(rig.path("intel"), "").unwrap();
+        rig
+    }
+
+    fn with(emulator: &str, beginning: &str, script: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let emulator = directory.path().join(emulator);
+        fs::write(&emulator, format!("{beginning}{PRELUDE}{script}")).unwrap();
+        fs::set_permissions(&emulator, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(directory.path().join("bzImage"), image()).unwrap();
+        module(directory.path(), "kvm", "");
+        module(directory.path(), "kvm-amd", "kvm");
+        module(directory.path(), "kvm-intel", "kvm");
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn start(&self, path: &str) -> Child {
+        Command::new(std::env::current_exe().unwrap())
+            .env(DIRECTORY, self.directory.path())
+            .env("PATH", format!("{}{path}", self.directory.path().display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn run(&self) -> Ran {
+        let mut child = self.start(":/usr/bin:/bin");
+        // Held until the run has ended: its end is the interrupt.
+        let _stdin = child.stdin.take();
+        let (mut events, mut booting, mut error) = (Vec::new(), Vec::new(), None);
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            match (line.strip_prefix(BOOTING), serde_json::from_str(&line)) {
+                (Some(machines), _) => booting.push(machines.parse().unwrap()),
+                (None, Ok(event)) => events.push(event),
+                (None, Err(_)) => error = Some(line),
+            }
+        }
+        assert_eq!(child.wait().unwrap().success(), error.is_none());
+        Ran { events, booting, error }
+    }
+
+    /// The plan in the initramfs of a boot, where it comes last.
+    fn plan(&self, boot: usize) -> GuestPlan {
+        let initrd = fs::read(self.path(&format!("boot-{boot}/initrd"))).unwrap();
+        let start = initrd.windows(9).rposition(|window| window == b"{\"cases\":").unwrap();
+        serde_json::Deserializer::from_slice(&initrd[start..]).into_iter().next().unwrap().unwrap()
+    }
+
+    fn boots(&self) -> usize {
+        (1..).take_while(|boot| self.path(&format!("boot-{boot}")).exists()).count()
+    }
+}
+
+impl Ran {
+    /// The reports, with the numbers of their rows.
+    fn reports(&self) -> Vec<(usize, &CaseReport)> {
+        self.events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Finished(number, report) => Some((*number, report.as_ref())),
+                Event::Started(_) => None,
+            })
+            .collect()
+    }
+
+    fn verdicts(&self) -> Vec<(usize, Verdict)> {
+        self.reports().iter().map(|(number, report)| (*number, report.verdict)).collect()
+    }
+}
+
+/// The smallest thing that passes for a bzImage of Linux 7.3.4.
+fn image() -> Vec<u8> {
+    let mut image = vec![0; 5 * 512];
+    image[0x1f1] = 4;
+    image[0x1fe..0x200].copy_from_slice(&0xaa55u16.to_le_bytes());
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x20e..0x210].copy_from_slice(&0x200u16.to_le_bytes());
+    image[0x211] = 1;
+    image[0x400..0x405].copy_from_slice(b"7.3.4");
+    image
+}
+
+/// A module of Linux 7.3.4 with nothing in it.
+fn module(directory: &Path, name: &str, depends: &str) {
+    let source = directory.join("module.c");
+    let info = format!("vermagic=7.3.4 SMP\\0depends={depends}\\0parmtype=mmio_caching:bool");
+    fs::write(&source, format!("const char info[] __attribute__((section(\".modinfo\"))) = \"{info}\";\n")).unwrap();
+    let object = directory.join(format!("{name}.ko"));
+    assert!(Command::new("cc").arg("-c").arg(&source).arg("-o").arg(object).status().unwrap().success());
+}
+
+/// Whether the process whose number is in this file is still there, waiting for it to go.
+fn is_gone(pid_file: &Path) -> bool {
+    let pid = fs::read_to_string(pid_file).unwrap();
+    let process = Path::new("/proc").join(pid.trim());
+    for _ in 0..1000 {
+        let state = fs::read_to_string(process.join("stat")).unwrap_or_default();
+        // Whoever inherits the process may take its time to collect it.
+        if state.is_empty() || state.contains(") Z ") {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+/// Waits until the script wrote this file.
+fn wait_for(file: &Path) {
+    for _ in 0..2000 {
+        if fs::read_to_string(file).is_ok_and(|text| text.ends_with('\n')) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{} did not appear", file.display());
+}
+
+fn reports_come_in_order() {
+    let rig = Rig::new("ready; pass 0; pass 1; pass 2; done_");
+    fs::write(rig.path("param"), "kvm.mmio_caching=0").unwrap();
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.events[0], Event::Started(0));
+    assert_eq!(ran.verdicts(), [(0, Verdict::Pass), (1, Verdict::Pass), (2, Verdict::Pass)]);
+    assert!(ran.reports().iter().all(|(_, report)| report.on == Place::Rig));
+    assert_eq!(rig.boots(), 1);
+    let loads = rig.plan(1).modules.into_iter().map(|load| (load.path, load.params));
+    let expected = [("/modules/kvm.ko", "mmio_caching=0"), ("/modules/kvm_amd.ko", "")];
+    assert!(loads.eq(expected.map(|(path, params)| (path.to_owned(), params.to_owned()))));
+    let arguments = fs::read_to_string(rig.path("boot-1/arguments")).unwrap();
+    assert!(arguments.contains("-accel tcg") && arguments.contains("panic=-1"), "{arguments}");
+}
+
+fn panic_during_a_row() {
+    let rig = Rig::new(
+        "ready\nif [ $boot = 1 ]; then say '[    1.0] before'; pass 0; say '[    1.9] privet: plain.test.1 starts'; started 1\n\
+         say '[    2.0] BUG: kernel NULL pointer dereference'; say '[    2.0] Kernel panic - not syncing: Fatal exception'\n\
+         else pass 0; done_; fi",
+    );
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(0, Verdict::Pass), (1, Verdict::Fail), (2, Verdict::Pass)]);
+    let report = ran.reports()[1].1;
+    assert_eq!(report.reason, "the rig's kernel panicked: BUG: kernel NULL pointer dereference");
+    assert_eq!((report.id.as_str(), report.seed, report.vm.as_str()), ("plain.test.1", 41, "plain"));
+    assert_eq!((report.kernel.as_str(), report.on), ("7.3.4", Place::Rig));
+    assert_eq!(
+        report.details,
+        [
+            "console: [    1.9] privet: plain.test.1 starts",
+            "console: [    2.0] BUG: kernel NULL pointer dereference",
+            "console: [    2.0] Kernel panic - not syncing: Fatal exception"
+        ]
+    );
+    assert_eq!(rig.boots(), 2);
+    let ids: Vec<_> = rig.plan(2).cases.into_iter().map(|case| case.id).collect();
+    assert_eq!(ids, ["plain.test.2"]);
+}
+
+fn panic_of_init() {
+    let rig =
+        Rig::new("ready; started 0; say 'Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100'");
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(0, Verdict::Error), (1, Verdict::Error), (2, Verdict::Error)]);
+}
+
+fn hang_during_a_row() {
+    let rig = Rig::new("ready; if [ $boot = 1 ]; then started 0; exec sleep 1000; else pass 0; pass 1; done_; fi");
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(0, Verdict::Timeout), (1, Verdict::Pass), (2, Verdict::Pass)]);
+    assert_eq!(ran.reports()[0].1.reason, "the rig hung: this row had not ended after 1 s");
+    assert!(is_gone(&rig.path("boot-1/pid")));
+}
+
+fn early_end() {
+    let rig = Rig::new(
+        "ready; if [ $boot = 1 ]; then pass 0; started 1; echo 'qemu: out of memory' >&2; exit 3; fi; pass 0; done_",
+    );
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(0, Verdict::Pass), (1, Verdict::Error), (2, Verdict::Pass)]);
+    assert_eq!(ran.reports()[1].1.reason, "the rig ended: exit status: 3; its last word was \"qemu: out of memory\"");
+}
+
+fn nonsense() {
+    let rig = Rig::new(
+        "ready; if [ $boot = 1 ]; then started 0; printf 'gar\\033bage\\n'; exec sleep 1000; fi; pass 0; pass 1; done_",
+    );
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(0, Verdict::Error), (1, Verdict::Pass), (2, Verdict::Pass)]);
+    assert_eq!(ran.reports()[0].1.reason, "the rig talked nonsense: \"gar\\u{1b}bage\"");
+}
+
+fn impossible_events() {
+    for impossible in ["passed 0", "started 3", "pass 0; started 0", "started 0; started 0", "pass 0; passed 0"] {
+        let rig = Rig::new(&format!("ready; if [ $boot = 1 ]; then {impossible}; exec sleep 1000; fi; exit 9"));
+        let ran = rig.run();
+        // Without the check the first boot would have hung.
+        assert!(ran.verdicts().iter().all(|(_, verdict)| *verdict != Verdict::Timeout), "{impossible}");
+        assert!(ran.error.is_some_and(|error| error.contains("exit status: 9")), "{impossible}");
+        assert!(is_gone(&rig.path("boot-1/pid")), "{impossible}");
+    }
+}
+
+fn skipped_rows() {
+    let rig = Rig::new("ready; if [ $boot = 1 ]; then pass 1; started 2; else pass 0; fi; done_");
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(1, Verdict::Pass), (2, Verdict::Error), (0, Verdict::Pass)]);
+    assert_eq!(ran.reports()[1].1.reason, "the worker ended without a report");
+}
+
+fn never_anywhere() {
+    let rig = Rig::new("echo 'qemu: no such machine' >&2; exit 1");
+    let error = rig.run().error.unwrap();
+    assert_eq!(
+        error,
+        "the rig broke: the rig ended: exit status: 1; its last word was \"qemu: no such machine\" in 2 boots in a row, before any row had a verdict"
+    );
+    assert_eq!(rig.boots(), 2);
+}
+
+fn broken_init() {
+    let rig = Rig::new(r#"echo '{"broken":"cannot load /modules/kvm.ko"}'"#);
+    let error = rig.run().error.unwrap();
+    assert!(error.contains("the rig's init gave up: cannot load /modules/kvm.ko"), "{error}");
+}
+
+fn unattributed_trouble() {
+    let rig = Rig::new(r#"ready; pass 0; pass 1; pass 2; echo '{"unattributed":"WARNING: late"}'; done_"#);
+    let ran = rig.run();
+    assert_eq!(ran.verdicts().len(), 3);
+    assert!(ran.error.unwrap().contains("no row was running, the rig's kernel logged \"WARNING: late\""));
+}
+
+fn artifacts() {
+    let rig = Rig::new("ready; say boot $boot; if [ $boot = 1 ]; then started 0; exit 1; fi; pass 0; pass 1; done_");
+    rig.run();
+    for boot in 1..=2 {
+        let log = fs::read_to_string(rig.path(&format!("artifacts/amd-boot-{boot}.log"))).unwrap();
+        assert_eq!(log, format!("boot {boot}\n"));
+    }
+}
+
+fn no_emulator() {
+    let rig = Rig::new("");
+    fs::remove_file(rig.path("qemu-system-x86_64")).unwrap();
+    let mut child = rig.start("");
+    let mut output = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert!(output.contains("not installed: qemu-system-x86_64") && output.contains("qemu-system-x86"), "{output}");
+    assert_eq!(output.lines().count(), 1, "{output}");
+}
+
+fn foreign_parameters() {
+    let rig = Rig::new("ready");
+    for (param, expected) in [
+        ("kvm_intel.ept=0", "there is no module parameter kvm_intel.ept=0: the rig only loads kvm, kvm_amd"),
+        ("kvm.mmio_cache=0", "there is no module parameter kvm.mmio_cache=0: in Linux 7.3.4 kvm has mmio_caching"),
+    ] {
+        fs::write(rig.path("param"), param).unwrap();
+        assert_eq!(rig.run().error.unwrap(), expected);
+    }
+    assert_eq!(rig.boots(), 0);
+}
+
+fn panic_between_rows() {
+    let rig = Rig::new(
+        "ready; if [ $boot = 1 ]; then pass 0; say 'Kernel panic - not syncing: late'; exit 0; fi; pass 0; pass 1; done_",
+    );
+    let ran = rig.run();
+    assert_eq!(ran.verdicts(), [(0, Verdict::Pass), (1, Verdict::Pass), (2, Verdict::Pass)]);
+    assert!(
+        ran.error
+            .unwrap()
+            .contains("while no row was running, the rig's kernel panicked: Kernel panic - not syncing: late")
+    );
+}
+
+fn interrupted() {
+    let rig = Rig::new("ready; started 0; exec sleep 1000");
+    let mut child = rig.start(":/usr/bin:/bin");
+    wait_for(&rig.path("boot-1/pid"));
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(is_gone(&rig.path("boot-1/pid")));
+}
+
+fn killed_runner() {
+    let rig = Rig::new("ready; started 0; exec sleep 1000");
+    let mut child = rig.start(":/usr/bin:/bin");
+    wait_for(&rig.path("boot-1/pid"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(is_gone(&rig.path("boot-1/pid")));
+}
+
+fn bochs_reports() {
+    // A power-off ends it with status 1.
+    let rig = Rig::bochs("ready; pass 0; pass 1; pass 2; done_; exit 1");
+    fs::write(rig.path("param"), "kvm_intel.ept=1").unwrap();
+    module(rig.directory.path(), "kvm-intel", "kvm\\0parmtype=ept:bool");
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(0, Verdict::Pass), (1, Verdict::Pass), (2, Verdict::Pass)]);
+    let plan = rig.plan(1);
+    assert_eq!(plan.port, GuestPort::SecondSerial);
+    let loads: Vec<_> = plan.modules.iter().map(|load| (load.path.as_str(), load.params.as_str())).collect();
+    assert_eq!(loads, [("/modules/kvm.ko", ""), ("/modules/kvm_intel.ko", "ept=1")]);
+    let cd = fs::read(rig.path("boot-1/initrd")).unwrap();
+    let has = |text: &[u8]| cd.windows(text.len()).any(|window| window == text);
+    assert!(has(b"rdinit=/privet") && has(b"panic=-1") && has(b"noxsave"));
+    assert!(cd[0x8001..].starts_with(b"CD001"));
+}
+
+fn bochs_input() {
+    // `timeout` ends with 124 if `cat` still waits for more.
+    let rig = Rig::bochs("ready; timeout 0.2 cat >&2; [ $? = 124 ] || exit 7; pass 0; pass 1; pass 2; done_; exit 1");
+    assert_eq!(rig.run().error, None);
+}
+
+fn bochs_panics_and_hangs() {
+    let rig = Rig::bochs(
+        "ready; case $boot in 1) started 0; say '[    2.0] Kernel panic - not syncing: broken'; exit 1 ;;\n\
+         2) started 0; exec sleep 1000 ;; *) pass 0; done_; exit 1 ;; esac",
+    );
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(0, Verdict::Fail), (1, Verdict::Timeout), (2, Verdict::Pass)]);
+    assert_eq!(ran.reports()[0].1.reason, "the rig's kernel panicked: Kernel panic - not syncing: broken");
+    // Its guests' seconds may take longer.
+    assert_eq!(ran.reports()[1].1.reason, "the rig hung: this row had not ended after 6 s");
+    assert!(ran.reports().iter().all(|(_, report)| report.on == Place::Rig));
+    assert!(ran.reports()[..2].iter().all(|(_, report)| report.vendor == "intel"));
+    assert!(is_gone(&rig.path("boot-2/pid")));
+}
+
+fn bochs_last_word() {
+    let rig = Rig::bochs(
+        "ready; if [ $boot = 1 ]; then started 0; echo '1p[CPU0  ] >>PANIC<< exception with no resolution' >&2\n\
+         echo 'Bochs is exiting' >&2; exit 1; fi; pass 0; pass 1; done_; exit 1",
+    );
+    let ran = rig.run();
+    assert_eq!(
+        ran.reports()[0].1.reason,
+        "the rig ended: exit status: 1; its last word was \"exception with no resolution\""
+    );
+    assert_eq!(ran.verdicts().len(), 3);
+}
+
+fn side_by_side() {
+    // The first to come is the one that breaks, with every row that it has.
+    let rig = Rig::bochs(
+        "[ $boot = 1 ] || while ! [ -e boot-1/pid ]; do sleep 0.01; done\n\
+         grep -aq '\"seed\":4[1]' \"$initrd\" || exit 3; ready; pass 0; done_; exit 1",
+    );
+    fs::write(rig.path("jobs"), "2").unwrap();
+    let ran = rig.run();
+    assert_eq!(ran.verdicts(), [(1, Verdict::Pass)]);
+    assert!(ran.error.unwrap().contains("exit status: 3"));
+    assert_eq!(rig.boots(), 3);
+    let rows: Vec<Vec<_>> =
+        (1..=3).map(|boot| rig.plan(boot).cases.into_iter().map(|case| case.seed - 40).collect()).collect();
+    assert!(rows.contains(&vec![0, 2]) && rows.contains(&vec![1]), "{rows:?}");
+}
+
+fn booting() {
+    let rig = Rig::new("ready; if [ $boot = 1 ]; then started 0; exit 1; fi; pass 0; pass 1; done_");
+    assert_eq!(rig.run().booting, [1, 0, 1, 0]);
+    let rig = Rig::new("exit 1");
+    assert_eq!(rig.run().booting, [1, 0, 1, 0]);
+}
+
+fn no_bochs() {
+    let rig = Rig::bochs("");
+    fs::remove_file(rig.path("bochs")).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/xorriso", rig.path("xorriso")).unwrap();
+    let mut child = rig.start("");
+    let mut output = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert!(output.starts_with("not installed: bochs; run `apt-get install bochs "), "{output}");
+    assert_eq!(output.lines().count(), 1, "{output}");
+}
