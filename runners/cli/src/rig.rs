@@ -48,8 +48,8 @@ pub struct Rig<'a> {
     pub programs: &'a [Program],
     /// Module parameters.
     pub options: &'a RigOptions,
-    /// How many rows run at a time.
-    pub at_a_time: usize,
+    /// How many machines run side by side, each of them one row at a time.
+    pub machines: usize,
     /// Where consoles are kept.
     pub artifacts: Option<&'a Path>,
 }
@@ -69,7 +69,7 @@ impl Rig<'_> {
                     worker,
                     programs: self.programs.to_vec(),
                     cases,
-                    jobs: self.at_a_time,
+                    machines: self.machines,
                     module_params: self.options.module_param.clone(),
                     patience: Patience::default(),
                     artifacts: self.artifacts.map(Path::to_owned),
@@ -138,7 +138,7 @@ pub fn serve(plan: &GuestPlan, tell: &mut dyn FnMut(Event)) {
     let interrupt = Interrupt::new().expect("a fresh process has descriptors left");
     let pool = Pool {
         worker: &worker,
-        at_a_time: plan.jobs,
+        at_a_time: 1,
         margin: MARGIN,
         context: &Context::here(Place::Rig),
         // Init itself listens to the kernel.

@@ -1,4 +1,4 @@
-//! Why rows have no report of their own: what became of the machine while they were running.
+//! Why a row has no report of its own: what became of the machine while it was running.
 
 use privet_harness::verdict::{CaseReport, Place, Verdict};
 
@@ -9,7 +9,7 @@ use crate::plan::{CaseRun, Plan};
 /// The lines of the console that go into the report of a row that brought the machine down.
 const CONSOLE_LINES: usize = 100;
 
-/// Why a boot ended early, with the console since the running rows started, as the reports of the rows that were running say it.
+/// Why a boot ended early, with the console since the running row started, as the report of that row says it.
 pub(crate) struct Blame {
     pub(crate) verdict: Verdict,
     pub(crate) reason: String,
@@ -17,7 +17,7 @@ pub(crate) struct Blame {
 }
 
 impl Blame {
-    pub(crate) fn new(end: &End, console: &str, running: &[&str]) -> Self {
+    pub(crate) fn new(end: &End, console: &str, running: Option<&CaseRun>) -> Self {
         let (verdict, reason) = match (find_panic(console), end) {
             (Some(panic), _) => {
                 let verdict = if panic.kernel_is_wrong { Verdict::Fail } else { Verdict::Error };
@@ -29,22 +29,19 @@ impl Blame {
             (None, End::Garbage(line)) => (Verdict::Error, format!("the rig talked nonsense: \"{line}\"")),
             (None, End::Done | End::Interrupted) => (Verdict::Error, "the worker ended without a report".into()),
         };
-        let details = last_lines(since_start_of(running, console), CONSOLE_LINES)
+        let details = last_lines(since_start_of(running.map(|case| case.label.as_str()), console), CONSOLE_LINES)
             .into_iter()
             .map(|line| format!("console: {line}"))
             .collect();
         Self { verdict, reason, details }
     }
 
-    /// The report of a row that was running, with so many others.
-    pub(crate) fn report(&self, plan: &Plan, limits: Limits, case: &CaseRun, companions: usize) -> CaseReport {
+    /// The report of the row that was running.
+    pub(crate) fn report(&self, plan: &Plan, limits: Limits, case: &CaseRun) -> CaseReport {
         let mut reason = self.reason.clone();
         if self.verdict == Verdict::Timeout {
             let limit = limits.of_row(case).as_secs_f64().round();
             reason += &format!(": this row had not ended after {limit} s");
-        }
-        if companions > 0 {
-            reason += &format!(" (one of {} rows that were running; --jobs 1 tells which)", companions + 1);
         }
         CaseReport {
             id: case.label.clone(),

@@ -16,7 +16,6 @@ use crate::plan::GuestPort;
 pub(crate) static BOCHS: Emulator = Emulator {
     program: PROGRAM,
     install: INSTALL,
-    cpus: 1,
     port: GuestPort::SecondSerial,
     slowness: 6,
     // Debian's Bochs stops in its debugger before the first instruction.

@@ -1,6 +1,5 @@
-//! One boot: the messages of its guest, and which rows are running when it ends.
+//! One boot: the messages of its guest, and which row is running when it ends.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -77,8 +76,8 @@ pub(crate) struct Boot<'a> {
     /// Whether the guest said that it is about to run rows.
     pub(crate) ready: bool,
     finished: Vec<bool>,
-    /// The rows that are running, and until when the guest should have ended each.
-    running: BTreeMap<usize, Instant>,
+    /// The row that is running, and until when the guest should have ended it.
+    running: Option<(usize, Instant)>,
     /// When the last message came.
     last: Instant,
     /// Trouble in the kernel's log that no row was running for.
@@ -92,23 +91,15 @@ impl<'a> Boot<'a> {
             limits,
             ready: false,
             finished: vec![false; plan.cases.len()],
-            running: BTreeMap::new(),
+            running: None,
             last: Instant::now(),
             unattributed: None,
         }
     }
 
-    /// The names of the rows that had started and not finished.
-    pub(crate) fn running(&self) -> Vec<&str> {
-        self.running.keys().map(|case| self.plan.cases[*case].label.as_str()).collect()
-    }
-
-    /// The rows that this end of the boot is put down to: those that were running; after a hang only those
-    /// whose time was up.
-    pub(crate) fn to_blame(&self, end: &End) -> Vec<usize> {
-        let now = Instant::now();
-        let is_to_blame = |deadline: &Instant| !matches!(end, End::Hung) || *deadline <= now;
-        self.running.iter().filter(|(_, deadline)| is_to_blame(deadline)).map(|(case, _)| *case).collect()
+    /// The row that had started and not finished: the end of the boot is put down to it.
+    pub(crate) fn running(&self) -> Option<usize> {
+        self.running.map(|(case, _)| case)
     }
 
     /// Follows the machine to its end, which it brings about where the machine does not.
@@ -172,8 +163,7 @@ impl<'a> Boot<'a> {
         if !self.ready {
             return self.last + self.limits.of_boot();
         }
-        let of_rows = self.running.values().min().copied();
-        of_rows.unwrap_or(self.last + self.limits.of_pause())
+        self.running.map_or(self.last + self.limits.of_pause(), |(_, deadline)| deadline)
     }
 
     /// Takes in one line; returns how the boot ends, if this line ends it.
@@ -189,11 +179,11 @@ impl<'a> Boot<'a> {
             }
             Message::Ready => return Some(garbage(line)),
             Message::Event(Event::Started(case)) if self.may_start(case) => {
-                self.running.insert(case, self.last + self.limits.of_row(&self.plan.cases[case]));
+                self.running = Some((case, self.last + self.limits.of_row(&self.plan.cases[case])));
                 on_news(News::Row(Event::Started(case)));
             }
-            Message::Event(Event::Finished(case, report)) if self.running.contains_key(&case) => {
-                self.running.remove(&case);
+            Message::Event(Event::Finished(case, report)) if self.running() == Some(case) => {
+                self.running = None;
                 self.finished[case] = true;
                 on_news(News::Row(Event::Finished(case, report)));
             }
@@ -206,7 +196,7 @@ impl<'a> Boot<'a> {
     }
 
     fn may_start(&self, case: usize) -> bool {
-        self.finished.get(case) == Some(&false) && !self.running.contains_key(&case)
+        self.finished.get(case) == Some(&false) && self.running.is_none()
     }
 }
 

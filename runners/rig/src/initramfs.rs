@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn plan() -> GuestPlan {
-        GuestPlan { cases: Vec::new(), jobs: 3, modules: Vec::new(), port: GuestPort::Virtio }
+        GuestPlan { cases: Vec::new(), modules: Vec::new(), port: GuestPort::Virtio }
     }
 
     #[test]

@@ -81,8 +81,8 @@ pub struct Plan {
     pub programs: Vec<Program>,
     /// The rows in the order in which they shall run.
     pub cases: Vec<CaseRun>,
-    /// How many rows may run at once. There are as many machines as have that many processors together.
-    pub jobs: usize,
+    /// How many machines may run side by side. Each runs one row at a time and keeps one core busy.
+    pub machines: usize,
     /// Parameters for `kvm` and for its vendor module.
     pub module_params: Vec<ModuleParam>,
     /// How long the machine may be silent.
@@ -112,8 +112,6 @@ impl Default for Patience {
 pub struct GuestPlan {
     /// The rows to run in this boot. Events count them from 0.
     pub cases: Vec<CaseRun>,
-    /// How many rows may run at once.
-    pub jobs: usize,
     /// The modules to load, in this order.
     pub modules: Vec<ModuleLoad>,
     /// Where to report.

@@ -33,12 +33,12 @@ pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(P
 
     let (teller, told) = mpsc::channel();
     let ended = std::thread::scope(|scope| {
-        let shares: Vec<_> = shares(plan.cases.len(), plan.jobs.max(1), emulator.cpus)
+        let shares: Vec<_> = shares(plan.cases.len(), plan.machines.max(1))
             .into_iter()
-            .map(|Share { cases, jobs }| {
+            .map(|cases| {
                 let (common, teller) = (&common, teller.clone());
                 // The receiver outlives all shares.
-                scope.spawn(move || common.run_share(cases, jobs, &mut |told| drop(teller.send(told))))
+                scope.spawn(move || common.run_share(cases, &mut |told| drop(teller.send(told))))
             })
             .collect();
         drop(teller);
@@ -59,22 +59,11 @@ pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(P
     outcome(ended)
 }
 
-/// The rows of one machine, and how many of them run at once.
-#[derive(PartialEq, Eq, Debug)]
-struct Share {
-    cases: Vec<usize>,
-    jobs: usize,
-}
-
-/// Deals rows out to as many machines with `cpus` processors as it takes to run `jobs` rows at once. Neighbours
-/// in the plan, which take about as long, go to different machines.
-fn shares(cases: usize, jobs: usize, cpus: usize) -> Vec<Share> {
-    let machines = jobs.div_ceil(cpus).min(cases);
-    let share = |machine: usize| Share {
-        cases: (machine..cases).step_by(machines).collect(),
-        jobs: jobs / machines + usize::from(machine < jobs % machines),
-    };
-    (0..machines).map(share).collect()
+/// Deals rows out to machines, at most so many. Neighbours in the plan, which take about as long, go to different
+/// ones.
+fn shares(cases: usize, machines: usize) -> Vec<Vec<usize>> {
+    let machines = machines.min(cases);
+    (0..machines).map(|machine| (machine..cases).step_by(machines).collect()).collect()
 }
 
 /// What came of all shares: an interrupt ends all of them, any other error only one.
@@ -121,14 +110,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_have_every_row_once_and_as_many_at_a_time_as_asked() {
-        for (cases, jobs, cpus) in [(10, 1, 1), (10, 2, 1), (10, 2, 2), (10, 5, 2), (3, 8, 1), (1, 1, 2), (0, 4, 1)] {
-            let shares = shares(cases, jobs, cpus);
-            let mut dealt: Vec<_> = shares.iter().flat_map(|share| share.cases.clone()).collect();
+    fn every_row_goes_to_one_machine_and_no_machine_is_idle() {
+        for (cases, machines) in [(10, 1), (10, 2), (10, 4), (3, 8), (1, 1), (0, 4)] {
+            let shares = shares(cases, machines);
+            let mut dealt: Vec<_> = shares.concat();
             dealt.sort();
             assert_eq!(dealt, (0..cases).collect::<Vec<_>>());
-            assert_eq!(shares.len(), jobs.div_ceil(cpus).min(cases));
-            assert!(shares.is_empty() || shares.iter().map(|share| share.jobs).sum::<usize>() == jobs);
+            assert_eq!(shares.len(), machines.min(cases));
+            assert!(shares.iter().all(|share| !share.is_empty()));
         }
     }
 }

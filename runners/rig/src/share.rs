@@ -40,15 +40,14 @@ pub(crate) enum Told {
 }
 
 impl Common<'_> {
-    /// Runs the rows with the indices in `left`, so many at a time. Returns trouble that no row can be blamed
-    /// for.
+    /// Runs the rows with the indices in `left`, one after the other: what becomes of the machine is then put down
+    /// to the right row. Returns trouble that no row can be blamed for.
     ///
     /// # Errors
     /// If the machine cannot be started or breaks without a row to blame.
     pub(crate) fn run_share(
         &self,
         mut left: Vec<usize>,
-        jobs: usize,
         tell: &mut dyn FnMut(Told),
     ) -> Result<Option<String>, RigError> {
         let plan = self.plan;
@@ -58,7 +57,7 @@ impl Common<'_> {
         while !left.is_empty() {
             let number = self.boots.fetch_add(1, Ordering::Relaxed) + 1;
             let cases = left.iter().map(|&index| plan.cases[index].clone()).collect();
-            let guest_plan = GuestPlan { cases, jobs, modules: self.loads.clone(), port: self.emulator.port };
+            let guest_plan = GuestPlan { cases, modules: self.loads.clone(), port: self.emulator.port };
             let mut machine = self.start(&guest_plan)?;
             tell(Told::Booting);
 
@@ -85,16 +84,18 @@ impl Common<'_> {
             if end == End::Interrupted {
                 return Err(RigError::Interrupted);
             }
-            let blame = Blame::new(&end, &console, &boot.running());
-            let to_blame = boot.to_blame(&end);
-            if to_blame.is_empty() && blame.verdict == Verdict::Fail {
-                unattributed = unattributed.or(Some(blame.reason.clone()));
-            }
-            for case in to_blame {
-                finished[case] = true;
-                let companions = boot.running().len() - 1;
-                let report = blame.report(plan, limits, &plan.cases[left[case]], companions);
-                tell(Told::Row(Event::Finished(left[case], report.into())));
+            let running = boot.running();
+            let blame = Blame::new(&end, &console, running.map(|case| &guest_plan.cases[case]));
+            match running {
+                Some(case) => {
+                    finished[case] = true;
+                    let report = blame.report(plan, limits, &guest_plan.cases[case]);
+                    tell(Told::Row(Event::Finished(left[case], report.into())));
+                }
+                None if blame.verdict == Verdict::Fail => {
+                    unattributed = unattributed.or(Some(blame.reason.clone()));
+                }
+                None => {}
             }
             let logged = boot.unattributed.take().map(|line| format!("the rig's kernel logged \"{line}\""));
             unattributed = unattributed.or(logged);

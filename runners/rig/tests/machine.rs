@@ -71,7 +71,7 @@ fn run_in_child(directory: &Path) -> ExitCode {
         worker: std::env::current_exe().expect("every process has one"),
         programs: Vec::new(),
         cases: (0..3).map(case).collect(),
-        jobs: fs::read_to_string(directory.join("jobs")).map_or(1, |jobs| jobs.parse().expect("a number")),
+        machines: fs::read_to_string(directory.join("machines")).map_or(1, |count| count.parse().expect("a number")),
         module_params: fs::read_to_string(directory.join("param")).map(read_param).into_iter().collect(),
         patience: Patience { boot: Duration::from_secs(20), row: Duration::from_millis(900) },
         artifacts: Some(directory.join("artifacts")),
@@ -522,7 +522,7 @@ fn side_by_side() {
         "[ $boot = 1 ] || while ! [ -e boot-1/pid ]; do sleep 0.01; done\n\
          grep -aq '\"seed\":4[1]' \"$initrd\" || exit 3; ready; pass 0; done_; exit 1",
     );
-    fs::write(rig.path("jobs"), "2").unwrap();
+    fs::write(rig.path("machines"), "2").unwrap();
     let ran = rig.run();
     assert_eq!(ran.verdicts(), [(1, Verdict::Pass)]);
     assert!(ran.error.unwrap().contains("exit status: 3"));

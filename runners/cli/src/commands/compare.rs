@@ -232,7 +232,7 @@ impl Where {
                     vendor: Vendor::Amd,
                     programs: &programs,
                     options: &args.rig,
-                    at_a_time: 1,
+                    machines: 1,
                     artifacts: None,
                 };
                 rig.run(jobs, &indices, interrupt, followers);

@@ -167,8 +167,14 @@ pub(super) fn run_on<'a>(
                 continue;
             }
             let (kernel, options) = (kernel.clone(), &args.rig);
-            let rig =
-                rig::Rig { kernel, vendor, programs: &[], options, at_a_time, artifacts: args.artifacts.as_deref() };
+            let rig = rig::Rig {
+                kernel,
+                vendor,
+                programs: &[],
+                options,
+                machines: at_a_time,
+                artifacts: args.artifacts.as_deref(),
+            };
             rig.run(jobs, &indices, interrupt, &mut followers);
         }
     }
