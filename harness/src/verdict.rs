@@ -20,6 +20,13 @@ pub enum Verdict {
     Skip,
 }
 
+impl Verdict {
+    /// Whether something is wrong: with the kernel, with the row or, where time ran out, with one of both.
+    pub fn is_red(self) -> bool {
+        matches!(self, Verdict::Fail | Verdict::Error | Verdict::Timeout)
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

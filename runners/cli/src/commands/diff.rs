@@ -1,4 +1,4 @@
-//! `privet run --diff`: the same rows in two places, and where their verdicts differ.
+//! `privet run --diff`: the same rows in two places, and where their verdicts differ or are bad in both.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ use crate::report::pretty::{Pretty, rows};
 use crate::report::seen::Seen;
 use crate::report::{Report, one_line, place};
 
-/// Runs the jobs in both places and prints the differences: `Failed` if there are any, `NothingRan` if no row
-/// ran in either.
+/// Runs the jobs in both places and prints the differences, and what is red in both: `Failed` if there are any,
+/// `NothingRan` if no row ran in both.
 ///
 /// # Errors
 /// If a place cannot be had as the command line wants it, or the run is interrupted.
@@ -37,27 +37,75 @@ pub fn diff(args: &Run, places: [On; 2], jobs: &[Job], interrupt: &Interrupt) ->
         }
         seen.push(kept.take());
     }
-    let pairs = || jobs.iter().filter_map(|job| Some((job, seen[0].get(&job.label)?, seen[1].get(&job.label)?)));
-    let differing: Vec<_> = pairs().filter(|(_, here, there)| here.verdict != there.verdict).collect();
-    let mut text: String = differing.iter().map(|(job, here, there)| difference(job, here, there)).collect();
-    let ran = pairs().filter(|(_, here, there)| here.verdict != Verdict::Skip && there.verdict != Verdict::Skip);
-    let ran = ran.count();
-    text += &format!("{}: {} differ, {ran} ran in both places\n", rows(pairs().count()), differing.len());
-    if let Some((_, here, there)) = pairs().next() {
+    let pair = |job: &Job| Some((seen[0].get(&job.label)?, seen[1].get(&job.label)?));
+    let (text, status) = compared(&jobs.iter().filter_map(pair).collect::<Vec<_>>());
+    show(&text, io::stdout().lock())?;
+    Ok(status)
+}
+
+/// What there is to say about the reports of each row in the two places, and the exit status that goes with it.
+fn compared(pairs: &[(&CaseReport, &CaseReport)]) -> (String, Status) {
+    let (differing, same): (Vec<_>, Vec<_>) = pairs.iter().partition(|(here, there)| here.verdict != there.verdict);
+    let red: Vec<_> = same.into_iter().filter(|(here, _)| here.verdict.is_red()).collect();
+    let ran = |(here, there): &&(&CaseReport, &CaseReport)| [here, there].iter().all(|r| r.verdict != Verdict::Skip);
+    let ran = pairs.iter().filter(ran).count();
+    let mut text: String = differing.iter().chain(&red).map(|(here, there)| side_by_side(here, there)).collect();
+    text += &format!("{}: {} differ, {ran} ran in both places", rows(pairs.len()), differing.len());
+    if !red.is_empty() {
+        text += &format!(", {} red in both", red.len());
+    }
+    text.push('\n');
+    if let Some((here, there)) = pairs.first() {
         text += &format!("between {} and {}\n", place(here), place(there));
     }
-    show(&text, io::stdout().lock())?;
-    Ok(match (differing.len(), ran) {
+    let status = match (differing.len() + red.len(), ran) {
         (1.., _) => Status::Failed,
         (0, 0) => Status::NothingRan,
         (0, _) => Status::Passed,
-    })
+    };
+    (text, status)
 }
 
-fn difference(job: &Job, here: &CaseReport, there: &CaseReport) -> String {
+fn side_by_side(here: &CaseReport, there: &CaseReport) -> String {
     let side = |report: &CaseReport| {
         let text = format!("    {:<5} {:<7} {}", report.on, report.verdict, one_line(&report.reason));
         format!("{}\n          repeat: {}\n", text.trim_end(), report.repro)
     };
-    format!("{}\n{}{}", job.label, side(here), side(there))
+    format!("{}\n{}{}", here.id, side(here), side(there))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use privet_harness::verdict::Place;
+
+    use super::*;
+    use crate::place::Context;
+    use crate::plan;
+
+    fn report(on: Place, verdict: Verdict) -> CaseReport {
+        let jobs = plan::jobs(&["upm.slots.a".to_owned()], 1, 7, Duration::ZERO);
+        Context::nowhere(on).report(&jobs[0], verdict, "why".to_owned())
+    }
+
+    #[test]
+    fn only_rows_that_are_alike_and_not_red_are_a_success() {
+        use Verdict::{Error, Fail, Pass, Skip, Timeout};
+        for (model, rig, said, status) in [
+            (Pass, Pass, "1 row: 0 differ, 1 ran in both places\n", Status::Passed),
+            (Skip, Skip, "1 row: 0 differ, 0 ran in both places\n", Status::NothingRan),
+            (Pass, Skip, "1 row: 1 differ, 0 ran in both places\n", Status::Failed),
+            (Fail, Pass, "1 row: 1 differ, 1 ran in both places\n", Status::Failed),
+            (Fail, Fail, "1 row: 0 differ, 1 ran in both places, 1 red in both\n", Status::Failed),
+            (Error, Error, "1 row: 0 differ, 1 ran in both places, 1 red in both\n", Status::Failed),
+            (Timeout, Fail, "1 row: 1 differ, 1 ran in both places\n", Status::Failed),
+        ] {
+            let (model, rig) = (report(Place::Model, model), report(Place::Rig, rig));
+            let (text, is) = compared(&[(&model, &rig)]);
+            assert_eq!(is, status, "{text}");
+            assert!(text.contains(said), "{text}");
+            assert_eq!(text.starts_with("upm.slots.a\n"), status == Status::Failed, "{text}");
+        }
+    }
 }

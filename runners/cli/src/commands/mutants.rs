@@ -46,7 +46,7 @@ pub fn mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
     let (mut left, mut green, mut wrong) = (jobs, Vec::new(), 0);
     for machine in machines() {
         let clean = reports(&machine, None, &left)?;
-        for report in clean.iter().filter(|report| is_red(report)) {
+        for report in clean.iter().filter(|report| report.verdict.is_red()) {
             wrong += 1;
             let (verdict, id, reason) = (report.verdict, &report.id, one_line(&report.reason));
             tell(format!("{verdict:<9} {id}, without any defect: {reason}\n"))?;
@@ -69,7 +69,7 @@ pub fn mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
     for &defect in defects {
         let mut caught: Vec<String> = Vec::new();
         for (machine, jobs) in green.iter().filter(|(_, jobs)| !jobs.is_empty()) {
-            let red = reports(machine, Some(defect), jobs)?.into_iter().filter(is_red);
+            let red = reports(machine, Some(defect), jobs)?.into_iter().filter(|report| report.verdict.is_red());
             caught.extend(red.map(|report| report.id));
         }
         if caught.is_empty() {
@@ -92,11 +92,6 @@ pub fn mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
         wrong,
     ))?;
     Ok(if wrong == 0 && survivors == 0 { Status::Passed } else { Status::Failed })
-}
-
-/// Whether a row says that something is wrong. One that broke or hangs says so, too.
-fn is_red(report: &CaseReport) -> bool {
-    matches!(report.verdict, Verdict::Fail | Verdict::Error | Verdict::Timeout)
 }
 
 /// A machine without defects.

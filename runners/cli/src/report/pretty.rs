@@ -59,10 +59,6 @@ impl<W: Write> Pretty<W> {
     }
 }
 
-fn is_bad(verdict: Verdict) -> bool {
-    matches!(verdict, Verdict::Fail | Verdict::Error | Verdict::Timeout)
-}
-
 /// A failure with everything that helps to understand it.
 fn story(label: &str, report: &CaseReport) -> String {
     let mut text = format!("{} {label} (on {}, {})\n", report.verdict, place(report), time(report.duration_us));
@@ -160,7 +156,7 @@ impl<W: Write> Report for Pretty<W> {
         self.show_running();
         self.bar.inc(1);
         let label = self.plan[index].label.clone();
-        if is_bad(report.verdict) {
+        if report.verdict.is_red() {
             self.write(&story(&label, report))?;
         }
         self.seen.push((label, report.clone()));
@@ -171,7 +167,7 @@ impl<W: Write> Report for Pretty<W> {
         self.bar.finish_and_clear();
         self.seen.sort_by_key(|(label, _)| self.plan.iter().position(|job| job.label == *label));
         let mut text = skips(&self.seen);
-        for (label, report) in self.seen.iter().filter(|(_, report)| is_bad(report.verdict)) {
+        for (label, report) in self.seen.iter().filter(|(_, report)| report.verdict.is_red()) {
             text += &format!("{:<7} {label}: {}\n", report.verdict, one_line(&report.reason));
         }
         text += &places(&self.seen);
