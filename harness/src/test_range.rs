@@ -181,13 +181,10 @@ impl TestRange {
     /// # Errors
     /// [`Stop::Error`] if the host's view cannot be accessed there.
     pub fn host_fill(&self, pages: Range<u64>, pattern: Pattern) -> Outcome {
-        for page in pages {
-            let word = pattern.word(page);
-            for at in (page * PAGE_SIZE..(page + 1) * PAGE_SIZE).step_by(8) {
-                self.host.write_u64(at, word)?;
-            }
-        }
-        Ok(())
+        pages.into_iter().try_for_each(|page| {
+            let word = pattern.word(page).to_ne_bytes();
+            self.host.write(page * PAGE_SIZE, &word.repeat(PAGE_SIZE as usize / word.len()))
+        })
     }
 
     /// Expects every word of pages of the host's shared view to be what `pattern` says.
@@ -195,17 +192,18 @@ impl TestRange {
     /// # Errors
     /// [`Stop::Fail`] with the first word that differs.
     pub fn host_expect(&self, pages: Range<u64>, pattern: Pattern) -> Outcome {
+        let mut content = [0; PAGE_SIZE as usize];
         for page in pages {
             let word = pattern.word(page);
-            for at in (page * PAGE_SIZE..(page + 1) * PAGE_SIZE).step_by(8) {
-                let seen = self.host.read_u64(at)?;
-                if seen != word {
-                    return Err(Stop::Fail(format!(
-                        "the host's shared view at gpa {} holds {seen:#x}, expected {word:#x} (pattern {:#x}, page {page})",
-                        self.spec.gpa + at,
-                        pattern.0
-                    )));
-                }
+            self.host.read(page * PAGE_SIZE, &mut content)?;
+            let (words, _) = content.as_chunks::<8>();
+            if let Some(index) = words.iter().position(|seen| *seen != word.to_ne_bytes()) {
+                return Err(Stop::Fail(format!(
+                    "the host's shared view at gpa {} holds {:#x}, expected {word:#x} (pattern {:#x}, page {page})",
+                    self.gpa(page) + index as u64 * 8,
+                    u64::from_ne_bytes(words[index]),
+                    pattern.0
+                )));
             }
         }
         Ok(())

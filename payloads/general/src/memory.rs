@@ -7,8 +7,8 @@ use privet_runtime::probe::{self, Probed};
 /// Vector of #PF.
 pub(crate) const PAGE_FAULT: u64 = 14;
 
-/// Bytes that are compared at once.
-const BLOCK: u64 = 64;
+/// Words of 8 bytes in a page.
+const PAGE_WORDS: u64 = PAGE_SIZE / 8;
 
 pub(crate) fn read_bytes(mailbox: GuestMailbox<'_>, gva: u64, len: u64) -> Probed {
     for index in 0..len {
@@ -29,7 +29,7 @@ pub(crate) fn fill(gva: u64, pages: u64, pattern: Pattern, first: u64) -> Reply 
     }
     for page in 0..pages {
         let word = pattern.word(first.wrapping_add(page));
-        if let Err(fault) = probe::fill(page_address(gva, page), PAGE_SIZE / 8, word) {
+        if let Err(fault) = probe::fill(page_address(gva, page), PAGE_WORDS, word) {
             return Reply::Fault(fault);
         }
     }
@@ -61,19 +61,14 @@ struct Mismatches {
 
 impl Mismatches {
     fn check_page(&mut self, gva: u64, expected: u64) -> Probed {
-        for block in (gva..=gva | (PAGE_SIZE - 1)).step_by(BLOCK as usize) {
-            if probe::is_filled(block, expected)? {
-                continue;
+        let mut checked = 0;
+        while let Some(equal) = probe::first_other_than(gva + checked * 8, PAGE_WORDS - checked, expected)? {
+            let address = gva + (checked + equal) * 8;
+            if self.count == 0 {
+                self.first = [address, expected, probe::read(address, Width::B8)?];
             }
-            for address in (block..=block | (BLOCK - 1)).step_by(8) {
-                let found = probe::read(address, Width::B8)?;
-                if found != expected {
-                    if self.count == 0 {
-                        self.first = [address, expected, found];
-                    }
-                    self.count += 1;
-                }
-            }
+            self.count += 1;
+            checked += equal + 1;
         }
         Ok(())
     }
@@ -122,7 +117,7 @@ mod tests {
 
     use super::*;
 
-    const PAGE_WORDS: usize = PAGE_SIZE as usize / 8;
+    const PAGE_WORDS: usize = super::PAGE_WORDS as usize;
 
     #[repr(align(4096))]
     struct Pages([AtomicU64; 3 * PAGE_WORDS]);

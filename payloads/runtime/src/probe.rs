@@ -66,41 +66,18 @@ pub fn fill(gva: u64, words: u64, value: u64) -> Probed {
     probe!(["rep stosq"], inout("rdi") gva => _, inout("rcx") words => _, in("rax") value)
 }
 
-/// Whether the 64 bytes at `gva` are `value` eight times.
-pub fn is_filled(gva: u64, value: u64) -> Probed<bool> {
-    let difference: u64;
+/// The index of the first of `words` 8-byte words that is not `value`.
+pub fn first_other_than(gva: u64, words: u64, value: u64) -> Probed<Option<u64>> {
+    let (differs, left): (u8, u64);
     probe!(
-        [
-            "mov {d}, [{a}]",
-            "xor {d}, {v}",
-            "mov {s}, [{a} + 8]",
-            "xor {s}, {v}",
-            "or {d}, {s}",
-            "mov {s}, [{a} + 16]",
-            "xor {s}, {v}",
-            "or {d}, {s}",
-            "mov {s}, [{a} + 24]",
-            "xor {s}, {v}",
-            "or {d}, {s}",
-            "mov {s}, [{a} + 32]",
-            "xor {s}, {v}",
-            "or {d}, {s}",
-            "mov {s}, [{a} + 40]",
-            "xor {s}, {v}",
-            "or {d}, {s}",
-            "mov {s}, [{a} + 48]",
-            "xor {s}, {v}",
-            "or {d}, {s}",
-            "mov {s}, [{a} + 56]",
-            "xor {s}, {v}",
-            "or {d}, {s}",
-        ],
-        d = out(reg) difference,
-        s = out(reg) _,
-        a = in(reg) gva,
-        v = in(reg) value,
+        // The XOR sets ZF, which stays if there is no word at all.
+        ["xor edx, edx", "repe scasq", "setne dl"],
+        inout("rdi") gva => _,
+        inout("rcx") words => left,
+        in("rax") value,
+        out("dl") differs,
     )?;
-    Ok(difference == 0)
+    Ok((differs != 0).then(|| words - left - 1))
 }
 
 /// `lock cmpxchg` of 8 bytes: what was there before.

@@ -173,6 +173,35 @@ pub(crate) unsafe fn rep_stos(to: *mut u8, value: u64, count: u64, size: u64) {
     }
 }
 
+/// Compares `accumulator` with up to `count` elements of `size` bytes upwards as REPE SCAS does, or as REPNE
+/// SCAS if not `equal`; returns how many it has compared, and RFLAGS after the last.
+///
+/// # Safety
+/// `at` points to `count * size` readable bytes, and `count` is not 0.
+pub(crate) unsafe fn rep_scas(at: *const u8, accumulator: u64, count: u64, size: u64, equal: bool) -> (u64, u64) {
+    let (left, flags): (u64, u64);
+    macro_rules! scas {
+        ($insn:literal) => {
+            // SAFETY: the caller's promise; the direction flag is clear in Rust code.
+            unsafe {
+                asm!($insn, "pushfq", "pop {flags}", flags = out(reg) flags, inout("rcx") count => left,
+                    in("rax") accumulator, inout("rdi") at => _, options(readonly));
+            }
+        };
+    }
+    match (size, equal) {
+        (1, true) => scas!("repe scasb"),
+        (2, true) => scas!("repe scasw"),
+        (4, true) => scas!("repe scasd"),
+        (_, true) => scas!("repe scasq"),
+        (1, false) => scas!("repne scasb"),
+        (2, false) => scas!("repne scasw"),
+        (4, false) => scas!("repne scasd"),
+        (_, false) => scas!("repne scasq"),
+    }
+    (count - left, flags)
+}
+
 /// Whether guest memory holds exactly `expected`.
 ///
 /// # Safety

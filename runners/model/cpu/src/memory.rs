@@ -279,6 +279,16 @@ impl Core<'_> {
         count
     }
 
+    /// As [`Core::bulk_move`], for REPE SCAS or REPNE SCAS; also returns RFLAGS after the last comparison.
+    pub(crate) fn bulk_scan(&mut self, at: u64, accumulator: u64, count: u64, size: u64, equal: bool) -> (u64, u64) {
+        let count = count.min((4096 - (at & 0xfff)) / size);
+        match self.tlbs.data(self.view).read(at, 1) {
+            // SAFETY: the address just came out of the TLB, and `count` elements stay in its page.
+            Some(source) if count > 0 => unsafe { host::rep_scas(source, accumulator, count, size, equal) },
+            _ => (0, 0),
+        }
+    }
+
     /// Whether the code at `linear` (which does not cross a page) still is `expected`.
     #[inline(always)]
     pub(crate) fn code_equals(&mut self, linear: u64, expected: &[u8]) -> Result<bool, Abort> {

@@ -153,16 +153,28 @@ fn lods<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 /// Sets the flags of `a - b` and says whether the prefix goes on after that.
 fn compared<T: Word>(core: &mut Core<'_>, op: &Op, a: u64, b: u64) -> Iteration {
     core.set_flags(ARITHMETIC, sub_flags::<T>(a, b, a.wrapping_sub(b) & T::MASK));
-    let goes_on = core.flag(ZF) == (op.rep == Rep::Equal);
-    Iteration { count: 1, last: !goes_on }
+    Iteration { count: 1, last: condition_ends(core, op) }
+}
+
+/// Whether the condition of REPE or REPNE is no longer met.
+fn condition_ends(core: &Core<'_>, op: &Op) -> bool {
+    core.flag(ZF) != (op.rep == Rep::Equal)
 }
 
 fn scas<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
-    core.repeat(op, |core, _| {
+    core.repeat(op, |core, left| {
         let at = core.string_destination::<T>(op, false)?;
+        let accumulator = core.s.gpr[RAX] & T::MASK;
+        if in_bulk(core, op, left) {
+            let (count, flags) = core.bulk_scan(at, accumulator, left, T::BYTES as u64, op.rep == Rep::Equal);
+            if count > 0 {
+                core.set_flags(ARITHMETIC, flags);
+                core.advance::<T>(op, RDI, count);
+                return Ok(Iteration { count, last: condition_ends(core, op) });
+            }
+        }
         let value = core.read::<T>(at)?;
         core.advance::<T>(op, RDI, 1);
-        let accumulator = core.s.gpr[RAX] & T::MASK;
         Ok(compared::<T>(core, op, accumulator, value))
     })
 }

@@ -11,6 +11,8 @@ pub(crate) const MEMORY_BASE: Register = Register::R15;
 pub(crate) const MEMORY_INDEX: Register = Register::R14;
 const BASE_VALUE: u64 = DATA + 0x800;
 const STACK_VALUE: u64 = DATA + 0x1800;
+/// Around a page boundary.
+const STRINGS: u64 = DATA + 0xf00;
 
 /// The flags that instructions compute, and the direction.
 pub(crate) const COMPARED_FLAGS: u64 = 0xcd5;
@@ -308,8 +310,8 @@ pub(crate) fn prepare(instruction: &Instruction, registers: &mut Registers) {
     gpr[MEMORY_INDEX.number()] *= 4;
     gpr[RSP] = STACK_VALUE;
     if instruction.is_string_instruction() {
-        gpr[RSI] = BASE_VALUE + gpr[RSI] % 0x200;
-        gpr[RDI] = BASE_VALUE + gpr[RDI] % 0x200;
+        gpr[RSI] = STRINGS + gpr[RSI] % 0x200;
+        gpr[RDI] = STRINGS + gpr[RDI] % 0x200;
         gpr[RCX] %= 16;
     }
     if instruction.memory_base() == Register::RDI {
