@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::conversion::{Backed, convert_op, expect_answer, grant, hypercall_exit};
 use privet_harness::exit::Exit;
-use privet_harness::guest::{Guest, OPERATION_LIMIT};
+use privet_harness::guest::Guest;
 use privet_harness::guest_vcpu::{GuestVcpu, Running};
 use privet_harness::need::Need;
 use privet_harness::test_range::{RangeSpec, TEST_SLOT};
@@ -361,7 +361,7 @@ fn hammer(g: &Guest, before: u64, allowed: [Option<Pattern>; 3]) -> Outcome<Runn
     let faults = stats.get("pf_taken")?;
     let allowed = allowed.map(|in_q| straddling(before, in_q));
     let hammer = g.vcpu(1).start(Op::HammerZeropad { gva: mapping(g).0 - before, limit: 0, allowed })?;
-    let deadline = Instant::now() + OPERATION_LIMIT;
+    let deadline = Instant::now() + g.vcpu(1).limit();
     while stats.get("pf_taken")? == faults {
         if Instant::now() > deadline {
             return Err(Stop::Timeout("vCPU 1 does not begin to load".into()));

@@ -202,7 +202,7 @@ fn load(low: &Mapping, plan: &LoadPlan, tables: &PageTables) -> Outcome {
 }
 
 /// How long an operation that the guest does alone may take before the row is a timeout.
-pub const OPERATION_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const OPERATION_LIMIT: Duration = Duration::from_secs(20);
 
 /// The operation that every vCPU answers first.
 pub(crate) const HELLO: Op = Op::Nop;

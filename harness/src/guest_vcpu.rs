@@ -52,6 +52,11 @@ impl GuestVcpu {
         &self.vcpu
     }
 
+    /// How long an operation may take.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// The mailbox as memory, for rows that corrupt it.
     pub fn mailbox_bytes(&self) -> (&Mapping, u64) {
         (&self.low, self.mailbox)

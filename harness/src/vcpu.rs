@@ -303,6 +303,8 @@ impl Vcpu {
         shared.page.set_immediate_exit(immediate_exit)?;
         shared.page.set_exit_reason(SENTINEL)?;
         state.phase = Phase::Running;
+        // Whoever wakes up wants the lock.
+        drop(state);
         shared.changed.notify_all();
         Ok(())
     }
@@ -357,7 +359,9 @@ impl Shared {
                     if matches!(state.phase, Phase::Running) {
                         state.phase = Phase::Done(exit);
                     }
+                    drop(state);
                     self.changed.notify_all();
+                    state = self.lock();
                 }
                 Phase::Idle | Phase::Done(_) => {
                     state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);

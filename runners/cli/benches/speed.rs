@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use nix::sys::time::{TimeVal, TimeValLike};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
@@ -21,7 +21,7 @@ const RUNS: usize = 21;
 
 type Benchmark = (&'static str, fn() -> Result);
 
-const BENCHMARKS: [Benchmark; 4] = [("list", list), ("case", case), ("rig", rig), ("build", build)];
+const BENCHMARKS: [Benchmark; 5] = [("list", list), ("case", case), ("model", model), ("rig", rig), ("build", build)];
 
 fn main() -> Result {
     // cargo passes `--bench` and the like.
@@ -58,6 +58,20 @@ fn case() -> Result {
         let row = mean(|| user_time(worker(id)))?;
         println!("case: {id}: {row:.1?} of user time, {:.1} times idle; goal 1 ms over idle", ratio(row, idle));
     }
+    Ok(())
+}
+
+/// The whole table on the model, beside one row on the model.
+fn model() -> Result {
+    let one = elapsed(privet(&["run", "--on", "model", "--exact", "upm.punch.fallocate_errors"]))?;
+    let before = children()?;
+    let all = elapsed(privet(&["run", "--on", "model"]))?;
+    let cpu = children()?.since(before);
+    println!(
+        "model: {all:.1?} for the whole table, {:.1} times one row ({one:.1?}), with {:.1?} of CPU time; goal 5 s",
+        ratio(all, one),
+        cpu.user + cpu.system
+    );
     Ok(())
 }
 
@@ -106,10 +120,28 @@ fn elapsed(mut command: Command) -> Result<Duration> {
 
 /// User-mode CPU time of a child: all that it does outside of system calls.
 fn user_time(mut command: Command) -> Result<Duration> {
-    let before = getrusage(UsageWho::RUSAGE_CHILDREN)?.user_time();
+    let before = children()?;
     command.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
-    let after = getrusage(UsageWho::RUSAGE_CHILDREN)?.user_time();
-    Ok(Duration::from_micros((after - before).num_microseconds().try_into()?))
+    Ok(children()?.since(before).user)
+}
+
+/// CPU time.
+struct CpuTime {
+    user: Duration,
+    system: Duration,
+}
+
+impl CpuTime {
+    fn since(self, before: Self) -> Self {
+        Self { user: self.user - before.user, system: self.system - before.system }
+    }
+}
+
+/// The CPU time of all children that have ended, and of theirs.
+fn children() -> Result<CpuTime> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let duration = |time: TimeVal| Ok::<_, Box<dyn Error>>(Duration::from_micros(time.num_microseconds().try_into()?));
+    Ok(CpuTime { user: duration(usage.user_time())?, system: duration(usage.system_time())? })
 }
 
 /// For CPU times, which some kernels count in ticks that are longer than the whole run.

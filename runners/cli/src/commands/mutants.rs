@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use privet_harness::vendor::Vendor;
 use privet_harness::verdict::{CaseReport, Verdict};
@@ -51,9 +52,10 @@ pub fn mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
             let (verdict, id, reason) = (report.verdict, &report.id, one_line(&report.reason));
             tell(format!("{verdict:<9} {id}, without any defect: {reason}\n"))?;
         }
-        let ended = |job: &Job, verdict| clean.iter().any(|report| report.id == job.id && report.verdict == verdict);
-        green.push((machine, left.iter().filter(|job| ended(job, Verdict::Pass)).cloned().collect::<Vec<_>>()));
-        left.retain(|job| ended(job, Verdict::Skip));
+        let ended = |job: &Job, verdict| clean.iter().find(|report| report.id == job.id && report.verdict == verdict);
+        let passed = left.iter().filter_map(|job| ended(job, Verdict::Pass).map(|report| with_a_defect(job, report)));
+        green.push((machine, passed.collect::<Vec<_>>()));
+        left.retain(|job| ended(job, Verdict::Skip).is_some());
     }
     let rows: usize = green.iter().map(|(_, jobs)| jobs.len()).sum();
     if rows == 0 {
@@ -92,6 +94,13 @@ pub fn mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
         wrong,
     ))?;
     Ok(if wrong == 0 && survivors == 0 { Status::Passed } else { Status::Failed })
+}
+
+/// The job of a row that passed without a defect. A defect may make it wait for what never comes, and nobody
+/// wants to wait with it for longer than it takes to be sure of that.
+fn with_a_defect(job: &Job, passed: &CaseReport) -> Job {
+    let long = Duration::from_micros(passed.duration_us * 10).max(Duration::from_secs(3));
+    Job { limit: long.min(job.limit), ..job.clone() }
 }
 
 /// A machine without defects.
