@@ -8,7 +8,7 @@ use crate::config::{Config, DebugControl};
 use crate::exception::Exception;
 use crate::exit::CpuExit;
 use crate::flags;
-use crate::kick::Kick;
+use crate::kick::{Kick, Patience};
 use crate::op::{FLAT, Mem, Op, Operand};
 use crate::paging::View;
 use crate::segment::Seg;
@@ -59,6 +59,8 @@ pub(crate) struct Core<'a> {
     pub(crate) watch_hits: u64,
     /// The current instruction was an interrupt: the handler is not single stepped.
     pub(crate) delivered: bool,
+    /// For a guest that waits for another CPU.
+    pub(crate) patience: Patience,
 }
 
 impl Core<'_> {

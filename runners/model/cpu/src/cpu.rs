@@ -9,7 +9,7 @@ use crate::config::{Config, DebugControl};
 use crate::core::{Core, Why};
 use crate::exception::Exception;
 use crate::exit::CpuExit;
-use crate::kick::Kick;
+use crate::kick::{Kick, Patience};
 use crate::paging::View;
 use crate::state::{CpuState, Injection};
 use crate::tlb::Tlbs;
@@ -151,6 +151,7 @@ impl Cpu {
             watches_memory: false,
             watch_hits: 0,
             delivered: false,
+            patience: Patience::default(),
         };
         (core, &mut self.blocks)
     }

@@ -2,10 +2,33 @@
 //! interrupt.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 const STOP: u32 = 1 << 0;
 const FLUSH: u32 = 1 << 1;
 const EVENT: u32 = 1 << 2;
+
+/// How a thread waits for another one, which may need this one's core: it lets others run, and sleeps now and
+/// then. Who only yields keeps a core busy that could take the other one over.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    waits: u32,
+}
+
+impl Patience {
+    const SLEEP_EVERY: u32 = 64;
+    const SLEEP: Duration = Duration::from_micros(20);
+
+    /// Waits a little.
+    pub(crate) fn wait(&mut self) {
+        self.waits = self.waits.wrapping_add(1);
+        if self.waits.is_multiple_of(Self::SLEEP_EVERY) {
+            std::thread::sleep(Self::SLEEP);
+        } else {
+            std::thread::yield_now();
+        }
+    }
+}
 
 /// One vCPU's mailbox for requests from other threads. All methods may be called from any thread; [`Kick::stop`],
 /// [`Kick::raise_event`] and [`Kick::request_flush`] from signal handlers, too.
@@ -64,14 +87,14 @@ impl Kick {
     /// The caller holds the lock of step 1 above.
     pub fn flush_and_wait(&self) {
         self.request_flush();
+        let mut patience = Patience::default();
         let mut spins = 0_u32;
         while self.requests.load(Ordering::SeqCst) & FLUSH != 0 && self.running.load(Ordering::SeqCst) {
             spins += 1;
             if spins < 100 {
                 std::hint::spin_loop();
             } else {
-                // More vCPUs than cores: the one waited for may need this one.
-                std::thread::yield_now();
+                patience.wait();
             }
         }
     }

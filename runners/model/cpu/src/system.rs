@@ -209,7 +209,7 @@ fn hlt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 /// The guest waits for another vCPU, whose thread may need this core. The scheduler may take its time:
 /// nobody has to wait for this CPU's translations meanwhile.
 fn pause(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
-    core.with_bus(|_| std::thread::yield_now());
+    core.with_bus(|core| core.patience.wait());
     Ok(())
 }
 
