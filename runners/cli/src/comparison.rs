@@ -109,7 +109,7 @@ pub struct Comparison {
     pub subtest: Option<String>,
     /// What upstream says; `None` where it has nothing to run.
     pub upstream: Option<UpstreamResult>,
-    /// How many functions of the test the catalogue has.
+    /// How many functions of the test the catalogue has, without those that are parts of others.
     pub functions: usize,
     /// How many of them rows cover.
     pub covered: usize,
@@ -185,7 +185,7 @@ pub fn lines(test: &Test, ran: Option<&Ran>, table: &[Row], reports: &BTreeMap<S
             relation,
         }
     };
-    let all: Vec<&str> = test.functions.iter().map(|function| function.name).collect();
+    let all: Vec<&str> = test.whole_functions().map(|function| function.name).collect();
     let Some(ran) = ran else { return vec![line(None, None, &all, rows(None))] };
     let said =
         |verdict, reason: &str| UpstreamResult { verdict, reason: reason.to_owned(), duration_us: ran.duration_us };
@@ -285,7 +285,7 @@ mod tests {
         let lines = lines(test, Some(&ran(End::Exited(0), "")), &table, &reports);
         assert_eq!(lines.len(), 1);
         assert_eq!((lines[0].relation, lines[0].covered), (Relation::Stricter, 1));
-        assert_eq!(lines[0].functions, test.functions.len());
+        assert_eq!(lines[0].functions, test.whole_functions().count());
     }
 
     #[test]

@@ -66,8 +66,16 @@ const PARTS: &[&str] = &[
     "tools/testing/selftests",
 ];
 
-/// The directory of kunit.py, in a kernel source and in what is built.
+/// The directory of KVM's selftests in a kernel source.
+const SELFTESTS: &str = "tools/testing/selftests/kvm";
+
+/// The directory of kunit.py, in a kernel source and in what is built: it only runs from where its path ends so.
 const KUNIT: &str = "tools/testing/kunit";
+
+/// What is kept beside the programs: where from, where to, and which files. The kernel's own reader of KTAP,
+/// with which ours can be checked, and the source of the tests, with which the catalogue can be.
+const KEPT: &[(&str, &str, &str)] =
+    &[(KUNIT, KUNIT, "py"), (SELFTESTS, "", "c"), ("tools/testing/selftests/kvm/x86", "x86", "c")];
 
 /// Where the selftests of this user are kept: `kselftests` beside the rig's kernels.
 ///
@@ -94,7 +102,8 @@ pub fn build(
     let lists = privet_rig::cache_dir()?;
     build_alone(&cache, interrupt, on_progress, &mut |work, runner, on_progress| {
         let source = KernelSource::find(&lists, request.source.as_deref(), None, runner, on_progress)?;
-        let entry = cache.join(source.key(if request.is_static { "static" } else { "dynamic" }));
+        let how = if request.is_static { "static" } else { "dynamic" };
+        let entry = cache.join(source.key(&format!("{how}, with {KEPT:?}")));
         let is_new = matches!(source, KernelSource::Tree(_)) || Kselftests::named(&entry).is_err();
         if is_new {
             let finished = compile(&source, request.is_static, work, runner, on_progress)?;
@@ -115,8 +124,7 @@ fn compile(
     on_progress: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, RigError> {
     let original = source.unpack(work, runner, on_progress)?;
-    let selftests = Path::new("tools/testing/selftests/kvm");
-    let has = |test: &str| original.join(selftests).join(format!("{test}.c")).is_file();
+    let has = |test: &str| original.join(SELFTESTS).join(format!("{test}.c")).is_file();
     let tests: Vec<&str> = TESTS.iter().map(|test| test.name).filter(|test| has(test)).collect();
     if tests.is_empty() {
         return Err(RigError::Source(format!(
@@ -149,7 +157,7 @@ fn compile(
     for dir in [&objects, &finished, &finished.join("x86")] {
         create(dir)?;
     }
-    let mut make = make(&tree.join(selftests));
+    let mut make = make(&tree.join(SELFTESTS));
     make.arg(format!("OUTPUT={}", objects.display()));
     make.arg(format!("KHDR_INCLUDES=-isystem {}", tree.join("usr/include").display()));
     make.args(tests.iter().map(|test| objects.join(test)));
@@ -166,18 +174,23 @@ fn compile(
     for test in &tests {
         copy(&objects.join(test), &finished.join(test))?;
     }
-    // Not a test, but the kernel's own reader of KTAP, with which ours can be checked. It only runs from where
-    // its path ends so.
-    let kunit = finished.join(KUNIT);
-    fs::create_dir_all(&kunit).map_err(cannot("create", &kunit))?;
-    for entry in fs::read_dir(tree.join(KUNIT)).into_iter().flatten().flatten() {
-        if entry.path().extension().is_some_and(|extension| extension == "py") {
-            copy(&entry.path(), &kunit.join(entry.file_name()))?;
-        }
+    for (from, to, extension) in KEPT {
+        keep(&tree.join(from), &finished.join(to), extension)?;
     }
     let name = finished.join(SOURCE);
     fs::write(&name, format!("{}\n", source.name())).map_err(cannot("write", &name))?;
     Ok(finished)
+}
+
+/// Copies the files of one directory whose names end so.
+fn keep(from: &Path, to: &Path, extension: &str) -> Result<(), RigError> {
+    fs::create_dir_all(to).map_err(cannot("create", to))?;
+    for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+        if entry.path().extension().is_some_and(|found| found == extension) {
+            copy(&entry.path(), &to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 fn create(dir: &Path) -> Result<(), RigError> {

@@ -12,7 +12,8 @@ pub struct Test {
     pub name: &'static str,
     /// Where it comes from.
     pub origin: Origin,
-    /// What it checks, by function. Only functions that check something count.
+    /// What it checks, by function: those that assert something themselves or are named as tests.
+    /// `check-catalogue` holds that against the source.
     pub functions: &'static [Function],
 }
 
@@ -30,8 +31,19 @@ pub enum Origin {
 pub struct Function {
     /// Its name in the source, and in the output where the test prints results.
     pub name: &'static str,
-    /// Why no row covers it; `None` if rows do.
-    pub not_covered: Option<&'static str>,
+    /// How the table stands to it.
+    pub standing: Standing,
+}
+
+/// How the table stands to a function of upstream's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// Rows name it.
+    Covered,
+    /// No row covers it, for this reason.
+    NotCovered(&'static str),
+    /// It is a step of this other function, and covered as far as that is.
+    PartOf(&'static str),
 }
 
 /// All tests in scope.
@@ -54,6 +66,11 @@ pub fn test(name: &str) -> Option<&'static Test> {
 }
 
 impl Test {
+    /// The functions that are no steps of others: what is counted.
+    pub fn whole_functions(&self) -> impl Iterator<Item = &'static Function> {
+        self.functions.iter().filter(|function| !matches!(function.standing, Standing::PartOf(_)))
+    }
+
     /// The function of this name.
     pub fn function(&self, name: &str) -> Option<&'static Function> {
         self.functions.iter().find(|function| function.name == name)
@@ -62,18 +79,23 @@ impl Test {
     /// The function that a printed result is about: the harness of kselftest names a result
     /// `fixture.variant.function`.
     pub fn function_of(&self, subtest: &str) -> Option<&'static Function> {
-        self.functions.iter().find(|function| subtest.split('.').any(|part| part == function.name))
+        self.whole_functions().find(|function| subtest.split('.').any(|part| part == function.name))
     }
 }
 
 /// A function that rows cover.
 const fn covered(name: &'static str) -> Function {
-    Function { name, not_covered: None }
+    Function { name, standing: Standing::Covered }
 }
 
 /// A function that no row covers, for this reason.
 const fn open(name: &'static str, why: &'static str) -> Function {
-    Function { name, not_covered: Some(why) }
+    Function { name, standing: Standing::NotCovered(why) }
+}
+
+/// A step of another function.
+const fn part(name: &'static str, of: &'static str) -> Function {
+    Function { name, standing: Standing::PartOf(of) }
 }
 
 #[cfg(test)]
@@ -90,7 +112,14 @@ mod tests {
             for function in test.functions {
                 assert!(names.insert((test.name, function.name)), "{}: {}", test.name, function.name);
                 assert!(!function.name.contains([',', ' ', '.']), "{}: {}", test.name, function.name);
-                assert!(function.not_covered.is_none_or(|why| why.len() > 10), "{}: {}", test.name, function.name);
+                match function.standing {
+                    Standing::Covered => {}
+                    Standing::NotCovered(why) => assert!(why.len() > 10, "{}: {}", test.name, function.name),
+                    Standing::PartOf(whole) => {
+                        let is_whole = test.whole_functions().any(|function| function.name == whole);
+                        assert!(is_whole, "{}: {} is a part of {whole}, which is none", test.name, function.name);
+                    }
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use privet_cases::Row;
-use privet_kselftest::catalogue::{Function, Origin, TESTS, Test};
+use privet_kselftest::catalogue::{Function, Origin, Standing, TESTS, Test};
 use serde::Serialize;
 
 use super::list::show;
@@ -22,6 +22,8 @@ struct Listed<'a> {
     /// The rows among them that check more.
     exceeded_by: Vec<&'a str>,
     not_covered: Option<&'a str>,
+    /// The function that it is a step of.
+    part_of: Option<&'a str>,
 }
 
 /// Writes what is covered to `out`.
@@ -61,13 +63,13 @@ fn pretty(tests: &[&Test], table: &[Row]) -> String {
         let width = test.functions.iter().map(|function| function.name.len()).max().unwrap_or_default();
         for function in test.functions {
             let rows = rows(table, test, function);
-            functions += 1;
-            covered += usize::from(!rows.is_empty());
-            let by = match (rows.is_empty(), function.not_covered) {
-                (false, _) => stems(&rows),
-                (true, Some(why)) => format!("not covered: {why}"),
-                (true, None) => "not covered, and nobody says why".to_owned(),
+            let by = match function.standing {
+                Standing::Covered => stems(&rows),
+                Standing::NotCovered(why) => format!("not covered: {why}"),
+                Standing::PartOf(whole) => format!("a part of {whole}"),
             };
+            functions += usize::from(!matches!(function.standing, Standing::PartOf(_)));
+            covered += usize::from(function.standing == Standing::Covered);
             text += &format!("    {:width$}  {by}\n", function.name);
         }
     }
@@ -104,7 +106,14 @@ fn json(tests: &[&Test], table: &[Row]) -> String {
             function: function.name,
             series,
             exceeded_by: rows.iter().filter(|(_, exceeds)| *exceeds).map(|(id, _)| *id).collect(),
-            not_covered: function.not_covered.filter(|_| rows.is_empty()),
+            not_covered: match function.standing {
+                Standing::NotCovered(why) => Some(why),
+                Standing::Covered | Standing::PartOf(_) => None,
+            },
+            part_of: match function.standing {
+                Standing::PartOf(whole) => Some(whole),
+                Standing::Covered | Standing::NotCovered(_) => None,
+            },
             rows: rows.into_iter().map(|(id, _)| id).collect(),
         };
         format!("{}\n", serde_json::json!(listed))
@@ -133,13 +142,8 @@ mod tests {
         let table = privet_cases::table();
         for test in TESTS {
             for function in test.functions {
-                let covered = !rows(&table, test, function).is_empty();
-                let name = (test.name, function.name);
-                assert!(covered || function.not_covered.is_some(), "{name:?} has neither rows nor a reason");
-                assert!(
-                    !covered || function.not_covered.is_none(),
-                    "{name:?} has rows and a reason why there are none"
-                );
+                let has_rows = !rows(&table, test, function).is_empty();
+                assert_eq!(has_rows, function.standing == Standing::Covered, "{}: {function:?}", test.name);
             }
         }
     }

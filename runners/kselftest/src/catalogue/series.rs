@@ -27,6 +27,7 @@ const NO_SEV: &str = "the table has no rows for SEV VMs yet";
 const NO_SEV_ES: &str = "the table has no rows for SEV-ES VMs yet";
 const NO_SNP: &str = "the table has no rows for SEV-SNP VMs yet";
 const NO_TDX: &str = "the table has no rows for TDX VMs yet";
+const INTERRUPTS: &str = "Secure AVIC is about interrupts, not about memory";
 const NO_IN_PLACE: &str = "conversion in place needs KVM_SET_MEMORY_ATTRIBUTES2, which Linux 7.3 does not have";
 
 pub(super) const TESTS: &[Test] = &[
@@ -51,9 +52,19 @@ pub(super) const TESTS: &[Test] = &[
         functions: &[covered("guest_conv_test_fn_explicit"), open("guest_conv_test_fn_implicit", IMPLICIT)],
     },
     Test {
+        name: "x86/sev_private_mem_test",
+        origin: Series("KVM: selftests: sev: private memory, V3, 2023-01"),
+        functions: &[open("guest_conv_test_fn_explicit", NO_SEV), open("guest_conv_test_fn_implicit", NO_SEV)],
+    },
+    Test {
         name: "x86/sev_all_boot_test",
         origin: Series("KVM: selftests: Add tests for SEV and SEV-ES guests, v2, 2021-12"),
-        functions: &[open("guest_sev_code", NO_SEV), open("guest_sev_es_code", NO_SEV_ES)],
+        functions: &[
+            open("guest_sev_code", NO_SEV),
+            open("guest_sev_es_code", NO_SEV_ES),
+            open("cpuid_by_ghcb_msr", NO_SEV_ES),
+            open("cpuid_by_ghcb_page", NO_SEV_ES),
+        ],
     },
     Test {
         name: "x86/sev_es_ghcb_ucall",
@@ -63,7 +74,9 @@ pub(super) const TESTS: &[Test] = &[
             open("ghcb_msr", NO_SEV_ES),
             open("ghcb_mmio", NO_SEV_ES),
             open("snp_register_ghcb", NO_SNP),
-            open("savic_test", "Secure AVIC is about interrupts"),
+            open("savic_test", INTERRUPTS),
+            open("xapic_ipi_test", INTERRUPTS),
+            open("xapic_state_test", INTERRUPTS),
         ],
     },
     Test {
@@ -138,6 +151,9 @@ pub(super) const TESTS: &[Test] = &[
             open("truncate", NO_IN_PLACE),
             open("forked_accesses", NO_IN_PLACE),
             open("elevated_refcount", NO_IN_PLACE),
+            // What the series changes in merged tests.
+            open("private_mem_conversions_test_sigbus", NO_IN_PLACE),
+            open("private_mem_kvm_exits_test_mmio_after_deletion", NO_IN_PLACE),
         ],
     },
 ];
