@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 
 use crate::exit::Early;
 
-/// Where `--output` goes.
+/// Where `--output` or `--save` goes.
 #[derive(Debug)]
 pub enum Output {
     /// A file beside the wanted one, which takes its place at the end.
@@ -19,14 +19,14 @@ pub enum Output {
 }
 
 impl Output {
-    /// Makes sure that `path` can be written, and leaves what is there untouched for now.
+    /// Makes sure that `path`, which `option` named, can be written, and leaves what is there untouched for now.
     ///
     /// # Errors
     /// One line that names the path and says why it cannot be written.
-    pub fn create(path: &Path) -> Result<Self, Early> {
+    pub fn create(path: &Path, option: &str) -> Result<Self, Early> {
         let early = |error: io::Error| {
             Early::usage(format!(
-                "cannot write {}: {error}; give --output a file in a directory that you can write",
+                "cannot write {}: {error}; give {option} a file in a directory that you can write",
                 path.display()
             ))
         };

@@ -16,8 +16,12 @@ fn put(dir: &Path, test: &str, script: &str) {
 }
 
 fn compare(dir: &Path, arguments: &[&str]) -> Output {
+    compare_on("host", dir, arguments)
+}
+
+fn compare_on(place: &str, dir: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_privet"))
-        .args(["compare", "--on", "host", "--kselftests"])
+        .args(["compare", "--on", place, "--kselftests"])
         .arg(dir)
         .args(arguments)
         .output()
@@ -90,6 +94,34 @@ fn a_failure_against_a_row_that_passes_is_a_disagreement() {
     let (relation, status) = if row == "pass" { ("disagree", 1) } else { ("not-covered", 0) };
     assert_eq!(line["relation"], relation, "{line}");
     assert_eq!(output.status.code(), Some(status));
+}
+
+#[test]
+fn on_the_model_both_sides_have_it_under_them_and_the_report_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "vm_types_test", "case \"$LD_PRELOAD\" in *libprivet_model.so*) exit 0;; esac; exit 1");
+    let output = compare_on("model", dir.path(), &["--format", "json", "vm_types_test"]);
+    let lines = lines(&output);
+    assert_eq!(lines[0]["relation"], "agree", "{}", lines[0]);
+    assert_eq!(lines[0]["rows"][0]["verdict"], "pass", "{}", lines[0]);
+    assert_eq!(lines.last().unwrap()["on"], "model");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_static_program_cannot_be_on_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "vm_types_test", "");
+    // The header of an x86-64 executable without segments: none names a loader.
+    let mut header = [0; 64];
+    header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    header[16..21].copy_from_slice(&[2, 0, 62, 0, 1]);
+    header[52] = 64;
+    fs::write(dir.path().join("vm_types_test"), header).unwrap();
+    let output = compare_on("model", dir.path(), &["vm_types_test"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("vm_types_test is linked statically") && error.contains("--static"), "{error}");
 }
 
 #[test]

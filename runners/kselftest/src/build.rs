@@ -1,9 +1,10 @@
 //! Builds upstream's selftests, as far as the catalogue knows them, once per user.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use privet_rig::RigError;
 use privet_rig::build_cache::{build_alone, put};
@@ -109,6 +110,8 @@ pub fn build(
             let finished = compile(&source, request.is_static, work, runner, on_progress)?;
             put(&finished, &entry, work)?;
         }
+        // What was asked for last is what is taken where no directory is named.
+        touch(&entry.join(SOURCE))?;
         let kselftests = Kselftests::named(&entry).map_err(|error| RigError::Source(error.to_string()))?;
         let tests = TESTS.iter().filter(|test| kselftests.program(test.name).is_some()).count();
         Ok(Built { kselftests, source: source.name(), is_new, tests })
@@ -191,6 +194,11 @@ fn keep(from: &Path, to: &Path, extension: &str) -> Result<(), RigError> {
         }
     }
     Ok(())
+}
+
+fn touch(file: &Path) -> Result<(), RigError> {
+    let touched = File::options().append(true).open(file).and_then(|file| file.set_modified(SystemTime::now()));
+    touched.map_err(cannot("write", file))
 }
 
 fn create(dir: &Path) -> Result<(), RigError> {

@@ -36,7 +36,7 @@ pub enum NoKselftests {
 }
 
 impl Kselftests {
-    /// The selftests that were built last.
+    /// The selftests that were built, or asked to be, last.
     ///
     /// # Errors
     /// If none were.

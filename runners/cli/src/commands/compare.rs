@@ -25,6 +25,7 @@ use crate::follow::Followers;
 use crate::interrupt::Interrupt;
 use crate::kselftest_worker;
 use crate::model::{Model, Ready};
+use crate::output::Output;
 use crate::place::Context;
 use crate::plan::{self, Job};
 use crate::pool::{KernelLogs, MARGIN, Pool};
@@ -43,12 +44,14 @@ use crate::worker;
 pub fn compare(args: &Compare, mut out: impl Write) -> Result<Status, Early> {
     let table = privet_cases::table();
     let (tests, rows) = selected(&args.filters, &table)?;
-    let baseline = args.against.as_deref().map(Baseline::read).transpose()?;
     let kselftests = match &args.kselftests {
         Some(dir) => Kselftests::named(dir).map_err(|error| Early::usage(error.to_string()))?,
         None => Kselftests::cached().map_err(|error| Early::nothing_ran(error.to_string()))?,
     };
     let place = Where::find(args)?;
+    let on = place.context().on;
+    let baseline = args.against.as_deref().map(|path| Baseline::read(path, on)).transpose()?;
+    let save = args.save.as_deref().map(|path| Output::create(path, "--save")).transpose()?;
 
     let programs: BTreeMap<&str, _> =
         tests.iter().filter_map(|test| Some((test.name, kselftests.program(test.name)?))).collect();
@@ -71,24 +74,23 @@ pub fn compare(args: &Compare, mut out: impl Write) -> Result<Status, Early> {
     let seen = seen.take();
     let compared = compared(&place, &kselftests, &tests, &rows, &table, &seen);
     let now = Baseline::of(&compared);
-    let changes = baseline.map(|baseline| baseline.changes(&now, args.filters.is_empty())).unwrap_or_default();
+    let against = baseline.map(|baseline| baseline.against(&now, args.filters.is_empty()));
     let text = match args.format {
-        CompareFormat::Pretty => Ok(pretty::report(&compared, &changes)),
-        CompareFormat::Json => Ok(json::report(&compared, &changes)),
-        CompareFormat::Ktap => Ok(ktap::report(&compared, &changes)),
-        CompareFormat::Junit => junit::report(&compared, &changes),
+        CompareFormat::Pretty => Ok(pretty::report(&compared, against.as_ref())),
+        CompareFormat::Json => Ok(json::report(&compared, against.as_ref())),
+        CompareFormat::Ktap => Ok(ktap::report(&compared, against.as_ref())),
+        CompareFormat::Junit => junit::report(&compared, against.as_ref()),
     };
     let cannot_write = |error: io::Error| Early::usage(format!("cannot write the report: {error}"));
     out.write_all(text.map_err(cannot_write)?.as_bytes()).and_then(|()| out.flush()).map_err(cannot_write)?;
-    if let Some(path) = &args.save {
-        now.write(path).map_err(|error| {
-            Early::usage(format!("cannot write {}: {error}; give --save a file that you can write", path.display()))
-        })?;
+    if let Some(mut save) = save {
+        let saved = now.write(&mut save).and_then(|()| save.finish());
+        saved.map_err(|error| Early::usage(format!("cannot write the baseline: {error}")))?;
     }
     if let Some(trouble) = summary.trouble {
         return Err(Early { status: Status::Failed, message: trouble });
     }
-    let is_worse = changes.iter().any(|change| change.kind == Kind::NewFailure);
+    let is_worse = against.is_some_and(|against| against.changes.iter().any(|change| change.kind == Kind::NewFailure));
     Ok(match () {
         () if compared.count(Relation::Disagree) > 0 || is_worse => Status::Failed,
         () if !compared.says_anything() => Status::NothingRan,
@@ -201,8 +203,8 @@ impl Where {
             Where::Model(model) => {
                 if let Some(test) = programs.iter().find_map(|(test, path)| is_static(path.as_os_str()).then_some(test))
                 {
-                    return Err(Early::nothing_ran(format!(
-                        "{test} is statically linked, so no model can lie under it: run `privet kselftests build` without --static"
+                    return Err(Early::usage(format!(
+                        "{test} is linked statically, so that no model can lie under it: run `privet kselftests build` without --static, or name another directory with --kselftests DIR"
                     )));
                 }
                 let program = this_program().map_err(Early::nothing_ran)?;

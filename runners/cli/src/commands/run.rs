@@ -46,7 +46,7 @@ pub fn run(args: &Run) -> Result<Status, Early> {
     if let Some(other) = args.diff {
         return diff::diff(args, [on, other], &jobs, &interrupt);
     }
-    let mut output = args.output.as_deref().map(Output::create).transpose()?;
+    let mut output = args.output.as_deref().map(|path| Output::create(path, "--output")).transpose()?;
     let outputs = reports(args.format, output.as_mut());
     let (summary, first_skip) = run_on(args, on, &jobs, &interrupt, outputs)?;
     if let Some(output) = output {

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
+use nix::sys::utsname::uname;
+use privet_harness::verdict::Place;
 use serde::{Deserialize, Serialize};
 
 use super::Compared;
 use crate::exit::Early;
-use crate::output::write_whole;
+use crate::place::Context;
 
 /// The format of the file.
 const FORMAT: u32 = 1;
@@ -19,12 +21,14 @@ const FORMAT: u32 = 1;
 pub struct Baseline {
     /// The format.
     format: u32,
-    /// Where they were obtained: `host` or `rig`, the kernel, the module parameters.
-    pub place: String,
+    /// The name of the machine, if they say something about a machine.
+    machine: String,
+    /// Where they were obtained.
+    place: Context,
     /// The source of upstream's tests.
-    pub source: String,
+    source: String,
     /// The verdicts, by the name of upstream's test or the id of the row.
-    pub verdicts: BTreeMap<String, Said>,
+    verdicts: BTreeMap<String, Said>,
 }
 
 /// A verdict and its reason.
@@ -43,6 +47,23 @@ impl Said {
 
     fn is_skip(&self) -> bool {
         self.verdict == "skip"
+    }
+}
+
+/// A comparison against a baseline.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Against {
+    /// What is different about the place, one short line each. Empty if the baseline is of the same.
+    pub elsewhere: Vec<String>,
+    /// What changed, the worst first.
+    pub changes: Vec<Change>,
+}
+
+impl Against {
+    /// What is different about the place, in one line, if anything is.
+    pub fn elsewhere_in_words(&self) -> Option<String> {
+        let elsewhere = !self.elsewhere.is_empty();
+        elsewhere.then(|| format!("the baseline is of another place: {}", self.elsewhere.join("; ")))
     }
 }
 
@@ -103,16 +124,18 @@ impl Baseline {
         for row in rows {
             verdicts.insert(row.id.clone(), Said { verdict: row.verdict.to_string(), reason: row.reason.clone() });
         }
-        let place = &compared.place;
-        let place = format!("{} Linux {} {}", place.on, place.kernel, place.module_params.join(" "));
-        Self { format: FORMAT, place: place.trim_end().to_owned(), source: compared.source.clone(), verdicts }
+        let machine = match compared.place.on {
+            Place::Host => uname().map(|name| name.nodename().to_string_lossy().into_owned()).unwrap_or_default(),
+            Place::Rig | Place::Model => String::new(),
+        };
+        Self { format: FORMAT, machine, place: compared.place.clone(), source: compared.source.clone(), verdicts }
     }
 
-    /// Reads a baseline.
+    /// Reads a baseline of the place `on`.
     ///
     /// # Errors
     /// One line that says what is wrong with the file.
-    pub fn read(path: &Path) -> Result<Self, Early> {
+    pub fn read(path: &Path, on: Place) -> Result<Self, Early> {
         let wrong = |why: String| {
             Early::usage(format!("{}: {why}; write a baseline with `privet compare --save FILE`", path.display()))
         };
@@ -122,21 +145,52 @@ impl Baseline {
         if baseline.format != FORMAT {
             return Err(wrong(format!("has format {}, and this is format {FORMAT}", baseline.format)));
         }
+        if baseline.place.on != on {
+            return Err(Early::usage(format!(
+                "{}: is a baseline of the {}, which says nothing about the {on}: use --on {}, or write another with --save FILE",
+                path.display(),
+                baseline.place.on,
+                baseline.place.on
+            )));
+        }
         Ok(baseline)
     }
 
-    /// Writes a baseline, all or nothing.
+    /// Writes a baseline.
     ///
     /// # Errors
-    /// Of the file system.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(self)?;
-        text.push(b'\n');
-        write_whole(path, &text)
+    /// Of `out`.
+    pub fn write(&self, mut out: impl Write) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut out, self)?;
+        writeln!(out)
+    }
+
+    /// What is different in `now`. If that `is_everything`, what it does not have is gone.
+    pub fn against(&self, now: &Self, is_everything: bool) -> Against {
+        Against { elsewhere: self.elsewhere(now), changes: self.changes(now, is_everything) }
+    }
+
+    /// What is different about the place, and what both ran there: as it was, and as it is.
+    fn elsewhere(&self, now: &Self) -> Vec<String> {
+        let without = |these: &Context, others: &Context| {
+            let only = these.module_params.iter().filter(|param| !others.module_params.contains(param));
+            only.map(String::as_str).collect::<Vec<_>>().join(" ")
+        };
+        let (before, after) = (&self.place, &now.place);
+        let pairs = [
+            (self.machine.clone(), now.machine.clone()),
+            (format!("Linux {}", before.kernel), format!("Linux {}", after.kernel)),
+            (before.vendor.clone(), after.vendor.clone()),
+            (without(before, after), without(after, before)),
+            (self.source.clone(), now.source.clone()),
+        ];
+        let told = |part: String| if part.is_empty() { "nothing".to_owned() } else { part };
+        let different = pairs.into_iter().filter(|(before, after)| before != after);
+        different.map(|(before, after)| format!("{} then, {} now", told(before), told(after))).collect()
     }
 
     /// What is different in `now`, the worst first. What was not selected this time is not gone.
-    pub fn changes(&self, now: &Self, is_everything: bool) -> Vec<Change> {
+    fn changes(&self, now: &Self, is_everything: bool) -> Vec<Change> {
         let mut changes: Vec<Change> = now.verdicts.iter().filter_map(|(name, said)| self.change(name, said)).collect();
         if is_everything {
             let gone = self.verdicts.iter().filter(|(name, _)| !now.verdicts.contains_key(*name));
@@ -179,7 +233,8 @@ mod tests {
     fn baseline(verdicts: &[(&str, &str)]) -> Baseline {
         let said = |verdict: &str| Said { verdict: verdict.to_owned(), reason: format!("why {verdict}") };
         let verdicts = verdicts.iter().map(|(name, verdict)| ((*name).to_owned(), said(verdict))).collect();
-        Baseline { format: FORMAT, place: "rig".into(), source: "x".into(), verdicts }
+        let place = Context::nowhere(Place::Rig);
+        Baseline { format: FORMAT, machine: String::new(), place, source: "x".into(), verdicts }
     }
 
     #[test]
@@ -202,12 +257,32 @@ mod tests {
     fn other_files_are_refused_in_one_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("baseline");
-        baseline(&[("a", "pass")]).write(&path).unwrap();
-        assert_eq!(Baseline::read(&path).unwrap(), baseline(&[("a", "pass")]));
-        for text in ["", "{}", "[1", "{\"format\":9,\"place\":\"\",\"source\":\"\",\"verdicts\":{}}"] {
-            fs::write(&path, text).unwrap();
-            let error = Baseline::read(&path).unwrap_err().message;
+        let written = baseline(&[("a", "pass")]);
+        written.write(fs::File::create(&path).unwrap()).unwrap();
+        assert_eq!(Baseline::read(&path, Place::Rig).unwrap(), written);
+        let refused = |on| {
+            let error = Baseline::read(&path, on).unwrap_err().message;
             assert!(error.contains("--save") && !error.contains('\n'), "{error}");
+        };
+        refused(Place::Model);
+        let other_format = serde_json::to_string(&Baseline { format: 9, ..written }).unwrap();
+        for text in ["", "{}", "[1", &other_format] {
+            fs::write(&path, text).unwrap();
+            refused(Place::Rig);
         }
+    }
+
+    #[test]
+    fn another_place_is_told() {
+        let before = baseline(&[]);
+        assert_eq!(before.against(&before, true).elsewhere_in_words(), None);
+        let mut now = before.clone();
+        now.place.kernel = "7.4".into();
+        now.place.module_params = vec!["kvm.tdp_mmu=N".into()];
+        let told = before.against(&now, true).elsewhere_in_words().unwrap();
+        assert_eq!(
+            told,
+            "the baseline is of another place: Linux  then, Linux 7.4 now; nothing then, kvm.tdp_mmu=N now"
+        );
     }
 }

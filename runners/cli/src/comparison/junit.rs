@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
-use super::baseline::Change;
+use super::baseline::Against;
 use super::{Compared, Comparison, Relation};
 use crate::comparison::pretty::counted;
 
@@ -13,17 +13,18 @@ use crate::comparison::pretty::counted;
 ///
 /// # Errors
 /// If there is something that XML cannot say.
-pub fn report(compared: &Compared, changes: &[Change]) -> io::Result<String> {
+pub fn report(compared: &Compared, against: Option<&Against>) -> io::Result<String> {
     let mut document = Report::new("privet compare");
     for suite in compared.comparisons.chunk_by(|a, b| a.test == b.test) {
         let mut cases = TestSuite::new(suite[0].test.as_str());
         cases.add_test_cases(suite.iter().map(case));
         document.add_test_suite(cases);
     }
-    if !changes.is_empty() {
+    if let Some(against) = against {
         let mut told = TestSuite::new("changes");
-        let changed = changes.iter().map(|change| format!("{}: {}: {}", change.kind, change.name, change.reason));
-        told.set_system_out(changed.collect::<Vec<_>>().join("\n"));
+        let changed =
+            against.changes.iter().map(|change| format!("{}: {}: {}", change.kind, change.name, change.reason));
+        told.set_system_out(against.elsewhere_in_words().into_iter().chain(changed).collect::<Vec<_>>().join("\n"));
         document.add_test_suite(told);
     }
     document.to_string().map_err(io::Error::other)

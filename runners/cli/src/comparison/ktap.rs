@@ -1,12 +1,12 @@
 //! A comparison as KTAP version 1: each line of the table is a result, and only a disagreement is "not ok".
 
-use super::baseline::Change;
+use super::baseline::Against;
 use super::{Compared, Comparison, Relation};
 use crate::comparison::pretty::counted;
 use crate::report::one_line;
 
 /// The whole report.
-pub fn report(compared: &Compared, changes: &[Change]) -> String {
+pub fn report(compared: &Compared, against: Option<&Against>) -> String {
     let mut text = format!("KTAP version 1\n1..{}\n", compared.comparisons.len());
     for (index, comparison) in compared.comparisons.iter().enumerate() {
         for line in diagnostics(comparison) {
@@ -23,7 +23,10 @@ pub fn report(compared: &Compared, changes: &[Change]) -> String {
     for row in &compared.ours_only {
         text += &format!("# ours-only: {} {}\n", row.id, row.verdict);
     }
-    for change in changes {
+    if let Some(elsewhere) = against.and_then(Against::elsewhere_in_words) {
+        text += &format!("# {}\n", one_line(&elsewhere));
+    }
+    for change in against.map(|against| against.changes.as_slice()).unwrap_or_default() {
         text += &format!("# {}: {}: {}\n", change.kind, change.name, one_line(&change.reason));
     }
     text

@@ -2,7 +2,7 @@
 
 use privet_harness::verdict::Verdict;
 
-use super::baseline::Change;
+use super::baseline::Against;
 use super::{Compared, Comparison, Relation, RowResult};
 use crate::report::one_line;
 
@@ -10,7 +10,7 @@ use crate::report::one_line;
 const NAMED: usize = 3;
 
 /// The whole report.
-pub fn report(compared: &Compared, changes: &[Change]) -> String {
+pub fn report(compared: &Compared, against: Option<&Against>) -> String {
     let name = |comparison: &Comparison| match &comparison.subtest {
         None => comparison.test.clone(),
         Some(subtest) => format!("  {subtest}"),
@@ -52,12 +52,7 @@ pub fn report(compared: &Compared, changes: &[Change]) -> String {
             text += &format!("    {}\n", one_line(&line));
         }
     }
-    for change in changes {
-        let from = change.before.as_deref().unwrap_or("not there");
-        let to = change.now.as_deref().unwrap_or("not there");
-        let reason = if change.reason.is_empty() { String::new() } else { format!(": {}", one_line(&change.reason)) };
-        text += &format!("{:12} {} ({from} -> {to}){reason}\n", change.kind, change.name);
-    }
+    text += &against.map(since).unwrap_or_default();
     let place = &compared.place;
     text += &format!("on {}, Linux {}", place.on, place.kernel);
     if !place.module_params.is_empty() {
@@ -70,6 +65,21 @@ pub fn report(compared: &Compared, changes: &[Change]) -> String {
         _ => format!("{} {relation}", compared.count(relation)),
     });
     text + &format!(": {}\n", counts.collect::<Vec<_>>().join(", "))
+}
+
+/// What changed since the baseline.
+fn since(against: &Against) -> String {
+    let mut text = against.elsewhere_in_words().map(|line| format!("{}\n", one_line(&line))).unwrap_or_default();
+    for change in &against.changes {
+        let from = change.before.as_deref().unwrap_or("not there");
+        let to = change.now.as_deref().unwrap_or("not there");
+        let reason = if change.reason.is_empty() { String::new() } else { format!(": {}", one_line(&change.reason)) };
+        text += &format!("{:12} {} ({from} -> {to}){reason}\n", change.kind, change.name);
+    }
+    if against.changes.is_empty() {
+        text += "nothing changed since the baseline\n";
+    }
+    text
 }
 
 /// Whether there is neither a program nor a row.
