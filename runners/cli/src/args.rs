@@ -190,7 +190,7 @@ pub enum On {
     Rig,
     /// On a KVM in user space: what passes there may still fail on a kernel or on hardware
     Model,
-    /// On the host what it can run, and what is left in the rig, or on the model if there is no rig
+    /// The host where it can, then the rig, then (for `run`) the model
     Auto,
 }
 

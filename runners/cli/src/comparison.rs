@@ -158,6 +158,14 @@ impl Compared {
         lines + if relation == Relation::OursOnly { self.ours_only.len() } else { 0 }
     }
 
+    /// Where both sides ran, in words.
+    pub fn place_in_words(&self) -> String {
+        let Context { on, kernel, module_params, .. } = &self.place;
+        let kernel = if kernel.is_empty() { String::new() } else { format!(", Linux {kernel}") };
+        let params = if module_params.is_empty() { String::new() } else { format!(" ({})", module_params.join(" ")) };
+        format!("on {on}{kernel}{params}")
+    }
+
     /// Whether anything at all said more than that it cannot run here.
     pub fn says_anything(&self) -> bool {
         let upstream = self.comparisons.iter().filter_map(|comparison| comparison.upstream.as_ref());

@@ -34,7 +34,7 @@ use crate::report::pretty::Pretty;
 use crate::report::seen::Seen;
 use crate::repro::Repro;
 use crate::rig;
-use crate::selection::no_such_row;
+use crate::selection::no_such;
 use crate::worker;
 
 /// Runs both sides and writes how they compare to `out`.
@@ -106,7 +106,8 @@ fn selected<'a>(filters: &[String], table: &'a [Row]) -> Result<(Vec<&'static Te
         let mut names = TESTS.iter().map(|test| test.name.to_owned()).chain(table.iter().map(|row| row.id.clone()));
         if !names.any(|name| name.contains(filter.as_str())) {
             let names: Vec<String> = TESTS.iter().map(|test| test.name.to_owned()).collect();
-            return Err(no_such_row(&names, filter, false));
+            let what = "no test of upstream's and no row matches the filter";
+            return Err(no_such(what, &names, filter, "privet list --upstream"));
         }
     }
     let of_rows: BTreeSet<&str> = table
@@ -155,8 +156,11 @@ impl Where {
         };
         match args.on {
             On::Host if args.rig.is_given() => Err(Early::usage(
-                "--kernel, --modules and --module-param describe a rig: use --on rig, or load the host's modules as you want them",
+                "--kernel, --modules and --module-param describe a rig or a model: use --on rig, or load the host's modules as you want them",
             )),
+            On::Model if args.rig.kernel.is_some() => {
+                Err(Early::usage("--kernel and --modules are what a rig boots: use --on rig"))
+            }
             On::Model => {
                 let model = Model::described(None, &args.rig.module_param, None)?;
                 let ready = this_program().and_then(|program| model.ready(&program));

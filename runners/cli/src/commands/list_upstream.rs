@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::list::show;
 use crate::args::{List, ListFormat};
 use crate::exit::{Early, Status};
-use crate::selection::select;
+use crate::selection::{names_among, no_such};
 
 /// A function as `--format json` shows it.
 #[derive(Serialize)]
@@ -33,7 +33,9 @@ struct Listed<'a> {
 pub fn list(args: &List, out: impl Write) -> Result<Status, Early> {
     let table = privet_cases::table();
     let names: Vec<String> = TESTS.iter().map(|test| test.name.to_owned()).collect();
-    let selected = select(&names, &args.selection.filters, false)?;
+    let selected = names_among(&names, &args.selection.filters, false).map_err(|filter| {
+        no_such("no test of upstream's matches the filter", &names, filter, "privet list --upstream")
+    })?;
     let tests: Vec<&Test> = TESTS.iter().filter(|test| selected.iter().any(|name| name == test.name)).collect();
     let text = match args.format {
         ListFormat::Pretty => pretty(&tests, &table),

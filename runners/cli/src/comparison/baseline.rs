@@ -176,10 +176,14 @@ impl Baseline {
             let only = these.module_params.iter().filter(|param| !others.module_params.contains(param));
             only.map(String::as_str).collect::<Vec<_>>().join(" ")
         };
+        let kernel = |place: &Context| match place.kernel.as_str() {
+            "" => String::new(),
+            release => format!("Linux {release}"),
+        };
         let (before, after) = (&self.place, &now.place);
         let pairs = [
             (self.machine.clone(), now.machine.clone()),
-            (format!("Linux {}", before.kernel), format!("Linux {}", after.kernel)),
+            (kernel(before), kernel(after)),
             (before.vendor.clone(), after.vendor.clone()),
             (without(before, after), without(after, before)),
             (self.source.clone(), now.source.clone()),
@@ -282,7 +286,7 @@ mod tests {
         let told = before.against(&now, true).elsewhere_in_words().unwrap();
         assert_eq!(
             told,
-            "the baseline is of another place: Linux  then, Linux 7.4 now; nothing then, kvm.tdp_mmu=N now"
+            "the baseline is of another place: nothing then, Linux 7.4 now; nothing then, kvm.tdp_mmu=N now"
         );
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::baseline::Against;
-use super::{Compared, Comparison, Relation};
+use super::{Compared, Comparison, Relation, RowResult};
 use crate::comparison::pretty::counted;
 
 /// The whole report.
@@ -17,15 +17,22 @@ pub fn report(compared: &Compared, against: Option<&Against>) -> io::Result<Stri
     let mut document = Report::new("privet compare");
     for suite in compared.comparisons.chunk_by(|a, b| a.test == b.test) {
         let mut cases = TestSuite::new(suite[0].test.as_str());
+        cases.add_property(("place", compared.place_in_words().as_str()));
+        cases.add_property(("upstream", compared.source.as_str()));
         cases.add_test_cases(suite.iter().map(case));
         document.add_test_suite(cases);
     }
+    if !compared.ours_only.is_empty() {
+        let mut ours = TestSuite::new("ours-only");
+        ours.set_system_out(told(&compared.ours_only));
+        document.add_test_suite(ours);
+    }
     if let Some(against) = against {
-        let mut told = TestSuite::new("changes");
+        let mut suite = TestSuite::new("changes");
         let changed =
             against.changes.iter().map(|change| format!("{}: {}: {}", change.kind, change.name, change.reason));
-        told.set_system_out(against.elsewhere_in_words().into_iter().chain(changed).collect::<Vec<_>>().join("\n"));
-        document.add_test_suite(told);
+        suite.set_system_out(against.elsewhere_in_words().into_iter().chain(changed).collect::<Vec<_>>().join("\n"));
+        document.add_test_suite(suite);
     }
     document.to_string().map_err(io::Error::other)
 }
@@ -49,8 +56,12 @@ fn case(comparison: &Comparison) -> TestCase {
         case.set_time(Duration::from_micros(upstream.duration_us));
     }
     case.add_property(("relation", comparison.relation.to_string().as_str()));
-    let rows =
-        comparison.rows.iter().map(|row| format!("{} {} {}", row.verdict, row.id, row.reason).trim_end().to_owned());
-    case.set_system_out(rows.collect::<Vec<_>>().join("\n"));
+    case.set_system_out(told(&comparison.rows));
     case
+}
+
+/// Each row on a line.
+fn told(rows: &[RowResult]) -> String {
+    let rows = rows.iter().map(|row| format!("{} {} {}", row.verdict, row.id, row.reason).trim_end().to_owned());
+    rows.collect::<Vec<_>>().join("\n")
 }

@@ -8,6 +8,7 @@ use crate::report::one_line;
 /// The whole report.
 pub fn report(compared: &Compared, against: Option<&Against>) -> String {
     let mut text = format!("KTAP version 1\n1..{}\n", compared.comparisons.len());
+    text += &format!("# {}, upstream's tests from {}\n", compared.place_in_words(), one_line(&compared.source));
     for (index, comparison) in compared.comparisons.iter().enumerate() {
         for line in diagnostics(comparison) {
             text += &format!("# {}\n", one_line(&line));

@@ -53,11 +53,7 @@ pub fn report(compared: &Compared, against: Option<&Against>) -> String {
         }
     }
     text += &against.map(since).unwrap_or_default();
-    let place = &compared.place;
-    text += &format!("on {}, Linux {}", place.on, place.kernel);
-    if !place.module_params.is_empty() {
-        text += &format!(" ({})", place.module_params.join(" "));
-    }
+    text += &compared.place_in_words();
     let counts =
         Relation::ALL.into_iter().filter(|relation| *relation != Relation::OursOnly || lines_of_ours(compared) > 0);
     let counts = counts.map(|relation| match relation {
