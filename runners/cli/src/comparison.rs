@@ -10,6 +10,7 @@ use privet_kselftest::reading::{self, Reading};
 use serde::Serialize;
 
 use crate::place::Context;
+use crate::report::place_of;
 
 pub mod baseline;
 pub mod json;
@@ -160,10 +161,10 @@ impl Compared {
 
     /// Where both sides ran, in words.
     pub fn place_in_words(&self) -> String {
-        let Context { on, kernel, module_params, .. } = &self.place;
-        let kernel = if kernel.is_empty() { String::new() } else { format!(", Linux {kernel}") };
+        let Context { on, kernel, vendor, module_params, defect } = &self.place;
+        let place = place_of(*on, kernel, vendor, defect.as_deref());
         let params = if module_params.is_empty() { String::new() } else { format!(" ({})", module_params.join(" ")) };
-        format!("on {on}{kernel}{params}")
+        format!("on {place}{params}")
     }
 
     /// Whether anything at all said more than that it cannot run here.

@@ -106,6 +106,11 @@ fn on_the_model_both_sides_have_it_under_them_and_the_report_says_so() {
     assert_eq!(lines[0]["rows"][0]["verdict"], "pass", "{}", lines[0]);
     assert_eq!(lines.last().unwrap()["on"], "model");
     assert_eq!(output.status.code(), Some(0));
+    for format in ["pretty", "ktap", "junit"] {
+        let output = compare_on("model", dir.path(), &["--format", format, "vm_types_test"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("on the model, which is no hardware, kvm_amd"), "{text}");
+    }
 }
 
 #[test]
@@ -179,6 +184,11 @@ fn bad_input_is_told_in_one_line() {
     put(dir.path(), "coalesced_io_test", "exit 0");
     wrong(compare(dir.path(), &["no_such_test"]), 2, "no_such_test");
     wrong(compare(dir.path(), &["--against", "/nonexistent", "coalesced"]), 2, "--save");
+    let file = dir.path().join("baseline.json");
+    let file = file.to_str().unwrap();
+    assert!(compare(dir.path(), &["--save", file, "coalesced"]).status.success());
+    wrong(compare_on("model", dir.path(), &["--against", file, "coalesced"]), 2, "a baseline of the host");
+    wrong(compare_on("model", dir.path(), &["--kernel", file, "--modules", file, "coalesced"]), 2, "--on rig");
     wrong(compare(dir.path(), &["--save", "/nonexistent/file", "coalesced"]), 2, "--save");
     let none = Command::new(env!("CARGO_BIN_EXE_privet")).args(["compare"]).env("XDG_CACHE_HOME", dir.path()).output();
     wrong(none.unwrap(), 4, "privet kselftests build");

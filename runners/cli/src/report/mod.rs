@@ -81,15 +81,20 @@ pub fn in_format<'a>(format: Format, out: Box<dyn io::Write + 'a>) -> Box<dyn Re
 
 /// Where a verdict was obtained: `rig, Linux 7.3.4, kvm_amd`, or `the model, which is no hardware, kvm_amd`.
 pub(crate) fn place(report: &CaseReport) -> String {
-    let mut place = match (report.on, report.kernel.as_str()) {
+    place_of(report.on, &report.kernel, &report.vendor, report.defect.as_deref())
+}
+
+/// A place with this kernel, vendor and defect, in the words of [`place`].
+pub(crate) fn place_of(on: Place, kernel: &str, vendor: &str, defect: Option<&str>) -> String {
+    let mut place = match (on, kernel) {
         (Place::Model, _) => "the model, which is no hardware".to_owned(),
         (on, "") => format!("{on}, without a kernel"),
         (on, kernel) => format!("{on}, Linux {kernel}"),
     };
-    if !report.vendor.is_empty() {
-        place += &format!(", kvm_{}", report.vendor);
+    if !vendor.is_empty() {
+        place += &format!(", kvm_{vendor}");
     }
-    if let Some(defect) = &report.defect {
+    if let Some(defect) = defect {
         place += &format!(", with the defect {defect}");
     }
     place
