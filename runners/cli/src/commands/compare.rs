@@ -149,8 +149,7 @@ enum Where {
 
 impl Where {
     fn find(args: &Compare) -> Result<Self, Early> {
-        let named = rig::named_kernel(&args.rig)?;
-        let in_rig = || match named {
+        let in_rig = || match rig::named_kernel(&args.rig)? {
             Some(kernel) => Ok(Self::Rig(kernel)),
             None => Kernel::cached().map(Self::Rig).map_err(|error| Early::nothing_ran(error.to_string())),
         };
