@@ -4,9 +4,11 @@
 mod access;
 mod cached;
 mod cost;
+mod ioeventfd;
 mod memory;
 mod private;
 mod shadow;
+mod wide;
 
 use privet_harness::exit::Exit;
 use privet_harness::guest_vcpu::{GuestVcpu, Running};
@@ -19,7 +21,15 @@ use crate::table::Row;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
-    let rows = [access::rows(), cached::rows(), memory::rows(), private::rows(), shadow::rows()];
+    let rows = [
+        access::rows(),
+        wide::rows(),
+        cached::rows(),
+        ioeventfd::rows(),
+        memory::rows(),
+        private::rows(),
+        shadow::rows(),
+    ];
     rows.into_iter().flatten().map(|row| row.needs(Need::GuestCode)).collect()
 }
 

@@ -3,6 +3,7 @@
 mod binding;
 mod changes;
 mod creation;
+mod deletion;
 mod parts;
 mod races;
 
@@ -13,7 +14,7 @@ use crate::table::Row;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
-    let guest_rows = [binding::guest_rows(), changes::guest_rows()].into_iter().flatten();
+    let guest_rows = [binding::guest_rows(), changes::guest_rows(), deletion::guest_rows()].into_iter().flatten();
     let mut rows: Vec<Row> = guest_rows.map(|row| row.needs(Need::GuestCode)).collect();
     for vm in ["plain", "upm"] {
         rows.extend([creation::rows(vm), changes::rows(vm), binding::rows(vm)].into_iter().flatten());

@@ -15,6 +15,7 @@ pub mod guest;
 pub mod guest_memfd;
 pub mod guest_vcpu;
 pub mod host;
+pub mod ioeventfd;
 pub mod kernel_log;
 pub mod long_mode;
 pub mod mapping;

@@ -75,6 +75,8 @@ macro_rules! capabilities {
 capabilities! {
     /// How many memslots a VM can have.
     NR_MEMSLOTS = 10;
+    /// `KVM_IOEVENTFD`.
+    IOEVENTFD = 36;
     /// The greatest number of vCPUs of a VM.
     MAX_VCPUS = 66;
     /// Read-only memslots.

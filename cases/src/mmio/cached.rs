@@ -9,10 +9,10 @@ use privet_harness::mapping::Mapping;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
 use privet_harness::test_range::RangeSpec;
-use privet_harness::uapi::MEM_LOG_DIRTY_PAGES;
+use privet_harness::uapi::{Capability, MEM_LOG_DIRTY_PAGES};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_harness::verdict::Outcome;
-use privet_protocol::Width;
+use privet_protocol::{Op, Width};
 
 use super::cost::{Cost, Meter};
 use super::memory::{GAP, open_gap, ram_and_gap};
@@ -73,6 +73,15 @@ pub(super) fn rows() -> Vec<Row> {
             .basis(&[CACHE])
             .needs(caching(true)),
             Row::new(
+                format!("{vm}.mmio.mapping_ahead_caches"),
+                "KVM_PRE_FAULT_MEMORY of a page without a slot fails with ENOENT and leaves an MMIO SPTE all the same: \
+                 the guest's first access finds the page cached.",
+                mapping_ahead_caches,
+            )
+            .basis(&[CACHE, "arch/x86/kvm/mmu/mmu.c: kvm_tdp_page_prefault, RET_PF_EMULATE"])
+            .needs(caching(true))
+            .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
+            Row::new(
                 format!("{vm}.mmio.nothing_is_cached"),
                 "With caching off every access takes the whole way through the fault handler, and no MMIO SPTE is \
                  ever created.",
@@ -110,6 +119,11 @@ fn guest(builder: GuestBuilder<'_>) -> Outcome<Guest> {
 
 fn elsewhere() -> Outcome<SlotSpec> {
     Ok(SlotSpec::shared(ELSEWHERE_SLOT, ELSEWHERE, PageCount(1), &Arc::new(Mapping::anonymous(PAGE_SIZE)?)))
+}
+
+/// Adds a slot that has nothing to do with anything.
+pub(super) fn add_elsewhere(g: &Guest) -> Outcome {
+    g.vm().add_slot(elsewhere()?).map(drop)
 }
 
 fn second_access_is_cached(t: &Case) -> Outcome {
@@ -171,8 +185,20 @@ fn vcpus_share_the_cache(t: &Case) -> Outcome {
         Ok(())
     };
     first_pays(0)?;
-    g.vm().add_slot(elsewhere()?)?;
+    add_elsewhere(&g)?;
     first_pays(2)
+}
+
+fn mapping_ahead_caches(t: &Case) -> Outcome {
+    let g = guest(t.guest())?;
+    let (vcpu, meter) = (g.vcpu(0).kvm(), Meter::new(&g, 0)?);
+    meter.expect("mapping nothing ahead", Cost { pf_mmio_spte_created: 1, ..Cost::NONE }, || {
+        // The meter takes the cost of an operation off, so there has to be one.
+        g.vcpu(0).call(Op::Nop)?;
+        expect_errno("KVM_PRE_FAULT_MEMORY without a slot", vcpu.pre_fault(A, PageCount(1))?.result, Errno::ENOENT)
+    })?;
+    meter.expect_read("the first load", A, Cost::CACHED)?;
+    meter.expect_write("the first store to the next page", A + PageCount(1), Cost::FIRST)
 }
 
 fn nothing_is_cached(t: &Case) -> Outcome {
@@ -183,7 +209,7 @@ fn nothing_is_cached(t: &Case) -> Outcome {
         meter.expect_write("a store", A, Cost::UNCACHED)?;
         meter.expect_read("a load from another page", B, Cost::UNCACHED)?;
     }
-    g.vm().add_slot(elsewhere()?)?;
+    add_elsewhere(&g)?;
     meter.expect_read("a load after a slot was added", A, Cost::UNCACHED)
 }
 

@@ -1,0 +1,88 @@
+//! Doorbells in MMIO that KVM answers itself. Once the page's MMIO SPTE is there, that takes no decoding either:
+//! the reserved bit in the fault says that there is no memory, and the length of the store does not matter.
+
+use privet_harness::case::Case;
+use privet_harness::need::Need;
+use privet_harness::uapi::Capability;
+use privet_harness::units::Gpa;
+use privet_harness::vendor::Vendor;
+use privet_harness::verdict::Outcome;
+use privet_protocol::Width;
+
+use super::cached::{add_elsewhere, caching};
+use super::cost::{Cost, Meter};
+use super::memory::{GAP, open_gap, ram_and_gap};
+use super::{VMS, gva, write};
+use crate::expect::{expect_eq, expect_no_exit_but};
+use crate::table::Row;
+
+const FAST: &str = "arch/x86/kvm/svm/svm.c: npf_interception; vmx/vmx.c: handle_ept_misconfig: KVM_FAST_MMIO_BUS";
+const SLOW: &str = "virt/kvm/eventfd.c: ioeventfd_write, kvm_assign_ioeventfd";
+
+/// A store that the emulator decodes and an ioeventfd takes: nothing is left for userspace.
+const EMULATED: Cost = Cost { mmio_exits: 0, ..Cost::CACHED };
+
+pub(super) fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for vm in VMS {
+        rows.extend([
+            Row::new(
+                format!("{vm}.mmio.ioeventfd"),
+                "Stores to the address of an ioeventfd ring it and never exit. The first one is emulated and caches \
+                 the page; later ones cost nothing at all, until the slots change.",
+                |t| rings(t, Cost { mmio_exits: 0, ..Cost::FIRST }, Cost::NONE),
+            )
+            .basis(&[FAST, SLOW])
+            .needs(caching(true))
+            .needs(Need::Any(vec![
+                Need::Parameter("kvm_amd.nrips", "1"),
+                Need::Vendor(Vendor::Intel, "VMX tells how long an instruction is"),
+            ])),
+            Row::new(
+                format!("{vm}.mmio.ioeventfd.without_next_rip"),
+                "On a CPU that does not tell where the next instruction is, stores to the address of an ioeventfd ring \
+                 it and never exit, but each of them is emulated.",
+                |t| rings(t, Cost { mmio_exits: 0, ..Cost::FIRST }, EMULATED),
+            )
+            .basis(&[FAST, SLOW])
+            .needs(caching(true))
+            .needs(Need::Parameter("kvm_amd.nrips", "0")),
+            Row::new(
+                format!("{vm}.mmio.ioeventfd.without_caching"),
+                "Without caching, stores to the address of an ioeventfd ring it and never exit; each of them takes \
+                 the whole way through the fault handler and the emulator.",
+                |t| {
+                    let uncached = Cost { mmio_exits: 0, ..Cost::UNCACHED };
+                    rings(t, uncached, uncached)
+                },
+            )
+            .basis(&[SLOW])
+            .needs(caching(false)),
+        ]);
+    }
+    rows.into_iter().map(|row| row.needs(Need::Capability(Capability::IOEVENTFD, 1))).collect()
+}
+
+fn rings(t: &Case, first: Cost, later: Cost) -> Outcome {
+    let g = open_gap(t.guest().range(ram_and_gap()).boot()?)?;
+    let (v, meter) = (g.vcpu(0), Meter::new(&g, 0)?);
+    let doorbell = g.vm().add_ioeventfd(GAP)?;
+    let ring = |what: &str, expected: Cost| {
+        meter.expect(what, expected, || {
+            let exits = t.trace().exits();
+            v.write(gva(GAP), Width::B4, 0x1234_5678)?;
+            expect_no_exit_but(t, exits, 1)
+        })?;
+        expect_eq(&format!("rings after {what}"), &doorbell.rings()?, &1)
+    };
+    ring("the first store", first)?;
+    for _ in 0..3 {
+        ring("a later store", later)?;
+    }
+    // Beside its address userspace is asked, and nothing rings.
+    write(v, Gpa(GAP.0 + 4), Width::B4, 0x1234_5678)?;
+    expect_eq("rings after a store beside it", &doorbell.rings()?, &0)?;
+    add_elsewhere(&g)?;
+    ring("the first store after a slot was added", first)?;
+    ring("the second store after a slot was added", later)
+}

@@ -1,0 +1,45 @@
+//! Doorbells that KVM answers itself: a store to their address rings, and does not exit.
+
+use kvm_ioctls::{IoEventAddress, NoDatamatch};
+use nix::errno::Errno;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::errno;
+use crate::units::Gpa;
+use crate::verdict::{Outcome, Stop};
+use crate::vm::Vm;
+
+/// An ioeventfd in MMIO that any store of any length to exactly its address rings.
+#[derive(Debug)]
+pub struct IoEventFd {
+    rings: EventFd,
+}
+
+impl IoEventFd {
+    /// How often it was rung since it was asked last.
+    ///
+    /// # Errors
+    /// `Stop::Error` if the eventfd cannot be read.
+    pub fn rings(&self) -> Outcome<u64> {
+        match self.rings.read() {
+            Ok(rings) => Ok(rings),
+            Err(error) if error.raw_os_error() == Some(Errno::EAGAIN as i32) => Ok(0),
+            Err(error) => Err(Stop::Error(format!("reading an eventfd: {error}"))),
+        }
+    }
+}
+
+impl Vm {
+    /// `KVM_IOEVENTFD` at `gpa`, for stores of every length.
+    ///
+    /// # Errors
+    /// `Stop::Error` without an eventfd, `Stop::Fail` if KVM refuses it.
+    pub fn add_ioeventfd(&self, gpa: Gpa) -> Outcome<IoEventFd> {
+        let rings =
+            EventFd::new(EFD_NONBLOCK).map_err(|error| Stop::Error(format!("cannot make an eventfd: {error}")))?;
+        self.kvm()
+            .register_ioevent(&rings, &IoEventAddress::Mmio(gpa.0), NoDatamatch)
+            .map_err(|error| Stop::Fail(format!("KVM_IOEVENTFD at gpa {gpa}: {:?}", errno::of_kvm(error))))?;
+        Ok(IoEventFd { rings })
+    }
+}
