@@ -139,9 +139,16 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["soft lockup over TiB ranges (Fixes: 5a475554db1e)", SET])
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
     ]);
-    rows.into_iter()
-        .map(|row| row.needs(Need::SystemCapability(Capability::MEMORY_ATTRIBUTES, PRIVATE as i32)))
-        .collect()
+    let unknown = Row::new(
+        "plain.attributes.unknown_to_the_kernel",
+        "A kernel without memory attributes does not know the ioctl: ENOTTY, whatever the argument is.",
+        unknown_to_the_kernel,
+    )
+    .basis(&["virt/kvm/kvm_main.c: CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES"])
+    .needs(Need::NoSystemCapability(Capability::MEMORY_ATTRIBUTES));
+    let rows =
+        rows.into_iter().map(|row| row.needs(Need::SystemCapability(Capability::MEMORY_ATTRIBUTES, PRIVATE as i32)));
+    rows.chain([unknown]).collect()
 }
 
 fn guest_rows() -> Vec<Row> {
@@ -204,6 +211,15 @@ fn refused(t: &Case, good: u64, calls: &dyn Fn() -> Vec<Arguments>) -> Outcome {
     }
     let nothing_wrong = vm.set_memory_attributes_raw(TEST_BASE.0, PAGE_SIZE, good, 0);
     expect_ok("a call with nothing wrong", nothing_wrong)
+}
+
+fn unknown_to_the_kernel(t: &Case) -> Outcome {
+    let vm = t.vm()?;
+    for attributes in [0, PRIVATE] {
+        let what = format!("KVM_SET_MEMORY_ATTRIBUTES with {attributes:#x}");
+        expect_errno(&what, vm.set_memory_attributes_raw(TEST_BASE.0, PAGE_SIZE, attributes, 0), Errno::ENOTTY)?;
+    }
+    expect_errno("the ioctl at address 0", vm.ioctl_raw(KVM_SET_MEMORY_ATTRIBUTES, 0), Errno::ENOTTY)
 }
 
 fn clearing_suits_every_type(t: &Case) -> Outcome {

@@ -107,6 +107,13 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&["arch/x86/kvm/x86.c: complete_hypercall_exit", "arch/x86/kvm/x86.h: kvm_is_valid_map_gpa_range_ret"]),
         Row::new(
+            "upm.convert.answer_is_zero_at_first",
+            "Each time the hypercall arrives, its answer is zero: a VMM that forgets to answer grants, and what it \
+             answered last time is gone.",
+            answer_is_zero_at_first,
+        )
+        .basis(&[HYPERCALL]),
+        Row::new(
             "upm.convert.one_allocation_at_a_time",
             "Only one backing of the range is ever populated: the host's view is PROT_NONE and discarded while \
              the range is private, the guest_memfd is punched while it is shared.",
@@ -348,6 +355,23 @@ fn map_gpa_range(g: &Guest, gpa: u64, pages: u64, attributes: u64, ret: u64) -> 
     call.resume()?;
     let [rax, ..] = call.done()?;
     expect_eq("RAX after the hypercall", &rax, &ret)
+}
+
+fn answer_is_zero_at_first(t: &Case) -> Outcome {
+    let g = t.guest().boot()?;
+    let v = g.vcpu(0);
+    for ret in [77, u64::MAX, Errno::EINVAL as u64] {
+        let call = v.start(Op::MapGpaRange { gpa: 0x1_0000_0000, pages: 1, attributes: 0 })?;
+        call.exit()?;
+        expect_eq("hypercall.ret at the exit", &v.kvm().run_page().hypercall_ret()?, &0)?;
+        v.kvm().set_hypercall_ret(ret)?;
+        call.resume()?;
+        expect_eq("RAX after the hypercall", &call.done()?[0], &ret)?;
+    }
+    let call = v.start(Op::MapGpaRange { gpa: 0x1_0000_0000, pages: 1, attributes: 0 })?;
+    call.exit()?;
+    call.resume()?;
+    expect_eq("RAX without an answer", &call.done()?[0], &0)
 }
 
 fn one_allocation_at_a_time(t: &Case) -> Outcome {

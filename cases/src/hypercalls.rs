@@ -1,5 +1,7 @@
 //! Group `hypercalls`: each vendor has an instruction for them, and KVM's quirk that rewrites guests which use
-//! the other vendor's.
+//! the other vendor's; and what else an exit for one depends on.
+
+mod modes;
 
 use nix::errno::Errno;
 use privet_harness::case::Case;
@@ -49,10 +51,10 @@ pub(crate) fn rows() -> Vec<Row> {
             .basis(&[QUIRK, PATCH, UPSTREAM]),
         ]
     });
-    let exits = Need::Capability(Capability::EXIT_HYPERCALL, 1 << HC_MAP_GPA_RANGE);
     let quirk = Need::Capability(Capability::DISABLE_QUIRKS2, QUIRK_FIX_HYPERCALL_INSN as i32);
-    rows.map(|row| row.needs(Need::GuestCode).needs(Need::Hypercall).needs(exits.clone()).needs(quirk.clone()))
-        .collect()
+    let rows = rows.map(|row| row.needs(Need::GuestCode).needs(quirk.clone()));
+    let exits = Need::Capability(Capability::EXIT_HYPERCALL, 1 << HC_MAP_GPA_RANGE);
+    rows.chain(modes::rows()).map(|row| row.needs(Need::Hypercall).needs(exits.clone())).collect()
 }
 
 fn own_instruction(t: &Case) -> Outcome {

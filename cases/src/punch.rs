@@ -1,7 +1,10 @@
 //! Group `punch`: holes in a guest_memfd free pages, and the next use finds zeros.
 
+use std::time::Duration;
+
 use nix::errno::Errno;
 use nix::libc::{FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
+use privet_harness::alarm::Alarm;
 use privet_harness::case::Case;
 use privet_harness::need::Need;
 use privet_harness::test_range::{RangeSpec, TestRange};
@@ -93,6 +96,12 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&[FALLOCATE])
         .upstream(UPSTREAM_FALLOCATE),
+        Row::new(
+            "upm.punch.allocation_is_interrupted",
+            "A signal ends an allocation that takes long with EINTR, and the file is as good as before.",
+            allocation_is_interrupted,
+        )
+        .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_allocate: signal_pending"]),
         Row::new(
             "plain.punch.fallocate_errors",
             "fallocate on the guest_memfd of a plain VM answers as on that of a VM with private memory.",
@@ -208,6 +217,21 @@ fn after_the_vm_is_closed(t: &Case) -> Outcome {
     )?;
     let stat = expect_ok("fstat", file.fstat())?;
     expect_eq("the size of the file", &(stat.st_size as u64), &(16 * PAGE_SIZE))
+}
+
+fn allocation_is_interrupted(t: &Case) -> Outcome {
+    /// Enough to take a while, and little enough for any machine.
+    const SIZE: u64 = 64 << 20;
+    let file = t.vm()?.create_guest_memfd(SIZE, 0)?;
+    let allocate = || file.fallocate_raw(FALLOC_FL_KEEP_SIZE, 0, SIZE);
+    let punch = || file.fallocate_raw(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, SIZE);
+    // It rings every few milliseconds, which may be between two calls.
+    let alarm = Alarm::after(Duration::from_millis(1))?;
+    let interrupted = (0..100).find_map(|_| allocate().and_then(|()| punch()).err());
+    drop(alarm);
+    expect_eq("what ended one of 100 allocations under an alarm", &interrupted, &Some(Errno::EINTR))?;
+    expect_ok("allocating all of it", allocate())?;
+    expect_ok("punching all of it", punch())
 }
 
 fn fallocate_errors(t: &Case) -> Outcome {

@@ -19,6 +19,8 @@ pub enum Need {
     /// A capability, asked of `/dev/kvm` itself, has all of these bits: the kernel can do it at all, whether a
     /// VM of the row's type can or not.
     SystemCapability(Capability, i32),
+    /// `/dev/kvm` itself does not have a capability at all: the kernel is too old, or built without it.
+    NoSystemCapability(Capability),
     /// A module parameter has this value: `("kvm.mmio_caching", "Y")`.
     Parameter(&'static str, &'static str),
     /// This vendor's half of KVM, for this reason: in the other half there is no such thing.
@@ -53,6 +55,10 @@ impl Need {
                     "needs KVM_CAP_{} with {bits:#x}, KVM here has {value:#x}; run a kernel that has it",
                     capability.name
                 )),
+            },
+            Need::NoSystemCapability(capability) => match host.check_extension(*capability) {
+                0 => None,
+                value => Some(format!("needs a kernel without KVM_CAP_{}, KVM here has {value:#x}", capability.name)),
             },
             Need::Parameter(name, wanted) => match host.modules().parameter(name) {
                 Some(value) if value == *wanted => None,
@@ -96,6 +102,7 @@ impl fmt::Display for Need {
             Need::SystemCapability(capability, bits) => {
                 write!(f, "KVM_CAP_{} of the kernel with {bits:#x}", capability.name)
             }
+            Need::NoSystemCapability(capability) => write!(f, "a kernel without KVM_CAP_{}", capability.name),
             Need::Parameter(name, value) => write!(f, "{name}={value}"),
             Need::Vendor(vendor, reason) => write!(f, "{} ({reason})", vendor.module()),
             Need::All(needs) => list(f, needs, " and "),

@@ -65,6 +65,14 @@ impl RunPage {
         self.0.write(IMMEDIATE_EXIT, &[on.into()])
     }
 
+    /// `hypercall.ret`, RAX of the guest unless userspace sets another.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn hypercall_ret(&self) -> Outcome<u64> {
+        self.u64(HYPERCALL_RET)
+    }
+
     /// Sets `hypercall.ret`, RAX of the guest after a KVM_EXIT_HYPERCALL.
     ///
     /// # Errors
