@@ -227,7 +227,14 @@ fn allocation_is_interrupted(t: &Case) -> Outcome {
     let punch = || file.fallocate_raw(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, SIZE);
     // It rings every few milliseconds, which may be between two calls.
     let alarm = Alarm::after(Duration::from_millis(1))?;
-    let interrupted = (0..100).find_map(|_| allocate().and_then(|()| punch()).err());
+    let mut interrupted = None;
+    for _ in 0..100 {
+        interrupted = allocate().err();
+        if interrupted.is_some() {
+            break;
+        }
+        expect_ok("punching all of it", punch())?;
+    }
     drop(alarm);
     expect_eq("what ended one of 100 allocations under an alarm", &interrupted, &Some(Errno::EINTR))?;
     expect_ok("allocating all of it", allocate())?;

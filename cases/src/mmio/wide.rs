@@ -5,7 +5,7 @@ use privet_harness::units::{Gpa, PAGE_SIZE};
 use privet_harness::verdict::Outcome;
 use privet_protocol::Op;
 
-use super::cost::{Cost, Meter};
+use super::cost::Meter;
 use super::memory::{GAP, open_gap, ram_and_gap};
 use super::{VMS, answer_read, gva, take_write};
 use crate::expect::expect_eq;
@@ -93,8 +93,11 @@ fn wide_writes(t: &Case) -> Outcome {
     };
     (0..=16).try_for_each(store)?;
     let meter = Meter::new(&g, 0)?;
-    meter.expect("a store of two parts", Cost::CACHED, || store(0))?;
-    meter.expect("a store of three parts", Cost::CACHED, || store(3))
+    for (what, before) in [("two parts", 0), ("three parts", 3)] {
+        let cost = meter.cost(|| store(before))?;
+        expect_eq(&format!("mmio_exits of a store of {what}"), &cost.mmio_exits, &1)?;
+    }
+    Ok(())
 }
 
 fn wide_reads(t: &Case) -> Outcome {

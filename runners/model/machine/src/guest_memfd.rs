@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::defect::Defect;
 use crate::descriptors::new_memfd;
@@ -144,7 +145,7 @@ impl GuestMemfd {
         if end > self.size {
             return Err(Errno::EINVAL);
         }
-        allocate(fd, mode, offset, end)
+        allocate_until_signalled(fd, offset, end)
     }
 
     /// Frees pages: whoever maps them loses them first.
@@ -164,6 +165,30 @@ impl GuestMemfd {
             allocate(fd, libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE, offset, end)
         })
     }
+}
+
+/// Allocates pages until a signal waits for the thread, as `kvm_gmem_allocate` does. The file below would go on
+/// (mm/shmem.c asks for fatal signals only), so it is asked piece by piece, with all signals held back.
+fn allocate_until_signalled(fd: RawFd, offset: u64, end: u64) -> Result<(), Errno> {
+    const PIECE: u64 = 1 << 20;
+    let blocked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let allocated = (offset..end).step_by(PIECE as usize).try_for_each(|start| match is_signalled(&blocked) {
+        true => Err(Errno::EINTR),
+        false => allocate(fd, libc::FALLOC_FL_KEEP_SIZE, start, end.min(start + PIECE)),
+    });
+    blocked.thread_set_mask()?;
+    allocated
+}
+
+/// Whether a signal is pending that `blocked` would let through.
+fn is_signalled(blocked: &SigSet) -> bool {
+    let mut pending = *SigSet::empty().as_ref();
+    // SAFETY: fills in the set.
+    unsafe { libc::sigpending(&raw mut pending) };
+    // SAFETY: both are sets, and the numbers are those of signals. nix has no names for real-time signals.
+    (1..=libc::SIGRTMAX()).any(|signal| unsafe {
+        libc::sigismember(&raw const pending, signal) == 1 && libc::sigismember(blocked.as_ref(), signal) != 1
+    })
 }
 
 fn allocate(fd: RawFd, mode: c_int, offset: u64, end: u64) -> Result<(), Errno> {
