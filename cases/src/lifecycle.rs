@@ -9,7 +9,8 @@ use privet_harness::case::Case;
 use privet_harness::need::Need;
 use privet_harness::test_range::{RangeSpec, TEST_BASE, TestRange};
 use privet_harness::uapi::{
-    Capability, GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, HC_MAP_GPA_RANGE, MEMORY_ATTRIBUTE_PRIVATE,
+    Capability, GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, HC_MAP_GPA_RANGE, KVM_CREATE_GUEST_MEMFD,
+    KVM_PRE_FAULT_MEMORY, KVM_RUN, KVM_SET_MEMORY_ATTRIBUTES, KVM_SET_USER_MEMORY_REGION2, MEMORY_ATTRIBUTE_PRIVATE,
     USER_MEM_SLOTS,
 };
 use privet_harness::units::{PAGE_SIZE, PageCount};
@@ -38,10 +39,11 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["virt/kvm/kvm_main.c: kvm_destroy_vm", "virt/kvm/guest_memfd.c: kvm_gmem_release"]),
         Row::new(
             "upm.lifecycle.another_process",
-            "A process that has the VM's descriptor but not its memory gets EIO, and changes nothing.",
+            "A process that has the descriptors of VM and vCPU but not their maker's memory gets EIO from every ioctl, \
+             before anything else is looked at, and changes nothing.",
             another_process,
         )
-        .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl: kvm->mm != current->mm"])
+        .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl, kvm_vcpu_ioctl: kvm->mm != current->mm"])
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
     ];
     for vm in ["plain", "upm"] {
@@ -132,7 +134,18 @@ fn another_process(t: &Case) -> Outcome {
     let vm = t.vm()?;
     let elsewhere = vm.set_memory_attributes_elsewhere(TEST_BASE.0, PAGE_SIZE, MEMORY_ATTRIBUTE_PRIVATE)?;
     expect_errno("KVM_SET_MEMORY_ATTRIBUTES in another process", elsewhere, Errno::EIO)?;
+    for (name, request) in [
+        ("KVM_SET_USER_MEMORY_REGION2", KVM_SET_USER_MEMORY_REGION2),
+        ("KVM_SET_MEMORY_ATTRIBUTES", KVM_SET_MEMORY_ATTRIBUTES),
+        ("KVM_CREATE_GUEST_MEMFD", KVM_CREATE_GUEST_MEMFD),
+    ] {
+        let elsewhere = vm.ioctl_raw_elsewhere(request)?;
+        expect_errno(&format!("{name} at address 0 in another process"), elsewhere, Errno::EIO)?;
+    }
     let vcpu = vm.create_vcpu(0)?;
+    for (name, request) in [("KVM_RUN", KVM_RUN), ("KVM_PRE_FAULT_MEMORY at address 0", KVM_PRE_FAULT_MEMORY)] {
+        expect_errno(&format!("{name} in another process"), vcpu.ioctl_raw_elsewhere(request)?, Errno::EIO)?;
+    }
     let still_shared = vcpu.pre_fault(TEST_BASE, PageCount(1))?.result;
     expect_errno("mapping the page ahead, shared and without a slot", still_shared, Errno::ENOENT)?;
     vm.set_private(TEST_BASE, PageCount(1))?;

@@ -151,6 +151,14 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[USER_FAULT])
         .upstream("guest_memfd_test: test_mmap_supported"),
         Row::new(
+            "plain.populate.no_huge_pages",
+            "The pages of a guest_memfd cannot be made a huge one: MADV_COLLAPSE is EINVAL where it works for \
+             ordinary memory, and nothing is lost.",
+            no_huge_pages,
+        )
+        .basis(&["mm/khugepaged.c: madvise_collapse", "virt/kvm/guest_memfd.c: pages of order 0 only"])
+        .upstream("guest_memfd_test: test_collapse"),
+        Row::new(
             "plain.populate.private_file_is_sigbus",
             "Without INIT_SHARED a file can be mapped, and every page of it is SIGBUS.",
             private_file_is_sigbus,
@@ -449,6 +457,24 @@ fn fresh_pages_are_zero(t: &Case) -> Outcome {
     expect_eq("the first page", &view.first_other_than(0, PAGE_SIZE, 0xaa)?, &None)?;
     expect_eq("the hole", &view.first_other_than(PAGE_SIZE, PAGE_SIZE, 0)?, &None)?;
     expect_eq("the rest", &view.first_other_than(2 * PAGE_SIZE, BYTES - 2 * PAGE_SIZE, 0xaa)?, &None)
+}
+
+fn no_huge_pages(t: &Case) -> Outcome {
+    const HUGE: u64 = 2 << 20;
+    let options = MapOptions::new().aligned(HUGE);
+    let ordinary = Mapping::anonymous_with(HUGE, options)?;
+    ordinary.fill(0, HUGE, 0xaa)?;
+    if let Err(errno) = ordinary.collapse() {
+        let missing = "enable transparent huge pages, or free memory";
+        return Err(Stop::Skip(format!(
+            "ordinary memory cannot be made a huge page here either ({errno:?}): {missing}"
+        )));
+    }
+    let file = t.vm()?.create_guest_memfd(2 * HUGE, MMAP | INIT_SHARED)?;
+    let view = map(&file, 0, 2 * HUGE)?;
+    view.fill(0, 2 * HUGE, 0xaa)?;
+    expect_errno("MADV_COLLAPSE", view.collapse(), Errno::EINVAL)?;
+    expect_eq("the first byte that has changed", &view.first_other_than(0, 2 * HUGE, 0xaa)?, &None)
 }
 
 fn private_file_is_sigbus(t: &Case) -> Outcome {

@@ -355,6 +355,15 @@ impl Mapping {
         })
     }
 
+    /// `MADV_COLLAPSE`: makes huge pages of it all.
+    ///
+    /// # Errors
+    /// The error number of madvise(2).
+    pub fn collapse(&self) -> Result<(), Errno> {
+        // SAFETY: other pages with the same contents, on which nothing of ours depends.
+        Errno::result(unsafe { libc::madvise(self.address.as_ptr().cast(), self.len, libc::MADV_COLLAPSE) }).map(drop)
+    }
+
     fn advise(&self, advice: MmapAdvise) -> Result<(), Errno> {
         // SAFETY: advice about huge pages changes no contents.
         match unsafe { madvise(self.address.cast(), self.len, advice) } {

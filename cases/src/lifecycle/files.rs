@@ -2,6 +2,7 @@
 
 use kvm_bindings::kvm_create_guest_memfd;
 use nix::errno::Errno;
+use nix::fcntl::readlink;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::SFlag;
 use nix::sys::statfs::fstatfs;
@@ -57,8 +58,8 @@ pub(super) fn rows() -> Vec<Row> {
             .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl, KVM_CREATE_GUEST_MEMFD", CREATE]),
             Row::new(
                 format!("{vm}.lifecycle.guest_memfd_is_a_file_of_its_own"),
-                "A guest_memfd is a regular file of the size asked for and 4 KiB blocks that can be neither read \
-                 nor written nor resized nor, without the flag, mapped; two of them are two files.",
+                "A guest_memfd is a regular file of the size asked for and 4 KiB blocks, by the name of [kvm-gmem], that \
+                 can be neither read nor written nor resized nor, without the flag, mapped; two of them are two files.",
                 is_a_file_of_its_own,
             )
             .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_fops, kvm_gmem_setattr, kvm_gmem_mmap"])
@@ -163,7 +164,11 @@ fn is_a_file_of_its_own(t: &Case) -> Outcome {
     expect_eq("the size", &(stat.st_size as u64), &SIZE)?;
     expect_eq("the size of the second file", &(other.st_size as u64), &(2 * SIZE))?;
     expect_eq("the size of a block", &(stat.st_blksize as u64), &PAGE_SIZE)?;
-    expect_eq("whether two files have one inode", &(stat.st_ino == other.st_ino), &false)
+    expect_eq("whether two files have one inode", &(stat.st_ino == other.st_ino), &false)?;
+    let link = format!("/proc/self/fd/{}", file.fd());
+    let name = readlink(link.as_str()).map_err(|errno| Stop::Error(format!("readlink of {link}: {errno:?}")))?;
+    let name = name.to_string_lossy();
+    expect_eq(&format!("whether {name} tells what it is"), &name.contains("[kvm-gmem]"), &true)
 }
 
 fn file_system(t: &Case) -> Outcome {

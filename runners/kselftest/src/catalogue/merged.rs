@@ -87,7 +87,7 @@ pub(super) const TESTS: &[Test] = &[
             covered("test_guest_memfd_guest"),
             open("test_mbind", "NUMA policies need a kernel with NUMA, which the rig's is not"),
             open("test_numa_allocation", "needs a host with two NUMA nodes"),
-            open("test_collapse", "guest_memfd has no huge pages; MADV_COLLAPSE is only asked whether it refuses"),
+            covered("test_collapse"),
             part("test_fault_sigbus", "test_fault_overflow"),
             part("test_guest_memfd", "test_create_guest_memfd_multiple"),
             part("__test_guest_memfd", "test_create_guest_memfd_multiple"),
