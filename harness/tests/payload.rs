@@ -108,7 +108,7 @@ fn code_has_names() {
 }
 
 #[test]
-fn what_is_not_x86_64_elf_expect_refusal() {
+fn what_is_not_x86_64_elf_is_refused() {
     Elf(Vec::new()).expect_refusal("e_ident", "no ELF file");
     Elf(b"#!/bin/sh\n".to_vec()).expect_refusal("e_ident", "no ELF file");
     Elf::new().put(at::CLASS, &[1]).expect_refusal("e_ident[EI_CLASS]", "32-bit");
@@ -175,7 +175,7 @@ fn segments_in_the_wrong_place_are_refused() {
 }
 
 #[test]
-fn an_entry_point_outside_of_code_expect_refusal() {
+fn an_entry_point_outside_of_code_is_refused() {
     let elf = Elf::new();
     let constants = elf.u64(elf.program_header(1, ph::VADDR));
     for entry in [0, PAYLOAD_BASE - 1, constants, PAYLOAD_END, u64::MAX] {
@@ -240,7 +240,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_expect_refusal(mut bytes in prop::collection::vec(any::<u8>(), 0..4096), magic: bool) {
+    fn noise_is_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..4096), magic: bool) {
         if magic {
             for (byte, right) in bytes.iter_mut().zip(GENERAL.elf[..24].iter()) {
                 *byte = *right;

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -137,16 +138,16 @@ pub struct Run {
     #[arg(long, value_name = "DIR")]
     pub artifacts: Option<PathBuf>,
     /// Rows that run at a time [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<NonZeroUsize>)]
     pub jobs: Option<NonZeroUsize>,
     /// Seconds that one row may take, by the clock of the machine that it runs on [default: 60]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub timeout: Option<Duration>,
     /// Run each row N times, each time with another seed
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", value_parser = whole::<NonZeroU32>, default_value = "1")]
     pub repeat: NonZeroU32,
     /// Seed of everything random [default: a fresh one, which is reported]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     pub seed: Option<u64>,
     /// Fail rows of this VM type instead of skipping them, unless they are about another setting of a module
     /// parameter; can be given several times
@@ -264,14 +265,14 @@ pub struct Mutants {
     #[arg(long, value_name = "NAME", value_parser = defect)]
     pub defect: Vec<Defect>,
     /// Rows that run at a time [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<NonZeroUsize>)]
     pub jobs: Option<NonZeroUsize>,
     /// Seconds that one row may take at most; with a defect it gets ten times as long as without one, but 3 s or
     /// more, and has caught the defect if it takes longer
     #[arg(long, value_name = "S", value_parser = seconds, default_value = "20")]
     pub timeout: Duration,
     /// Seed of everything random [default: a fresh one, which is reported]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     pub seed: Option<u64>,
 }
 
@@ -412,6 +413,12 @@ fn defect(name: &str) -> Result<Defect, String> {
         let names: Vec<String> = Defect::ALL.iter().map(|defect| defect.name().to_owned()).collect();
         no_such("no defect has the name", &names, name, "privet list --defects").message
     })
+}
+
+/// A whole number that fits its type.
+fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    let least = if "0".parse::<T>().is_ok() { 0 } else { 1 };
+    text.parse().map_err(|_| format!("give a whole number of {least} or more, below 2^{}", 8 * size_of::<T>()))
 }
 
 /// A time limit in seconds, fractions included.

@@ -85,7 +85,8 @@ impl<'a> Followers<'a> {
     pub fn end(mut self, duration_us: u64) -> io::Result<(Summary, Option<String>)> {
         self.summary.duration_us = duration_us;
         self.summary.not_run = self.plan.len() - self.summary.seen();
-        self.summary.signal = self.interrupt.signal();
+        // A report that could not be written ends the run as a signal does, but nobody sent one.
+        self.summary.signal = self.interrupt.signal().filter(|_| self.broken.is_none());
         let summary = self.summary.clone();
         self.each(|report| report.end(&summary));
         match self.broken {

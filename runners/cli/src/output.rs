@@ -57,14 +57,15 @@ impl Output {
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Beside(file, _) => file.write(bytes),
+            // Not through the wrapper, whose errors name the file that nobody asked for.
+            Self::Beside(file, _) => file.as_file_mut().write(bytes),
             Self::Stream(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Beside(file, _) => file.flush(),
+            Self::Beside(file, _) => file.as_file_mut().flush(),
             Self::Stream(file) => file.flush(),
         }
     }
