@@ -116,7 +116,7 @@ fn bad_input_is_told_in_one_line_that_helps_and_nothing_runs() {
         (vec!["run", "--partition", "0/2"], "1 <= M <= N"),
         (vec!["run", "--partition", "3/2"], "1 <= M <= N"),
         (vec!["run", "--partition", "half"], "1 <= M <= N"),
-        (vec!["run", "1 or more", "0"], "--jobs"),
+        (vec!["run", "--jobs", "0"], "1 or more"),
         (vec!["run", "--repeat", "0"], "--repeat"),
         (vec!["run", "--timeout", "0"], "--timeout"),
         (vec!["run", "--timeout", "nan"], "--timeout"),
