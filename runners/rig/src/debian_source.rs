@@ -46,7 +46,7 @@ impl Apt {
         let mirror = has_apt.then(|| debian_mirror(Path::new("/"))).flatten();
         let mirror = mirror.ok_or_else(|| {
             RigError::Source(
-                "this system's apt has no Debian mirror: name a kernel source with --source DIR or --source TARBALL"
+                "this system has no apt with a Debian mirror: name a kernel source with --source DIR or --source TARBALL"
                     .into(),
             )
         })?;

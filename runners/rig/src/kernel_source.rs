@@ -96,18 +96,32 @@ impl KernelSource {
         fs::create_dir(&tree).map_err(cannot("create", &tree))?;
         let mut tar = Command::new("tar");
         tar.arg("-xf").arg(&archive).arg("-C").arg(&tree).arg("--strip-components=1");
-        runner.run("tar", &mut tar, &mut |_| {})?;
-        is_linux(&tree)
+        let unpacked = runner.run("tar", &mut tar, &mut |_| {});
+        match (self, unpacked) {
+            // tar's own words do not name the file, and end in advice about nothing.
+            (Self::Archive(path), Err(RigError::Command { .. })) => Err(RigError::Source(format!(
+                "{} is no archive that tar can unpack, or is truncated: {WANTED}",
+                path.display()
+            ))),
+            (_, Err(error)) => Err(error),
+            // Not the directory into which it was unpacked, which is gone afterwards.
+            (Self::Archive(path), Ok(())) => is_linux(&tree).map_err(|_| no_linux(path)),
+            (_, Ok(())) => is_linux(&tree),
+        }
     }
 }
+
+/// What to do about a source that is none.
+const WANTED: &str = "name a tree or archive of the Linux kernel with --source";
 
 /// The directory itself, if it has the source of Linux in it.
 fn is_linux(tree: &Path) -> Result<PathBuf, RigError> {
     if tree.join("virt/kvm/kvm_main.c").is_file() && tree.join("Makefile").is_file() {
         return Ok(tree.to_owned());
     }
-    Err(RigError::Source(format!(
-        "{} has no virt/kvm/kvm_main.c: name a tree or archive of the Linux kernel with --source",
-        tree.display()
-    )))
+    Err(no_linux(tree))
+}
+
+fn no_linux(source: &Path) -> RigError {
+    RigError::Source(format!("{} has no virt/kvm/kvm_main.c: {WANTED}", source.display()))
 }
