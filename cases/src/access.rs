@@ -331,6 +331,12 @@ fn straddle(t: &Case, width: Width, private_first: bool) -> Outcome {
             expected[i] = word.to_le_bytes()[(start as usize + i) % 8];
         }
         expect_eq("the straddled bytes in the host's view", &seen, &expected)?;
+        // Nothing beside them has changed, in either backing.
+        range.host_expect(private..private + 1, A)?;
+        let (shared, beside) = if private_first { (1, PAGE_SIZE + 8) } else { (0, 0) };
+        let rest = range.host().read_u64(beside)?;
+        expect_eq("a word beside them in the host's view", &rest, &B.word(shared))?;
+        v.expect_read(range.private(private) + (PAGE_SIZE / 2), Width::B8, B.word(private))?;
     }
     Ok(())
 }

@@ -4,8 +4,6 @@ use privet_harness::guest::Guest;
 use privet_harness::stats::Stats;
 use privet_harness::verdict::{Outcome, Stop};
 
-use crate::expect::expect_eq;
-
 /// Counts of a VM or a vCPU that a row compares at two moments.
 pub(crate) struct Counters {
     stats: Stats,
@@ -31,6 +29,9 @@ impl Counters {
     pub(crate) fn expect_growth(&self, name: &str, by: i64, step: impl FnOnce() -> Outcome) -> Outcome {
         let before = self.get(name)?;
         step()?;
-        expect_eq(&format!("the growth of {name}"), &(self.get(name)?.wrapping_sub(before) as i64), &by)
+        match self.get(name)?.wrapping_sub(before) as i64 {
+            seen if seen == by => Ok(()),
+            seen => Err(Stop::Fail(format!("{name} grew by {seen}, expected {by}"))),
+        }
     }
 }
