@@ -49,6 +49,7 @@ pub(super) fn rows() -> Vec<Row> {
             )
             .basis(&[FAST, SLOW])
             .needs(caching(true))
+            .needs(Need::Vendor(Vendor::Amd, "VMX tells how long an instruction is"))
             .needs(Need::Parameter("kvm_amd.nrips", "0")),
             Row::new(
                 format!("{vm}.mmio.ioeventfd.without_caching"),

@@ -76,10 +76,11 @@ impl Context {
 
 /// The parameters that decide which code of KVM runs, of those that there are.
 fn decisive(modules: &Modules) -> Vec<String> {
-    const DECISIVE: [&str; 8] = [
+    const DECISIVE: [&str; 9] = [
         "kvm.mmio_caching",
         "kvm.tdp_mmu",
         "kvm_amd.npt",
+        "kvm_amd.nrips",
         "kvm_amd.sev",
         "kvm_amd.sev_es",
         "kvm_amd.sev_snp",

@@ -6,7 +6,8 @@ use privet_harness::verdict::{CaseReport, Verdict};
 use privet_harness::vm_type::VmType;
 
 /// Turns a skip of `row` into a failure if its VM type is required. A row about another setting of a module
-/// parameter, or about the other vendor's half of KVM, stays skipped: no machine can run both at once.
+/// parameter, about the other vendor's half of KVM, or about kernels that lack something, stays skipped: no
+/// machine can run both at once.
 pub fn hold_to(required: &[VmType], row: &Row, report: &mut CaseReport) {
     let is_required = required.contains(&row.vm);
     if report.verdict == Verdict::Skip && is_required && !row.needs.iter().any(|need| is_the_other_half(need, report)) {
@@ -16,7 +17,7 @@ pub fn hold_to(required: &[VmType], row: &Row, report: &mut CaseReport) {
 }
 
 /// Whether the place of the report has a parameter that `need` is about with another value, or is of another
-/// vendor than it is about.
+/// vendor than it is about, or `need` is that something is missing.
 fn is_the_other_half(need: &Need, report: &CaseReport) -> bool {
     match need {
         Need::Parameter(name, wanted) => report
@@ -25,6 +26,7 @@ fn is_the_other_half(need: &Need, report: &CaseReport) -> bool {
             .filter_map(|param| param.split_once('='))
             .any(|(set, value)| set == *name && value != *wanted),
         Need::Vendor(vendor, _) => !report.vendor.is_empty() && report.vendor != vendor.to_string(),
+        Need::NoSystemCapability(_) => true,
         Need::All(needs) | Need::Any(needs) => needs.iter().any(|need| is_the_other_half(need, report)),
         _ => false,
     }
@@ -34,6 +36,7 @@ fn is_the_other_half(need: &Need, report: &CaseReport) -> bool {
 mod tests {
     use std::time::Duration;
 
+    use privet_harness::uapi::Capability;
     use privet_harness::vendor::Vendor;
 
     use super::*;
@@ -65,6 +68,14 @@ mod tests {
         assert_eq!(held(Verdict::Skip, &row, &["kvm.tdp_mmu=Y", "kvm.mmio_caching=Y"]), Verdict::Skip);
         assert_eq!(held(Verdict::Skip, &row, &["kvm.tdp_mmu=Y", "kvm.mmio_caching=N"]), Verdict::Fail);
         assert_eq!(held(Verdict::Skip, &row, &[]), Verdict::Fail);
+    }
+
+    #[test]
+    fn rows_about_kernels_that_lack_something_stay_skipped() {
+        let need = Need::NoSystemCapability(Capability::GUEST_MEMFD);
+        assert_eq!(held(Verdict::Skip, &Row::new("upm.slots.x", "", |_| Ok(())).needs(need), &[]), Verdict::Skip);
+        let need = Need::SystemCapability(Capability::GUEST_MEMFD, 1);
+        assert_eq!(held(Verdict::Skip, &Row::new("upm.slots.x", "", |_| Ok(())).needs(need), &[]), Verdict::Fail);
     }
 
     #[test]
