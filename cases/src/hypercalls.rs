@@ -52,9 +52,10 @@ pub(crate) fn rows() -> Vec<Row> {
         ]
     });
     let quirk = Need::Capability(Capability::DISABLE_QUIRKS2, QUIRK_FIX_HYPERCALL_INSN as i32);
-    let rows = rows.map(|row| row.needs(Need::GuestCode).needs(quirk.clone()));
+    let rows = rows.map(|row| row.needs(quirk.clone()));
     let exits = Need::Capability(Capability::EXIT_HYPERCALL, 1 << HC_MAP_GPA_RANGE);
-    rows.chain(modes::rows()).map(|row| row.needs(Need::Hypercall).needs(exits.clone())).collect()
+    let needs = |row: Row| row.needs(Need::GuestCode).needs(Need::Hypercall).needs(exits.clone());
+    rows.chain(modes::rows()).map(needs).collect()
 }
 
 fn own_instruction(t: &Case) -> Outcome {
