@@ -19,6 +19,11 @@ use crate::table::Row;
 const FAST: &str = "arch/x86/kvm/svm/svm.c: npf_interception; vmx/vmx.c: handle_ept_misconfig: KVM_FAST_MMIO_BUS";
 const SLOW: &str = "virt/kvm/eventfd.c: ioeventfd_write, kvm_assign_ioeventfd";
 
+const NOTHING_AT_ALL: &str = "Stores to the address of an ioeventfd ring it and never exit. The first one is emulated \
+                              and caches the page; later ones cost nothing at all, even after the slots have changed: \
+                              KVM does not look at the SPTE's generation on this way.";
+const NEXT_RIP: &str = "VMX always tells how long an instruction is, SVM where the CPU has next-RIP saving";
+
 /// A store that the emulator decodes and an ioeventfd takes: nothing is left for userspace.
 const EMULATED: Cost = Cost { mmio_exits: 0, ..Cost::CACHED };
 /// The first one to a page.
@@ -28,19 +33,15 @@ pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for vm in VMS {
         rows.extend([
-            Row::new(
-                format!("{vm}.mmio.ioeventfd"),
-                "Stores to the address of an ioeventfd ring it and never exit. The first one is emulated and caches \
-                 the page; later ones cost nothing at all, even after the slots have changed: KVM does not look at \
-                 the SPTE's generation on this way.",
-                |t| rings(t, FIRST, Cost::NONE, Cost::NONE),
-            )
-            .basis(&[FAST, SLOW])
-            .needs(caching(true))
-            .needs(Need::Any(vec![
-                Need::Parameter("kvm_amd.nrips", "1"),
-                Need::Vendor(Vendor::Intel, "VMX tells how long an instruction is"),
-            ])),
+            Row::new(format!("{vm}.mmio.ioeventfd.ept"), NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
+                .basis(&[FAST, SLOW])
+                .needs(caching(true))
+                .needs(Need::Vendor(Vendor::Intel, NEXT_RIP)),
+            Row::new(format!("{vm}.mmio.ioeventfd.npt"), NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
+                .basis(&[FAST, SLOW])
+                .needs(caching(true))
+                .needs(Need::Vendor(Vendor::Amd, NEXT_RIP))
+                .needs(Need::Parameter("kvm_amd.nrips", "1")),
             Row::new(
                 format!("{vm}.mmio.ioeventfd.without_next_rip"),
                 "On a CPU that does not tell where the next instruction is, stores to the address of an ioeventfd ring \
@@ -49,7 +50,7 @@ pub(super) fn rows() -> Vec<Row> {
             )
             .basis(&[FAST, SLOW])
             .needs(caching(true))
-            .needs(Need::Vendor(Vendor::Amd, "VMX tells how long an instruction is"))
+            .needs(Need::Vendor(Vendor::Amd, NEXT_RIP))
             .needs(Need::Parameter("kvm_amd.nrips", "0")),
             Row::new(
                 format!("{vm}.mmio.ioeventfd.without_caching"),
