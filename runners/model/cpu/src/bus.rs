@@ -33,6 +33,9 @@ pub struct Access {
     /// Private by the guest's own page tables: C-bit set or S-bit clear; see [`Encryption`].
     /// Always false with [`Encryption::None`].
     pub private: bool,
+    /// Not the processor's: a part of the same instruction met MMIO, or the instruction is rewritten, so it is
+    /// the hypervisor's emulator that executes it, with translations of its own.
+    pub emulated: bool,
 }
 
 /// How a guest tells private from shared in its page tables. The bit is never part of the `gpa`
@@ -118,7 +121,8 @@ pub enum Resolve {
     /// Memory. The CPU remembers the page until a flush. A write that gets a page which is not
     /// writable is treated as [`Resolve::Mmio`] (KVM's read-only memslots).
     Page(HostPage),
-    /// No memory: the access becomes [`crate::CpuExit::MmioRead`] or [`crate::CpuExit::MmioWrite`].
+    /// No memory. The instruction starts again in the emulator ([`Access::emulated`]), and what is MMIO there
+    /// as well becomes [`crate::CpuExit::MmioRead`] or [`crate::CpuExit::MmioWrite`].
     /// A fetch or page walk that meets MMIO ends in
     /// [`crate::CpuExit::NoMemory`].
     Mmio,
@@ -204,6 +208,9 @@ pub enum Intercepted {
     Exit,
     /// The guest gets this exception in place of the instruction, RIP at the instruction.
     Reflect(Exception),
+    /// These bytes are stored over the instruction, as the guest itself could at its CPL (or it gets the page
+    /// fault), but by the emulator; then what is there runs.
+    Rewrite([u8; 3]),
 }
 
 /// Something from outside the instruction stream.

@@ -28,6 +28,8 @@ pub(crate) enum Why {
     NonCanonical,
     /// `run` returns; RIP is at the instruction.
     Exit(CpuExit),
+    /// It met MMIO at this guest-physical address: it starts again in the emulator.
+    Emulate(u64),
 }
 
 /// A running CPU, taken apart so that its parts can be borrowed one by one.
@@ -47,6 +49,8 @@ pub(crate) struct Core<'a> {
     pub(crate) attention: bool,
     /// `run` returns this after the current instruction has completed.
     pub(crate) exit_after: Option<CpuExit>,
+    /// The emulator is at work, with its own translations: see [`crate::Access::emulated`].
+    pub(crate) emulating: bool,
     /// Who accesses memory; follows CPL, CR4.SMAP and EFLAGS.AC.
     pub(crate) view: View,
     /// Bits of the code segment: 16, 32 or 64.
@@ -76,6 +80,14 @@ impl Core<'_> {
     pub(crate) fn exit<T>(&mut self, exit: CpuExit) -> Result<T, Abort> {
         self.why = Why::Exit(exit);
         Err(Abort)
+    }
+
+    /// Hands the instruction over to the emulator, or back to the processor.
+    pub(crate) fn set_emulating(&mut self, emulating: bool) {
+        if self.emulating != emulating {
+            self.emulating = emulating;
+            self.tlbs.change_hands();
+        }
     }
 
     /// Leaves `run` once the current instruction has completed.

@@ -66,6 +66,7 @@ impl Cpu {
         core.update_mode();
         kick.enter();
         let exit = core.execute(blocks);
+        core.set_emulating(false);
         kick.leave();
         self.translated_with = self.translation_registers();
         exit
@@ -145,6 +146,7 @@ impl Cpu {
             why: Why::NonCanonical,
             attention: false,
             exit_after: None,
+            emulating: false,
             view: View::Supervisor,
             bits: 64,
             stepping: false,

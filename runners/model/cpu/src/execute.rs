@@ -30,6 +30,7 @@ impl Core<'_> {
     pub(crate) fn execute(&mut self, blocks: &mut BlockCache) -> CpuExit {
         // An instruction that waits for data is finished before anything else is looked at.
         let mut completing = self.completion.resume(self.s.linear_rip());
+        self.set_emulating(completing);
         let mut events = Events::Waiting;
         loop {
             if self.kick.any() {
@@ -64,7 +65,7 @@ impl Core<'_> {
             if let Err(exit) = result {
                 return exit;
             }
-            completing = false;
+            completing = self.emulating;
         }
     }
 
@@ -140,7 +141,9 @@ impl Core<'_> {
         self.delivered = false;
         let op = &block.ops[0];
         self.next_rip = op.next_rip;
-        let result = match (op.run)(self, op) {
+        let done = (op.run)(self, op);
+        self.set_emulating(false);
+        let result = match done {
             Ok(()) => {
                 self.s.rip = self.next_rip;
                 self.s.rflags &= !flags::RF;
@@ -150,7 +153,7 @@ impl Core<'_> {
                 result.and_then(|()| self.debug_traps(trap && !self.delivered))
             }
             Err(abort) => {
-                if matches!(self.why, Why::Exit(_)) {
+                if matches!(self.why, Why::Exit(_) | Why::Emulate(_)) {
                     // The instruction will be tried again, in the same shadow.
                     self.s.shadow = shadow;
                 } else {
@@ -201,11 +204,16 @@ impl Core<'_> {
     /// Sees to an instruction that did not complete.
     #[cold]
     fn aborted(&mut self, _: Abort, op: Option<&Op>) -> Result<(), CpuExit> {
+        self.set_emulating(false);
         self.attention = false;
         self.exit_after = None;
         self.completion.drop_writes();
         let exception = match self.why {
             Why::Exit(exit) => return Err(exit),
+            Why::Emulate(_) => {
+                self.set_emulating(true);
+                return Ok(());
+            }
             Why::NonCanonical if op.is_some_and(|op| op.mem.stack) => Exception::ss(0),
             Why::NonCanonical => Exception::gp(0),
             Why::Exception(exception) => exception,

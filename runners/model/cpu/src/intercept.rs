@@ -30,6 +30,13 @@ impl Core<'_> {
                 self.exit(CpuExit::Bus)
             }
             Intercepted::Reflect(exception) => self.raise(exception),
+            Intercepted::Rewrite(bytes) => {
+                self.set_emulating(true);
+                let written = self.write_bytes(self.s.linear_rip(), &bytes);
+                self.set_emulating(false);
+                self.next_rip = rip;
+                written.map(|()| Outcome::Done)
+            }
         }
     }
 

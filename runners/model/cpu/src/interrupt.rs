@@ -68,6 +68,11 @@ impl Core<'_> {
                     self.s.injection = Some(current);
                     return Err(exit);
                 }
+                // The emulator delivers nothing.
+                Why::Emulate(gpa) => {
+                    self.s.injection = Some(current);
+                    return Err(CpuExit::NoMemory { gpa });
+                }
                 Why::NonCanonical => Exception::gp(0),
                 Why::Exception(nested) => nested,
             };

@@ -330,7 +330,7 @@ impl Core<'_> {
         loop {
             let generation = self.tlbs.generation;
             let (gpa, private) = self.translate(linear, kind, view)?;
-            let access = Access { kind, user: view == View::User, walk: false, private };
+            let access = Access { kind, user: view == View::User, walk: false, private, emulated: self.emulating };
             let resolved = self.resolve(gpa, access)?;
             // A flush between the walk and here may have been for the page tables that were walked.
             if generation != self.tlbs.generation {
@@ -348,7 +348,11 @@ impl Core<'_> {
                     }
                     Place::Host(page.start().wrapping_add(offset as usize))
                 }
-                _ => Place::Mmio(gpa | offset),
+                _ if self.emulating || kind == AccessKind::Fetch => Place::Mmio(gpa | offset),
+                _ => {
+                    self.why = Why::Emulate(gpa | offset);
+                    return Err(Abort);
+                }
             });
         }
     }
@@ -418,6 +422,7 @@ impl Core<'_> {
             user: false,
             walk: true,
             private: self.config.encryption.walks_are_private(),
+            emulated: self.emulating,
         };
         match self.resolve(gpa & !0xfff, access)? {
             Some(page) if !write || page.writable() => {

@@ -90,6 +90,8 @@ fn at(page: *mut u8, linear: u64) -> *mut u8 {
 #[derive(Debug)]
 pub(crate) struct Tlbs {
     data: [Tlb; 3],
+    /// `data` and `tables` of the emulator, or of the processor while the emulator is at work.
+    others: ([Tlb; 3], Tlb),
     /// Fetches, by supervisor and user; SMAP does not apply to them.
     fetch: [Tlb; 2],
     /// Paging structures; "linear" is guest-physical here.
@@ -102,6 +104,7 @@ impl Tlbs {
     pub(crate) fn new() -> Tlbs {
         Tlbs {
             data: [Tlb::new(), Tlb::new(), Tlb::new()],
+            others: ([Tlb::new(), Tlb::new(), Tlb::new()], Tlb::new()),
             fetch: [Tlb::new(), Tlb::new()],
             tables: Tlb::new(),
             generation: 0,
@@ -118,16 +121,24 @@ impl Tlbs {
         &mut self.fetch[usize::from(view == View::User)]
     }
 
+    /// The processor's translations make room for the emulator's, or the other way round.
+    pub(crate) fn change_hands(&mut self) {
+        std::mem::swap(&mut self.data, &mut self.others.0);
+        std::mem::swap(&mut self.tables, &mut self.others.1);
+        self.generation += 1;
+    }
+
     /// Drops all translations.
     pub(crate) fn flush(&mut self) {
-        self.data.iter_mut().chain(&mut self.fetch).for_each(Tlb::flush);
+        self.data.iter_mut().chain(&mut self.others.0).chain(&mut self.fetch).for_each(Tlb::flush);
         self.tables.flush();
+        self.others.1.flush();
         self.generation += 1;
     }
 
     /// Drops the translations of one linear page.
     pub(crate) fn flush_page(&mut self, linear: u64) {
-        self.data.iter_mut().chain(&mut self.fetch).for_each(|tlb| tlb.flush_page(linear));
+        self.data.iter_mut().chain(&mut self.others.0).chain(&mut self.fetch).for_each(|tlb| tlb.flush_page(linear));
         self.generation += 1;
     }
 }

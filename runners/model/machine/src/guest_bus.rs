@@ -47,8 +47,6 @@ pub(crate) struct GuestBus<'a> {
     pub(crate) window_open: bool,
     /// Why the CPU was told to exit.
     pub(crate) exit: Option<BusExit>,
-    /// The page of a load from MMIO whose data is there.
-    pub(crate) completing: Option<u64>,
     /// An access has become MMIO, and its first exit is still to come.
     pub(crate) mmio_begins: bool,
 }
@@ -69,7 +67,6 @@ impl<'a> GuestBus<'a> {
             wants_window: false,
             window_open: false,
             exit: None,
-            completing: None,
             mmio_begins: false,
         };
         (&mut state.cpu, bus)
@@ -77,8 +74,8 @@ impl<'a> GuestBus<'a> {
 
     fn hypercall(&mut self, state: &mut CpuState, call: Call) -> Intercepted {
         let own = if self.vm.options.personality == Personality::Intel { Call::Vmcall } else { Call::Vmmcall };
-        if call != own && !self.vm.has_quirk(QUIRK_FIX_HYPERCALL) {
-            return Intercepted::Reflect(Exception::ud());
+        if call != own {
+            return self.fix_hypercall(state, call, own);
         }
         self.vcpu.stats.count(stats::HYPERCALLS);
         let enabled = self.vm.exit_hypercalls.load(Ordering::SeqCst);
@@ -92,6 +89,19 @@ impl<'a> GuestBus<'a> {
                 Intercepted::Exit
             }
         }
+    }
+
+    /// The other vendor's hypercall instruction: #UD, which KVM's emulator looks into (kernel:
+    /// `emulate.c:em_hypercall`, `x86.c:emulator_fix_hypercall`). To it, VMCALL is privileged.
+    fn fix_hypercall(&mut self, state: &CpuState, call: Call, own: Call) -> Intercepted {
+        self.vcpu.stats.count(stats::INSN_EMULATION);
+        if call == Call::Vmcall && state.cpl() != 0 {
+            return Intercepted::Reflect(Exception::gp(0));
+        }
+        if !self.vm.has_quirk(QUIRK_FIX_HYPERCALL) {
+            return Intercepted::Reflect(Exception::ud());
+        }
+        Intercepted::Rewrite(if own == Call::Vmcall { [0x0f, 0x01, 0xc1] } else { [0x0f, 0x01, 0xd9] })
     }
 
     /// The local APIC's register behind an x2APIC MSR.
@@ -142,17 +152,19 @@ impl Bus for GuestBus<'_> {
     #[expect(unsafe_code, reason = "pages of slots are handed to the CPU")]
     fn resolve(&mut self, gpa: u64, access: Access) -> Resolve {
         let write = access.kind == AccessKind::Write;
-        if !write && self.completing.take_if(|gfn| *gfn == gpa >> PAGE_SHIFT).is_some() {
-            return Resolve::Mmio;
-        }
-        let mut faults = Faults { memory: &self.vm.memory, stats: &self.vcpu.stats, mmio_cache: self.mmio_cache };
-        match faults.resolve(gpa, write) {
+        let resolved = if access.emulated {
+            Ok(self.vm.memory.emulator_page(gpa >> PAGE_SHIFT, write))
+        } else {
+            let mut faults = Faults { memory: &self.vm.memory, stats: &self.vcpu.stats, mmio_cache: self.mmio_cache };
+            faults.resolve(gpa, write)
+        };
+        match resolved {
             // SAFETY: a page of a slot that is present. `Memory` has all vCPUs flush, and waits for that, before
             // the mapping goes: when the slot or the file goes, and when the program changes its mappings
             // through the C library. Nobody in this process has a Rust reference to guest memory.
             Ok(Resolved::Page(host, writable)) => Resolve::Page(unsafe { HostPage::new(host, writable) }),
             Ok(Resolved::Mmio) => {
-                self.mmio_begins = true;
+                self.mmio_begins |= !access.emulated;
                 Resolve::Mmio
             }
             Err(failure) => {

@@ -17,6 +17,7 @@ use privet_cpu::Kick;
 use crate::attributes::Attributes;
 use crate::defect::Defect;
 use crate::dirty_log::DirtyLog;
+use crate::fault::Resolved;
 use crate::guest_memfd::GuestMemfd;
 use crate::host_memory::{self, FileView, PAGE_SHIFT, PAGE_SIZE, populate};
 use crate::memslot::{self, Binding, Change, GUEST_MEMFD, LOG_DIRTY_PAGES, READONLY, Request, Slot, Slots};
@@ -459,6 +460,28 @@ impl Memory {
     /// EFAULT.
     pub(crate) fn write_guest<T: Plain>(&self, gpa: u64, value: &T) -> Result<(), Errno> {
         user::write(self.own_access(gpa, size_of::<T>(), true)?, value)
+    }
+
+    /// A page as KVM's emulator finds it: in the program's memory, whatever the attribute says (kernel:
+    /// `emulator_read_write_onepage`). What cannot be had there is MMIO. Writes are logged.
+    pub(crate) fn emulator_page(&self, gfn: u64, write: bool) -> Resolved {
+        loop {
+            let map = self.read();
+            let Some(slot) = map.slots.at(gfn).map(Arc::clone) else { return Resolved::Mmio };
+            let sequence = map.sequence;
+            drop(map);
+            let address = slot.host_address(gfn);
+            if write && slot.flags & READONLY != 0 || populate(address, write).is_err() {
+                return Resolved::Mmio;
+            }
+            let map = self.read();
+            if map.sequence == sequence {
+                if let (true, Some(log)) = (write, &slot.dirty) {
+                    log.mark(gfn - slot.first);
+                }
+                return Resolved::Page(address as *mut u8, write);
+            }
+        }
     }
 
     fn own_access(&self, gpa: u64, bytes: usize, write: bool) -> Result<u64, Errno> {

@@ -16,7 +16,7 @@ use crate::dispatch::{Argument, IoctlResult};
 use crate::events;
 use crate::fault::{Failure, MemoryFault};
 use crate::guest_bus::{BusExit, GuestBus};
-use crate::host_memory::{PAGE_SHIFT, PAGE_SIZE};
+use crate::host_memory::PAGE_SIZE;
 use crate::hypercall;
 use crate::log;
 use crate::personality::Personality;
@@ -254,9 +254,7 @@ fn execute(file: &VcpuFile, state: &mut State) -> Option<IoctlResult> {
         return Some(shutdown(file, state));
     }
     loop {
-        let completing = state.completing.take();
         let (cpu, mut bus) = GuestBus::split(file, state);
-        bus.completing = completing;
         bus.wants_window = run.get::<u8>(run_page::REQUEST_INTERRUPT_WINDOW) != 0 && vcpu.mailbox().lapic.is_none();
         let exit = cpu.run(&mut bus);
         let starts_mmio = bus.mmio_begins;
@@ -277,13 +275,11 @@ fn execute(file: &VcpuFile, state: &mut State) -> Option<IoctlResult> {
                 count_mmio(file, starts_mmio);
                 if let Some(value) = bus.lapic_load(cpu.state.apic_base, gpa) {
                     cpu.complete_mmio_read(&value.to_le_bytes());
-                    state.completing = Some(gpa >> PAGE_SHIFT);
                     continue;
                 }
                 vcpu.stats.add(stats::MMIO_EXITS, starts_mmio.into());
                 mmio_exit(run, gpa, Datum::from_slice(&[0; 8][..len.into()]), false);
                 state.pending = Pending::MmioRead(len.into());
-                state.completing = Some(gpa >> PAGE_SHIFT);
                 return Some(Ok(0));
             }
             CpuExit::MmioWrite { gpa, data } => {

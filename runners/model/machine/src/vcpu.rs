@@ -53,8 +53,6 @@ pub(crate) struct State {
     pub(crate) msrs: Msrs,
     pub(crate) mmio_cache: Option<MmioCache>,
     pub(crate) pending: Pending,
-    /// The page of a load from MMIO that is completed next: the instruction runs again, its fault does not.
-    pub(crate) completing: Option<u64>,
     pub(crate) tsc: Tsc,
     /// `KVM_SET_SIGNAL_MASK`.
     pub(crate) signal_mask: Option<u64>,
@@ -160,7 +158,6 @@ pub(crate) fn create(vm: &Arc<Vm>, id: u64) -> IoctlResult {
             msrs: Msrs::default(),
             mmio_cache: None,
             pending: Pending::None,
-            completing: None,
             tsc: Tsc::new(config.tsc_khz.unwrap_or(time::TSC_KHZ)),
             signal_mask: None,
             has_run: false,

@@ -354,6 +354,10 @@ pub(crate) fn undefined_flags(instructions: &[Instruction], registers: &Register
             undefined &= !flags(instruction.rflags_modified());
         }
         undefined |= flags(instruction.rflags_undefined());
+        // iced-x86 takes a rotation by all bits and CF for none; OF is undefined all the same.
+        if matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && instruction.immediate8() & 0x3f > 1 {
+            undefined |= 0x800;
+        }
         if by_cl && (index > 0 || registers.gpr[RCX] & 0x3f != 0) {
             let shifts = matches!(
                 instruction.mnemonic(),

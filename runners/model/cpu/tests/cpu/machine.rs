@@ -77,6 +77,8 @@ impl Drop for Ram {
 /// A bus with RAM at 0 and MMIO everywhere else.
 pub(crate) struct TestBus<'a> {
     pub(crate) ram: &'a Ram,
+    /// What the emulator finds in its place.
+    pub(crate) emulators: Option<&'a Ram>,
     pub(crate) accesses: Vec<(u64, Access)>,
     pub(crate) events: Vec<Event>,
     pub(crate) intercept: Option<fn(&mut CpuState, Intercept) -> Intercepted>,
@@ -84,14 +86,15 @@ pub(crate) struct TestBus<'a> {
 
 impl<'a> TestBus<'a> {
     pub(crate) fn new(ram: &'a Ram) -> TestBus<'a> {
-        TestBus { ram, accesses: Vec::new(), events: Vec::new(), intercept: None }
+        TestBus { ram, emulators: None, accesses: Vec::new(), events: Vec::new(), intercept: None }
     }
 }
 
 impl Bus for TestBus<'_> {
     fn resolve(&mut self, gpa: u64, access: Access) -> Resolve {
         self.accesses.push((gpa, access));
-        self.ram.page(gpa).map_or(Resolve::Mmio, Resolve::Page)
+        let ram = self.emulators.filter(|_| access.emulated).unwrap_or(self.ram);
+        ram.page(gpa).map_or(Resolve::Mmio, Resolve::Page)
     }
 
     fn cpuid(&mut self, _: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult {
