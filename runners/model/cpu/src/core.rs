@@ -49,7 +49,9 @@ pub(crate) struct Core<'a> {
     pub(crate) attention: bool,
     /// `run` returns this after the current instruction has completed.
     pub(crate) exit_after: Option<CpuExit>,
-    /// The emulator is at work, with its own translations: see [`crate::Access::emulated`].
+    /// The next instruction is the emulator's: see [`crate::Access::emulated`].
+    pub(crate) emulate_next: bool,
+    /// The emulator is at work, with its own translations.
     pub(crate) emulating: bool,
     /// Who accesses memory; follows CPL, CR4.SMAP and EFLAGS.AC.
     pub(crate) view: View,

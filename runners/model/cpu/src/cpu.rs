@@ -66,7 +66,6 @@ impl Cpu {
         core.update_mode();
         kick.enter();
         let exit = core.execute(blocks);
-        core.set_emulating(false);
         kick.leave();
         self.translated_with = self.translation_registers();
         exit
@@ -146,6 +145,7 @@ impl Cpu {
             why: Why::NonCanonical,
             attention: false,
             exit_after: None,
+            emulate_next: false,
             emulating: false,
             view: View::Supervisor,
             bits: 64,

@@ -30,7 +30,7 @@ impl Core<'_> {
     pub(crate) fn execute(&mut self, blocks: &mut BlockCache) -> CpuExit {
         // An instruction that waits for data is finished before anything else is looked at.
         let mut completing = self.completion.resume(self.s.linear_rip());
-        self.set_emulating(completing);
+        self.emulate_next = completing;
         let mut events = Events::Waiting;
         loop {
             if self.kick.any() {
@@ -65,7 +65,7 @@ impl Core<'_> {
             if let Err(exit) = result {
                 return exit;
             }
-            completing = self.emulating;
+            completing = self.emulate_next;
         }
     }
 
@@ -127,6 +127,7 @@ impl Core<'_> {
     fn step(&mut self, blocks: &mut BlockCache) -> Result<(), CpuExit> {
         let shadow = std::mem::take(&mut self.s.shadow);
         let trap = self.s.rflags & flags::TF != 0;
+        let emulated = std::mem::take(&mut self.emulate_next);
         if self.instruction_breakpoint(shadow)? {
             return Ok(());
         }
@@ -141,6 +142,8 @@ impl Core<'_> {
         self.delivered = false;
         let op = &block.ops[0];
         self.next_rip = op.next_rip;
+        // Code is the processor's business in any case: it has handed the bytes over.
+        self.set_emulating(emulated);
         let done = (op.run)(self, op);
         self.set_emulating(false);
         let result = match done {
@@ -204,14 +207,13 @@ impl Core<'_> {
     /// Sees to an instruction that did not complete.
     #[cold]
     fn aborted(&mut self, _: Abort, op: Option<&Op>) -> Result<(), CpuExit> {
-        self.set_emulating(false);
         self.attention = false;
         self.exit_after = None;
         self.completion.drop_writes();
         let exception = match self.why {
             Why::Exit(exit) => return Err(exit),
             Why::Emulate(_) => {
-                self.set_emulating(true);
+                self.emulate_next = true;
                 return Ok(());
             }
             Why::NonCanonical if op.is_some_and(|op| op.mem.stack) => Exception::ss(0),

@@ -11,6 +11,7 @@ use crate::defect::Defect;
 use crate::host_memory::{PAGE_SHIFT, PAGE_SIZE, populate};
 use crate::memory::{MMIO_GENERATION_MASK, Map, Memory, Spte};
 use crate::memslot::{READONLY, Slot};
+use crate::personality::Personality;
 use crate::stats::{self, Stats};
 use crate::vm_type::AccessKind;
 
@@ -82,6 +83,7 @@ impl Faults<'_> {
         loop {
             let map = self.memory.read();
             let mut private = self.access_is_private(&map, gfn);
+            let mut tells_writes = true;
             match map.entry(gfn) {
                 Some(Spte::Present { host, writable }) if writable || !write => {
                     return Ok(Resolved::Page(host as *mut u8, writable));
@@ -94,16 +96,20 @@ impl Faults<'_> {
                     }
                     // The reserved bit of the entry keeps KVM from looking at the attribute.
                     private = false;
+                    // An EPT misconfiguration does not say what the access is (kernel: `handle_ept_misconfig`).
+                    tells_writes = self.memory.options.personality != Personality::Intel;
                 }
                 None => {}
             }
             drop(map);
             self.stats.count(stats::EXITS);
             self.stats.count(stats::PF_TAKEN);
-            match self.handle(Fault { gpa, write, private, prefetch: false })? {
+            match self.handle(Fault { gpa, write: write && tells_writes, private, prefetch: false })? {
                 Outcome::Fixed(host, writable) => {
                     self.stats.count(stats::PF_FIXED);
-                    return Ok(Resolved::Page(host, writable));
+                    if writable || !write {
+                        return Ok(Resolved::Page(host, writable));
+                    }
                 }
                 Outcome::Emulate => {
                     self.stats.count(stats::PF_EMULATE);
@@ -186,7 +192,7 @@ impl Faults<'_> {
         let from_file = private && !wrong_kind || slot.file.as_ref().is_some_and(|file| file.serves_all_faults);
         if from_file {
             let host = file_page(&slot, gfn).map_err(failure)?;
-            return Ok(self.install(fault, &slot, sequence, host, true));
+            return Ok(self.install(fault, &slot, sequence, host, true, false));
         }
         if write && slot.flags & READONLY != 0 {
             return Ok(Outcome::Emulate);
@@ -195,11 +201,12 @@ impl Faults<'_> {
             self.memory.populate(&slot, gfn, write).map_err(|errno| Failure { errno, memory_fault: None })?;
         // Until it is written, a page of a logged or read-only slot stays protected.
         let writable = write || writable && slot.dirty.is_none() && slot.flags & READONLY == 0;
-        Ok(self.install(fault, &slot, sequence, slot.host_address(gfn) as *mut u8, writable))
+        let huge = self.memory.is_huge(&slot, gfn);
+        Ok(self.install(fault, &slot, sequence, slot.host_address(gfn) as *mut u8, writable, huge))
     }
 
-    /// Installs a mapping, if nothing has changed since `sequence`.
-    fn install(&self, fault: Fault, slot: &Slot, sequence: u64, host: *mut u8, writable: bool) -> Outcome {
+    /// Installs a mapping, of 2 MiB if they can be `huge`, if nothing has changed since `sequence`.
+    fn install(&self, fault: Fault, slot: &Slot, sequence: u64, host: *mut u8, writable: bool, huge: bool) -> Outcome {
         let gfn = fault.gpa >> PAGE_SHIFT;
         let mut map = self.memory.write();
         if map.sequence != sequence {
@@ -211,7 +218,9 @@ impl Faults<'_> {
                 self.stats.count(stats::PF_FAST);
             }
         }
-        self.memory.install(&mut map, gfn, Spte::Present { host: host as usize, writable });
+        if !(huge && self.memory.install_huge(&mut map, gfn, host as usize, writable)) {
+            self.memory.install(&mut map, gfn, Spte::Present { host: host as usize, writable });
+        }
         Outcome::Fixed(host, writable)
     }
 

@@ -13,6 +13,8 @@ use crate::real;
 pub(crate) const PAGE_SIZE: u64 = 4096;
 /// log2 of that.
 pub(crate) const PAGE_SHIFT: u32 = 12;
+/// Pages of 4 KiB in one of 2 MiB.
+pub(crate) const HUGE_PAGES: u64 = 512;
 
 /// Makes a page of the program present, without changing what is in it (kernel: `hva_to_pfn`).
 ///
@@ -31,12 +33,23 @@ pub(crate) fn populate(address: u64, write: bool) -> Result<(), Errno> {
     }
 }
 
-/// Whether the page at an address, which is present, is the program's alone or shared on purpose: then the
-/// kernel maps it writable for the guest even where it is only read (`hva_to_pfn_slow`). The zero page and
-/// pages that are still to be copied are not.
-pub(crate) fn is_own_page(address: u64) -> bool {
+/// What the program has at an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ProgramPage {
+    /// Nothing yet.
+    Absent,
+    /// A page that is its alone or shared on purpose: the kernel maps it writable for the guest even where that
+    /// only reads (`hva_to_pfn_slow`).
+    Own,
+    /// The zero page, or one that is copied when it is written.
+    Borrowed,
+}
+
+/// What the program has at an address.
+pub(crate) fn program_page(address: u64) -> ProgramPage {
     const EXCLUSIVE: u64 = 1 << 56;
     const OF_FILE: u64 = 1 << 61;
+    const PRESENT: u64 = 1 << 63;
     let entry = || {
         let pagemap = File::open("/proc/self/pagemap").ok()?;
         let mut entry = [0; 8];
@@ -44,10 +57,50 @@ pub(crate) fn is_own_page(address: u64) -> bool {
         Some(u64::from_ne_bytes(entry))
     };
     match entry() {
-        Some(entry) if entry & EXCLUSIVE != 0 => true,
-        Some(entry) if entry & OF_FILE != 0 => is_shared_mapping(address),
-        _ => false,
+        Some(entry) if entry & PRESENT == 0 => ProgramPage::Absent,
+        Some(entry) if entry & EXCLUSIVE != 0 => ProgramPage::Own,
+        Some(entry) if entry & OF_FILE != 0 && is_shared_mapping(address) => ProgramPage::Own,
+        _ => ProgramPage::Borrowed,
     }
+}
+
+/// `struct pm_scan_arg` of `PAGEMAP_SCAN` (Linux 6.7).
+#[repr(C)]
+#[derive(Default)]
+struct ScanRequest {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    regions: u64,
+    region_count: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// Whether an address is in a huge page of the program, as far as the kernel tells.
+pub(crate) fn is_in_huge_page(address: u64) -> bool {
+    const PAGEMAP_SCAN: u64 = 0xc060_6610;
+    const IS_HUGE: u64 = 1 << 6;
+    let Ok(pagemap) = File::open("/proc/self/pagemap") else { return false };
+    let page = address & !(PAGE_SIZE - 1);
+    let mut region = [0u64; 3];
+    let mut request = ScanRequest {
+        size: size_of::<ScanRequest>() as u64,
+        start: page,
+        end: page + PAGE_SIZE,
+        regions: &raw mut region as u64,
+        region_count: 1,
+        category_mask: IS_HUGE,
+        return_mask: IS_HUGE,
+        ..Default::default()
+    };
+    // SAFETY: the ioctl fills in the request, whose size it is told, and at most one region.
+    unsafe { real::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut request as u64) == 1 }
 }
 
 /// `struct procmap_query` of `PROCMAP_QUERY` (Linux 6.11), as far as it is used.

@@ -19,7 +19,7 @@ use crate::defect::Defect;
 use crate::dirty_log::DirtyLog;
 use crate::fault::Resolved;
 use crate::guest_memfd::GuestMemfd;
-use crate::host_memory::{self, FileView, PAGE_SHIFT, PAGE_SIZE, populate};
+use crate::host_memory::{self, FileView, HUGE_PAGES, PAGE_SHIFT, PAGE_SIZE, ProgramPage, populate, program_page};
 use crate::memslot::{self, Binding, Change, GUEST_MEMFD, LOG_DIRTY_PAGES, READONLY, Request, Slot, Slots};
 use crate::options::Options;
 use crate::stats::{self, Stats};
@@ -56,13 +56,28 @@ pub(crate) struct Map {
     /// Counts changes: a fault that let go of the lock starts again if it finds another number.
     pub(crate) sequence: u64,
     entries: HashMap<u64, Spte>,
+    /// Present entries of 2 MiB, by their number.
+    huge: HashMap<u64, HugeSpte>,
 }
+
+/// A present entry of 2 MiB: the first host page, and whether writes are allowed.
+type HugeSpte = (usize, bool);
 
 impl Map {
     /// The entry of a page.
     pub(crate) fn entry(&self, gfn: u64) -> Option<Spte> {
-        self.entries.get(&gfn).copied()
+        let part_of_huge = || {
+            let &(host, writable) = self.huge.get(&(gfn / HUGE_PAGES))?;
+            Some(Spte::Present { host: host + (gfn % HUGE_PAGES * PAGE_SIZE) as usize, writable })
+        };
+        self.entries.get(&gfn).copied().or_else(part_of_huge)
     }
+}
+
+/// The 2 MiB of guest pages around one.
+fn huge_range(gfn: u64) -> Range<u64> {
+    let first = gfn - gfn % HUGE_PAGES;
+    first..first + HUGE_PAGES
 }
 
 /// A VM's memory.
@@ -102,6 +117,7 @@ impl Memory {
 
     /// Installs an entry.
     pub(crate) fn install(&self, map: &mut Map, gfn: u64, entry: Spte) {
+        self.remove_huge(map, gfn..gfn + 1);
         let was_present = matches!(map.entries.insert(gfn, entry), Some(Spte::Present { .. }));
         match (was_present, matches!(entry, Spte::Present { .. })) {
             (false, true) => self.stats.count(stats::PAGES_4K),
@@ -110,8 +126,49 @@ impl Memory {
         }
     }
 
+    /// Installs an entry of 2 MiB around a page at `host`, in place of what is there, if all of its pages are
+    /// shared (kernel: `kvm_mmu_max_mapping_level`). Returns whether they are.
+    pub(crate) fn install_huge(&self, map: &mut Map, gfn: u64, host: usize, writable: bool) -> bool {
+        let range = huge_range(gfn);
+        if !map.attributes.are_all(&range, false) {
+            return false;
+        }
+        let first = host - ((gfn - range.start) * PAGE_SIZE) as usize;
+        self.zap(map, range.clone());
+        // MMIO entries go, too.
+        map.entries.retain(|gfn, _| !range.contains(gfn));
+        map.huge.insert(gfn / HUGE_PAGES, (first, writable));
+        self.stats.count(stats::PAGES_2M);
+        true
+    }
+
+    /// Whether the program's memory can be mapped for the guest by 2 MiB around a page: if they are in the slot,
+    /// nobody logs them, and the program has a huge page there (kernel: `kvm_alloc_memslot_metadata`,
+    /// `host_pfn_mapping_level`).
+    pub(crate) fn is_huge(&self, slot: &Slot, gfn: u64) -> bool {
+        let (range, address) = (huge_range(gfn), slot.host_address(gfn));
+        slot.dirty.is_none()
+            && slot.first <= range.start
+            && range.end <= slot.first + slot.pages
+            && (address >> PAGE_SHIFT) % HUGE_PAGES == gfn % HUGE_PAGES
+            && host_memory::is_in_huge_page(address)
+    }
+
+    /// Removes the entries of 2 MiB that a range touches.
+    fn remove_huge(&self, map: &mut Map, range: Range<u64>) {
+        let before = map.huge.len();
+        if before > 0 {
+            map.huge.retain(|number, _| {
+                let pages = huge_range(number * HUGE_PAGES);
+                pages.end <= range.start || range.end <= pages.start
+            });
+            self.stats.add(stats::PAGES_2M, (map.huge.len() as u64).wrapping_sub(before as u64));
+        }
+    }
+
     /// Removes the present entries of a range; MMIO entries stay (kernel: `tdp_mmu_zap_leafs`).
     fn zap(&self, map: &mut Map, range: Range<u64>) {
+        self.remove_huge(map, range.clone());
         let covers = |entry: &Spte, gfn: u64| matches!(entry, Spte::Present { .. }) && range.contains(&gfn);
         let before = map.entries.len();
         if range.end.saturating_sub(range.start) < before as u64 {
@@ -129,7 +186,9 @@ impl Memory {
     /// Removes all entries (kernel: `kvm_mmu_zap_all_fast`).
     fn zap_all(&self, map: &mut Map) {
         map.entries.clear();
+        map.huge.clear();
         self.stats.set(stats::PAGES_4K, 0);
+        self.stats.set(stats::PAGES_2M, 0);
     }
 
     /// Has all vCPUs drop their translations, and returns when none is in use any more. The caller holds the
@@ -470,8 +529,7 @@ impl Memory {
             let Some(slot) = map.slots.at(gfn).map(Arc::clone) else { return Resolved::Mmio };
             let sequence = map.sequence;
             drop(map);
-            let address = slot.host_address(gfn);
-            if write && slot.flags & READONLY != 0 || populate(address, write).is_err() {
+            if write && slot.flags & READONLY != 0 || self.populate(&slot, gfn, write).is_err() {
                 return Resolved::Mmio;
             }
             let map = self.read();
@@ -479,7 +537,7 @@ impl Memory {
                 if let (true, Some(log)) = (write, &slot.dirty) {
                     log.mark(gfn - slot.first);
                 }
-                return Resolved::Page(address as *mut u8, write);
+                return Resolved::Page(slot.host_address(gfn) as *mut u8, write);
             }
         }
     }
@@ -500,12 +558,19 @@ impl Memory {
     /// Makes a page of the program present while no lock is held: it may take as long as it likes. Returns
     /// whether the page may be written as it is.
     ///
+    /// A borrowed page that is written is replaced, which changes the program's mappings as if the program had
+    /// done it: the map's sequence moves on, and the fault that asked for it starts again.
+    ///
     /// # Errors
     /// EFAULT, EHWPOISON.
     pub(crate) fn populate(&self, slot: &Slot, gfn: u64, write: bool) -> Result<bool, Errno> {
         let address = slot.host_address(gfn);
+        let replaces = write && program_page(address) == ProgramPage::Borrowed;
         populate(address, write)?;
-        Ok(write || host_memory::is_own_page(address) && populate(address, true).is_ok())
+        if replaces {
+            drop(self.host_range_changes(address..address + PAGE_SIZE));
+        }
+        Ok(write || program_page(address) == ProgramPage::Own && populate(address, true).is_ok())
     }
 }
 

@@ -119,6 +119,8 @@ const fn stat(table: &Table, name: &str) -> Stat {
 
 /// VM: present leaf entries of 4 KiB.
 pub(crate) const PAGES_4K: Stat = stat(VM, "pages_4k");
+/// VM: present leaf entries of 2 MiB.
+pub(crate) const PAGES_2M: Stat = stat(VM, "pages_2m");
 /// VM: flushes of all vCPUs' translations.
 pub(crate) const REMOTE_TLB_FLUSH: Stat = stat(VM, "remote_tlb_flush");
 /// VM: requests for those.
