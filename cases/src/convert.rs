@@ -132,6 +132,13 @@ pub(crate) fn rows() -> Vec<Row> {
             "arch/x86/kvm/mmu/mmu.c: kvm_arch_pre_set_memory_attributes",
         ]),
         Row::new(
+            "upm.convert.every_vcpu_follows",
+            "The host converts a page that four vCPUs have in their TLBs, back and forth: each of them sees the other \
+             backing with its next access, though none of them has flushed anything.",
+            every_vcpu_follows,
+        )
+        .basis(&["virt/kvm/kvm_main.c: kvm_vm_set_mem_attributes, kvm_handle_gfn_range: KVM_REQ_TLB_FLUSH"]),
+        Row::new(
             "upm.convert.attributes_of_the_call_are_passed_on",
             "KVM hands the third argument of KVM_HC_MAP_GPA_RANGE to userspace as it is, reserved bits and size \
              hints included, and does nothing itself.",
@@ -428,6 +435,21 @@ fn one_page_flips(t: &Case) -> Outcome {
         let rounds = if page < flipping { below } else { above };
         v.expect_read(range.shared(page), Width::B8, rounds)?;
         expect_eq("the counter in the host's view", &range.host().read_u64(page * PAGE_SIZE)?, &rounds)?;
+    }
+    Ok(())
+}
+
+fn every_vcpu_follows(t: &Case) -> Outcome {
+    let g = t.guest().vcpus(4).range(RangeSpec::new(1)).boot()?;
+    let (range, at) = (g.range(0), g.range(0).private(0));
+    range.host_fill(range.all(), INITIAL)?;
+    range.set_private(g.vm(), range.all())?;
+    g.vcpu(0).fill(at, 1, PRIVATE_1, 0)?;
+    for _ in 0..4 {
+        g.vcpus().iter().try_for_each(|v| v.expect(at, 1, PRIVATE_1, 0))?;
+        range.set_shared(g.vm(), range.all())?;
+        g.vcpus().iter().try_for_each(|v| v.expect(at, 1, INITIAL, 0))?;
+        range.set_private(g.vm(), range.all())?;
     }
     Ok(())
 }
