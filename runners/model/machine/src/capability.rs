@@ -5,6 +5,7 @@
 
 use kvm_bindings::*;
 
+use crate::defect::Defect;
 use crate::guest_memfd::{FLAG_INIT_SHARED, FLAG_MMAP};
 use crate::log;
 use crate::memslot::USER_SLOTS;
@@ -124,6 +125,7 @@ const CAPABILITIES: &[(u32, Value)] = &[
     (
         KVM_CAP_MEMORY_ATTRIBUTES,
         Of(|(options, kind)| {
+            let kind = kind.filter(|_| !options.has(Defect::CapabilityOfEveryVm));
             let private = kind.map_or(VmType::bitmap(options) != 1, VmType::has_private_mem);
             if private { KVM_MEMORY_ATTRIBUTE_PRIVATE } else { 0 }
         }),

@@ -166,6 +166,84 @@ defects! {
     HypercallAlwaysExits = "hypercall-always-exits":
         "conversion requests exit although nobody enabled them",
         "KVM_CAP_EXIT_HYPERCALL is ignored. A VMM that did not ask for the exit does not know it and gives up; the guest must get -KVM_ENOSYS instead.";
+    HypercallQuirkIgnored = "hypercall-quirk-ignored":
+        "the other vendor's hypercall is patched although the quirk is off",
+        "KVM_X86_QUIRK_FIX_HYPERCALL_INSN is not asked. A guest whose code must not change, because it is measured, is changed by the host; it should get #UD.";
+    AttributeIgnoredByFaults = "attribute-ignored-by-faults":
+        "private pages are mapped from the VMM's memory",
+        "Faults do not look at the attribute, which is stored and given back all the same. The guest and the VMM believe in private memory that there is not.";
+    AttributeOnePageTooEarly = "attribute-one-page-too-early":
+        "a conversion takes the page before its range with it",
+        "The start of the range in KVM_SET_MEMORY_ATTRIBUTES is rounded to the entry before. The neighbour below changes its backing without having been asked.";
+    AttributeFlagsUnchecked = "attribute-flags-unchecked":
+        "unknown attributes and flags are ignored instead of refused",
+        "Only the bits that KVM_SET_MEMORY_ATTRIBUTES knows are looked at. A VMM that asks for what this kernel does not have is told that it got it.";
+    AttributeEmptyRangeAccepted = "attribute-empty-range-accepted":
+        "a range without pages, or one that wraps, succeeds",
+        "KVM_SET_MEMORY_ATTRIBUTES checks neither for size 0 nor for an end below the start. The ioctl succeeds and has done nothing.";
+    BadPointerIsInvalid = "bad-pointer-is-invalid":
+        "an unreadable argument is EINVAL instead of EFAULT",
+        "What copy_from_user leaves over is taken for a bad value. A VMM that tells the two apart looks for its mistake in the wrong place.";
+    HostFaultIsMemoryFault = "host-fault-is-memory-fault":
+        "memory that the VMM has taken away exits with MEMORY_FAULT",
+        "The exit information is filled in for every error of a fault. A page of the VMM's that cannot be had (unmapped, PROT_NONE) asks for a conversion, where KVM_RUN must fail with EFAULT alone.";
+    HugePageOverMixed = "huge-page-over-mixed":
+        "shared memory is mapped by 2 MiB with private pages among it",
+        "The attributes of the neighbours are not looked at (9129633d568e). The guest reaches the VMM's memory where its private page is.";
+    SlotFlagsUnchecked = "slot-flags-unchecked":
+        "unknown flags of a slot are ignored instead of refused",
+        "The check of the flags is missing. A VMM that asks for a property that this kernel does not have is told that its slot has it.";
+    SlotUnalignedAccepted = "slot-unaligned-accepted":
+        "unaligned slots are rounded instead of refused",
+        "Addresses, size and file offset of a slot are rounded down to pages instead of EINVAL: the guest's memory is not where the VMM put it.";
+    SlotHostAddressUnchecked = "slot-host-address-unchecked":
+        "a slot may lie in the kernel's half of the address space",
+        "access_ok is missing. A VMM maps the kernel's memory into its guest.";
+    SlotAboveReachAccepted = "slot-above-reach-accepted":
+        "a slot may lie where no CPU of the guest reaches",
+        "kvm_arch_prepare_memory_region forgets the limit of the second-level page table; the slot's upper pages cannot be mapped, and a guest that touches them loops or loses bits of the address.";
+    SlotIdUnchecked = "slot-id-unchecked":
+        "ids of slots and address spaces that there are not are accepted",
+        "Neither is compared with what the VM has. KVM's own slots can be replaced, and slots are made where no access looks.";
+    SlotDeletedTwice = "slot-deleted-twice":
+        "deleting a slot that is not there succeeds",
+        "Nothing is nothing: the ioctl returns 0 where it must say EINVAL. A VMM with a wrong book of its slots does not notice.";
+    FileFlagsUnchecked = "file-flags-unchecked":
+        "unknown flags of a guest_memfd are ignored instead of refused",
+        "KVM_CREATE_GUEST_MEMFD looks at the flags that it knows only. A VMM that asks for more is told that its file has it.";
+    FileSizeUnchecked = "file-size-unchecked":
+        "a guest_memfd may have a size that is no number of pages",
+        "The size is rounded up to pages instead of EINVAL, none at all to one.";
+    FileMapsWithoutFlag = "file-maps-without-flag":
+        "a guest_memfd can be mapped though it was made without the flag",
+        "mmap does not ask for GUEST_MEMFD_FLAG_MMAP. It must be ENODEV.";
+    FileCopyMapped = "file-copy-mapped":
+        "MAP_PRIVATE of a guest_memfd succeeds",
+        "The check for VM_SHARED is missing. The VMM writes into a copy of its own and believes that the guest has it.";
+    FileServesPrivateOnly = "file-serves-private-only":
+        "shared faults ignore a guest_memfd that can be mapped",
+        "kvm_memslot_is_gmem_only is forgotten: a fault on a shared page goes to the host address of the slot, which is other memory or none.";
+    HoleUnalignedAccepted = "hole-unaligned-accepted":
+        "an unaligned hole is rounded instead of refused",
+        "fallocate(PUNCH_HOLE) rounds outwards to pages instead of EINVAL: bytes that the VMM did not name are gone.";
+    AllocationZeroes = "allocation-zeroes":
+        "allocating pages that are there zeroes them",
+        "fallocate without PUNCH_HOLE takes fresh pages, as if a folio had lost its up-to-date flag. Allocating ahead of a conversion destroys what is there.";
+    ReadOnlySlotWritable = "read-only-slot-writable":
+        "stores to a read-only slot reach memory",
+        "The fault does not look at the flag. Firmware that the VMM protects is overwritten without an exit.";
+    MmioWriteTruncated = "mmio-write-truncated":
+        "an MMIO store loses all but its low 2 bytes",
+        "The data of KVM_EXIT_MMIO is copied with the size of another operand. Devices get zeros.";
+    MmioSecondPartLost = "mmio-second-part-lost":
+        "the second part of a split MMIO store is lost",
+        "The fragments after the first are forgotten when user space has taken it (compare CVE-2026-31588, where the second was read from a stack that was gone).";
+    UnknownVmTypeAccepted = "unknown-vm-type-accepted":
+        "a VM of an unknown type is a default VM",
+        "KVM_CREATE_VM does not refuse types that it does not know. A VMM that wants a protected guest gets an open one.";
+    CapabilityOfEveryVm = "capability-of-every-vm":
+        "a VM without private memory claims to have it",
+        "KVM_CHECK_EXTENSION(MEMORY_ATTRIBUTES) of a VM answers for the machine instead of for the VM's type. The VMM sets up what will be refused.";
     DirtyLogMissesWrites = "dirty-log-misses-writes":
         "a page is logged only when it is first written",
         "KVM_GET_DIRTY_LOG clears the bitmap without protecting the pages again, so later writes go unnoticed and migration loses data.";

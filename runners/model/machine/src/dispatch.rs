@@ -2,6 +2,8 @@
 
 use nix::errno::Errno;
 
+use crate::defect::Defect;
+use crate::options::Options;
 use crate::user::{self, Plain};
 
 /// What an ioctl returns, or the error that becomes its errno.
@@ -17,7 +19,8 @@ impl Argument {
     /// # Errors
     /// EFAULT.
     pub(crate) fn read<T: Plain>(self) -> Result<T, Errno> {
-        user::read(self.0)
+        let invalid = || Options::of_process().is_ok_and(|options| options.has(Defect::BadPointerIsInvalid));
+        user::read(self.0).map_err(|errno| if invalid() { Errno::EINVAL } else { errno })
     }
 
     /// Stores a structure where it points to.

@@ -189,16 +189,21 @@ impl Faults<'_> {
             return Ok(Outcome::Emulate);
         };
         drop(map);
-        let from_file = private && !wrong_kind || slot.file.as_ref().is_some_and(|file| file.serves_all_faults);
+        let ignored = wrong_kind || options.has(Defect::AttributeIgnoredByFaults);
+        let from_file = private && !ignored || slot.file.as_ref().is_some_and(|file| file.serves_all_faults);
         if from_file {
             let host = file_page(&slot, gfn).map_err(failure)?;
             return Ok(self.install(fault, &slot, sequence, host, true, false));
         }
-        if write && slot.flags & READONLY != 0 {
+        if write && slot.flags & READONLY != 0 && !options.has(Defect::ReadOnlySlotWritable) {
             return Ok(Outcome::Emulate);
         }
-        let writable =
-            self.memory.populate(&slot, gfn, write).map_err(|errno| Failure { errno, memory_fault: None })?;
+        let writable = self.memory.populate(&slot, gfn, write).map_err(|errno| {
+            match options.has(Defect::HostFaultIsMemoryFault) {
+                true => failure(errno),
+                false => Failure { errno, memory_fault: None },
+            }
+        })?;
         // Until it is written, a page of a logged or read-only slot stays protected.
         let writable = write || writable && slot.dirty.is_none() && slot.flags & READONLY == 0;
         let huge = self.memory.is_huge(&slot, gfn);

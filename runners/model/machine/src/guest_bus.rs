@@ -10,6 +10,7 @@ use privet_cpu::{
 
 use crate::capability::QUIRK_FIX_HYPERCALL;
 use crate::cpuid::GuestCpuid;
+use crate::defect::Defect;
 use crate::fault::{Failure, Faults, MmioCache, Resolved};
 use crate::host_memory::PAGE_SHIFT;
 use crate::hypercall::{self, Answer};
@@ -98,7 +99,7 @@ impl<'a> GuestBus<'a> {
         if call == Call::Vmcall && state.cpl() != 0 {
             return Intercepted::Reflect(Exception::gp(0));
         }
-        if !self.vm.has_quirk(QUIRK_FIX_HYPERCALL) {
+        if !self.vm.has_quirk(QUIRK_FIX_HYPERCALL) && !self.vm.options.has(Defect::HypercallQuirkIgnored) {
             return Intercepted::Reflect(Exception::ud());
         }
         Intercepted::Rewrite(if own == Call::Vmcall { [0x0f, 0x01, 0xc1] } else { [0x0f, 0x01, 0xd9] })

@@ -38,13 +38,15 @@ impl GuestMemfd {
     /// # Errors
     /// As `KVM_CREATE_GUEST_MEMFD`.
     pub(crate) fn create(vm: &Arc<Vm>, size: u64, flags: u64) -> Result<(RawFd, Arc<Self>), Errno> {
-        if flags & !vm.guest_memfd_flags() != 0
-            || size == 0
+        let (any_flags, any_size) =
+            (vm.options.has(Defect::FileFlagsUnchecked), vm.options.has(Defect::FileSizeUnchecked));
+        if flags & !vm.guest_memfd_flags() != 0 && !any_flags
             || size > i64::MAX as u64
-            || !size.is_multiple_of(PAGE_SIZE)
+            || (size == 0 || !size.is_multiple_of(PAGE_SIZE)) && !any_size
         {
             return Err(Errno::EINVAL);
         }
+        let size = size.max(1).next_multiple_of(PAGE_SIZE);
         let fd = new_memfd(c"[kvm-gmem]", size, 0)?;
         Ok((fd, Arc::new(Self { vm: Arc::clone(vm), size, flags, bindings: Mutex::default() })))
     }
@@ -100,13 +102,15 @@ impl GuestMemfd {
         flags: c_int,
         offset: i64,
     ) -> Result<*mut c_void, Errno> {
-        if self.flags & FLAG_MMAP == 0 {
+        let has = |defect| self.vm.options.has(defect);
+        if self.flags & FLAG_MMAP == 0 && !has(Defect::FileMapsWithoutFlag) {
             return Err(Errno::ENODEV);
         }
-        if flags & libc::MAP_TYPE != libc::MAP_SHARED && flags & libc::MAP_TYPE != libc::MAP_SHARED_VALIDATE {
+        let is_shared = matches!(flags & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE);
+        if !is_shared && !has(Defect::FileCopyMapped) {
             return Err(Errno::EINVAL);
         }
-        let touchable = self.flags & FLAG_INIT_SHARED != 0 || self.vm.options.has(Defect::MmapPrivateTouchable);
+        let touchable = self.flags & FLAG_INIT_SHARED != 0 || has(Defect::MmapPrivateTouchable);
         // Of an empty file every page is beyond the end: whoever touches one gets SIGBUS.
         let empty = if touchable { None } else { Some(new_memfd(c"[kvm-gmem]", 0, libc::MFD_CLOEXEC)?) };
         // SAFETY: the program's own request, and its own addresses.
@@ -136,14 +140,21 @@ impl GuestMemfd {
         }
         let Some(end) = offset.checked_add(len) else { return Err(Errno::EFBIG) };
         let (offset, end) = (offset as u64, end as u64);
+        let is_hole = mode & libc::FALLOC_FL_PUNCH_HOLE != 0;
+        if is_hole && self.vm.options.has(Defect::HoleUnalignedAccepted) {
+            return self.punch(fd, offset & !(PAGE_SIZE - 1), end.next_multiple_of(PAGE_SIZE));
+        }
         if !offset.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
             return Err(Errno::EINVAL);
         }
-        if mode & libc::FALLOC_FL_PUNCH_HOLE != 0 {
+        if is_hole {
             return self.punch(fd, offset, end);
         }
         if end > self.size {
             return Err(Errno::EINVAL);
+        }
+        if self.vm.options.has(Defect::AllocationZeroes) {
+            self.punch(fd, offset, end)?;
         }
         allocate_until_signalled(fd, offset, end)
     }

@@ -130,7 +130,7 @@ impl Memory {
     /// shared (kernel: `kvm_mmu_max_mapping_level`). Returns whether they are.
     pub(crate) fn install_huge(&self, map: &mut Map, gfn: u64, host: usize, writable: bool) -> bool {
         let range = huge_range(gfn);
-        if !map.attributes.are_all(&range, false) {
+        if !map.attributes.are_all(&range, false) && !self.options.has(Defect::HugePageOverMixed) {
             return false;
         }
         let first = host - ((gfn - range.start) * PAGE_SIZE) as usize;
@@ -275,7 +275,8 @@ impl Memory {
     /// Whether the CPU reaches a slot (kernel: `kvm_arch_prepare_memory_region`).
     fn check_reach(&self, slot: &Slot) -> Result<(), Errno> {
         let end = 1 << (self.options.personality.physical_address_bits() - PAGE_SHIFT);
-        if slot.first + slot.pages > end { Err(Errno::EINVAL) } else { Ok(()) }
+        let reaches = slot.first + slot.pages <= end || self.options.has(Defect::SlotAboveReachAccepted);
+        if !reaches { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
     fn drop_mappings(&self, map: &mut Map, slot: &Slot, all: bool) {
@@ -300,7 +301,7 @@ impl Memory {
             file: Arc::downgrade(file),
             first,
             view: Arc::new(view),
-            serves_all_faults: file.serves_all_faults(),
+            serves_all_faults: file.serves_all_faults() && !self.options.has(Defect::FileServesPrivateOnly),
         })
     }
 
@@ -325,6 +326,9 @@ impl Memory {
         }
         if self.options.has(Defect::AttributeOnePageTooMany) {
             range.end += 1;
+        }
+        if self.options.has(Defect::AttributeOnePageTooEarly) {
+            range.start = range.start.saturating_sub(1);
         }
         if self.options.has(Defect::AttributeOnePageTooFew) && range.end - range.start > 1 {
             range.end -= 1;
@@ -416,8 +420,9 @@ impl Memory {
     /// The program is about to change its mappings in this range (kernel: the MMU notifier). Nobody uses the
     /// old ones until `change` has returned.
     pub(crate) fn host_range_changes(&self, range: Range<u64>) -> Option<RwLockWriteGuard<'_, Map>> {
-        let overlaps =
-            |slot: &Slot| slot.host_address < range.end && range.start < slot.host_address + (slot.pages << PAGE_SHIFT);
+        let overlaps = |slot: &Slot| {
+            slot.host_address < range.end && range.start - slot.host_address.min(range.start) < slot.pages << PAGE_SHIFT
+        };
         // With this defect mappings are in use that no slot tells of.
         let untold = self.options.has(Defect::SlotDeleteKeepsMapping);
         if !untold && !self.read().slots.iter().any(|slot| overlaps(slot)) {

@@ -155,14 +155,15 @@ impl Slots {
     /// EINVAL, EEXIST; the file is not looked at.
     pub(crate) fn plan(&self, request: &Request, kind: VmType, options: &Options) -> Result<Change, Errno> {
         check_flags(request.flags, kind, options)?;
-        let aligned = |value: u64| value.is_multiple_of(PAGE_SIZE);
+        let lax = options.has(Defect::SlotUnalignedAccepted);
+        let aligned = |value: u64| value.is_multiple_of(PAGE_SIZE) || lax;
         let &Request { guest_address, bytes, host_address, file_offset, .. } = request;
         if !aligned(bytes)
             || !aligned(guest_address)
             || !aligned(host_address)
-            || !user::is_user_range(host_address, bytes)
+            || !user::is_user_range(host_address, bytes) && !options.has(Defect::SlotHostAddressUnchecked)
             || request.flags & GUEST_MEMFD != 0 && (!aligned(file_offset) || file_offset.checked_add(bytes).is_none())
-            || request.slot >> 16 >= kind.address_spaces()
+            || request.slot >> 16 >= kind.address_spaces() && !options.has(Defect::SlotIdUnchecked)
             || guest_address.checked_add(bytes).is_none()
             || bytes >> PAGE_SHIFT > PAGES_MAX
         {
@@ -170,14 +171,18 @@ impl Slots {
         }
         let old = self.get(request.slot);
         if bytes == 0 {
-            return old.map(|slot| Change::Delete(Arc::clone(slot))).ok_or(Errno::EINVAL);
+            return match old {
+                Some(slot) => Ok(Change::Delete(Arc::clone(slot))),
+                None if options.has(Defect::SlotDeletedTwice) => Ok(Change::Nothing),
+                None => Err(Errno::EINVAL),
+            };
         }
         let new = Slot {
             id: request.slot,
             first: guest_address >> PAGE_SHIFT,
             pages: bytes >> PAGE_SHIFT,
             flags: request.flags,
-            host_address,
+            host_address: host_address & !(PAGE_SIZE - 1),
             file: None,
             dirty: None,
         };
@@ -215,6 +220,9 @@ impl Slots {
 
 /// Kernel: `check_memory_region_flags`.
 fn check_flags(flags: u32, kind: VmType, options: &Options) -> Result<(), Errno> {
+    if options.has(Defect::SlotFlagsUnchecked) {
+        return Ok(());
+    }
     let mut valid = LOG_DIRTY_PAGES | GUEST_MEMFD;
     let with_file = flags & GUEST_MEMFD != 0;
     if with_file && !options.has(Defect::DirtyLogOfFileSlotAccepted) {

@@ -282,8 +282,14 @@ fn execute(file: &VcpuFile, state: &mut State) -> Option<IoctlResult> {
                 state.pending = Pending::MmioRead(len.into());
                 return Some(Ok(0));
             }
-            CpuExit::MmioWrite { gpa, data } => {
+            CpuExit::MmioWrite { gpa, mut data } => {
                 count_mmio(file, starts_mmio);
+                if !starts_mmio && file.vm.options.has(Defect::MmioSecondPartLost) {
+                    continue;
+                }
+                if file.vm.options.has(Defect::MmioWriteTruncated) {
+                    data.bytes[2..].fill(0);
+                }
                 let value = u32::from_le_bytes([data.bytes[0], data.bytes[1], data.bytes[2], data.bytes[3]]);
                 if bus.lapic_store(&mut cpu.state, gpa, value) {
                     continue;

@@ -66,7 +66,7 @@ pub(crate) const IOCTLS: &[Row<Arc<Vm>>] = &[
 
 fn set_region(vm: &Arc<Vm>, argument: Argument) -> IoctlResult {
     let region: kvm_userspace_memory_region = argument.read()?;
-    if region.flags & !(LOG_DIRTY_PAGES | READONLY) != 0 {
+    if region.flags & !(LOG_DIRTY_PAGES | READONLY) != 0 && !vm.options.has(Defect::SlotFlagsUnchecked) {
         return Err(Errno::EINVAL);
     }
     let request = Request {
@@ -94,7 +94,7 @@ fn set_region2(vm: &Arc<Vm>, argument: Argument) -> IoctlResult {
 }
 
 fn set_slot(vm: &Arc<Vm>, request: &Request, file: u32) -> IoctlResult {
-    if request.slot & 0xffff >= USER_SLOTS {
+    if request.slot & 0xffff >= USER_SLOTS && !vm.options.has(Defect::SlotIdUnchecked) {
         return Err(Errno::EINVAL);
     }
     let zap_all = vm.kind == VmType::Default && vm.has_quirk(QUIRK_SLOT_ZAP_ALL);
@@ -126,8 +126,11 @@ fn set_attributes(vm: &Arc<Vm>, argument: Argument) -> IoctlResult {
         address &= !(PAGE_SIZE - 1);
         size = size.next_multiple_of(PAGE_SIZE);
     }
-    if flags != 0
-        || attributes & !known != 0
+    if vm.options.has(Defect::AttributeEmptyRangeAccepted) && (size == 0 || address.checked_add(size).is_none()) {
+        return Ok(0);
+    }
+    let lax = vm.options.has(Defect::AttributeFlagsUnchecked);
+    if !lax && (flags != 0 || attributes & !known != 0)
         || size == 0
         || address.checked_add(size).is_none()
         || !address.is_multiple_of(PAGE_SIZE)
@@ -135,7 +138,7 @@ fn set_attributes(vm: &Arc<Vm>, argument: Argument) -> IoctlResult {
     {
         return Err(Errno::EINVAL);
     }
-    vm.memory.set_private(address >> PAGE_SHIFT..(address + size) >> PAGE_SHIFT, attributes & private_bit != 0);
+    vm.memory.set_private(address >> PAGE_SHIFT..(address + size) >> PAGE_SHIFT, attributes & known != 0);
     Ok(0)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Source: `arch/x86/kvm/x86.c:kvm_arch_init_vm`, `arch/x86/include/asm/kvm_host.h`.
 
+use crate::defect::Defect;
 use crate::options::Options;
 
 /// The argument of `KVM_CREATE_VM`.
@@ -26,7 +27,8 @@ impl VmType {
 
     /// The type of this number, if the machine offers it.
     pub(crate) fn offered(number: u64, options: &Options) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.number() == number && kind.is_offered(options))
+        let unknown = options.has(Defect::UnknownVmTypeAccepted).then_some(Self::Default);
+        Self::ALL.into_iter().find(|kind| kind.number() == number && kind.is_offered(options)).or(unknown)
     }
 
     /// `KVM_CAP_VM_TYPES`.
