@@ -91,6 +91,55 @@ fn exit_reason(run: *mut u8) -> u32 {
     unsafe { run.add(8).cast::<u32>().read_volatile() }
 }
 
+/// Real-mode code: stores to 0x3000, for ever.
+const STORE_AND_LOOP: [u8; 5] = [0xa2, 0x00, 0x30, 0xeb, 0xfb];
+
+#[test]
+fn memory_that_is_taken_away_under_a_running_guest_is_efault() {
+    preloaded("memory_that_is_taken_away_under_a_running_guest_is_efault", || {
+        let (vm, vcpu, run) = looping_guest();
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, in which the code fits.
+        let memory = unsafe {
+            let memory = libc::mmap(ptr::null_mut(), 4 * PAGE, protection, flags, -1, 0);
+            ptr::copy_nonoverlapping(STORE_AND_LOOP.as_ptr(), memory.cast(), STORE_AND_LOOP.len());
+            memory
+        };
+        ioctl(vm, SET_REGION, [0u64; 4].as_ptr() as u64).unwrap();
+        ioctl(vm, SET_REGION, [0u64, 0, 4 * PAGE as u64, memory as u64].as_ptr() as u64).unwrap();
+        let stored_to = memory.wrapping_byte_add(3 * PAGE);
+        on_signal(libc::SIGUSR1, count as *const () as usize);
+        for round in 0..60 {
+            let thread = run_in_thread(vcpu);
+            if round % 3 != 0 {
+                // Mostly the guest is in the middle of it.
+                // SAFETY: within the mapping; nobody in this program has a reference to it.
+                unsafe {
+                    stored_to.cast::<u8>().write_volatile(0x5a);
+                    while stored_to.cast::<u8>().read_volatile() == 0x5a {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+            let taken = match round % 2 {
+                // SAFETY: the test's own page.
+                0 => unsafe { libc::munmap(stored_to, PAGE) },
+                // SAFETY: as above.
+                _ => unsafe { libc::mprotect(stored_to, PAGE, libc::PROT_NONE) },
+            };
+            assert_eq!(taken, 0);
+            assert_eq!(join(thread), -libc::EFAULT as isize, "round {round}");
+            assert_eq!(exit_reason(run), 0, "no exit goes with it");
+            // SAFETY: the same place again.
+            let again = unsafe { libc::mmap(stored_to, PAGE, protection, flags | libc::MAP_FIXED, -1, 0) };
+            assert_eq!(again, stored_to);
+        }
+        let thread = run_in_thread(vcpu);
+        signal_until(thread, libc::SIGUSR1, || exit_reason(run) == EXIT_INTR);
+        assert_eq!(join(thread), -libc::EINTR as isize);
+    });
+}
+
 static HANDLED: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn count(_: c_int) {

@@ -31,6 +31,8 @@ pub(crate) const EXIT_HYPERCALL_MASK: u64 = 1 << 12;
 pub(crate) const QUIRK_SLOT_ZAP_ALL: u64 = 1 << 7;
 /// `KVM_X86_QUIRK_FIX_HYPERCALL_INSN`: the other vendor's hypercall instruction is as good as the CPU's own.
 pub(crate) const QUIRK_FIX_HYPERCALL: u64 = 1 << 5;
+/// `KVM_X86_QUIRK_STUFF_FEATURE_MSRS`: feature MSRs of a fresh vCPU are those of the machine.
+pub(crate) const QUIRK_STUFF_FEATURE_MSRS: u64 = 1 << 8;
 /// `KVM_X86_VALID_QUIRKS`.
 pub(crate) const QUIRKS: u64 = 0xfff;
 /// `KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK`.

@@ -194,8 +194,14 @@ impl Bus for GuestBus<'_> {
     }
 
     fn wrmsr(&mut self, state: &mut CpuState, index: u32, value: u64) -> Result<(), Exception> {
-        if index == msr::TSC {
-            self.tsc.set(value);
+        if index == msr::TSC || index == msr::TSC_ADJUST {
+            // Either goes along with the other when the guest writes it; user space sets each on its own.
+            let other = if index == msr::TSC { msr::TSC_ADJUST } else { msr::TSC };
+            let [before, was] = [index, other].map(|index| self.rdmsr(state, index));
+            let moved = was?.wrapping_add(value.wrapping_sub(before?));
+            let (counter, adjust) = if index == msr::TSC { (value, moved) } else { (moved, value) };
+            self.tsc.set(counter);
+            self.msrs.set(state, msr::TSC_ADJUST, adjust, self.vm.options);
             return Ok(());
         }
         if let Some(register) = self.x2apic_register(state, index) {

@@ -12,6 +12,7 @@ use crate::options::Options;
 use crate::run_page::{self, RunPage, reason};
 
 const VAPIC_POLL_IRQ: u64 = 1;
+const SCHED_YIELD: u64 = 11;
 const MAP_GPA_RANGE: u64 = 12;
 
 const EPERM: i64 = 1;
@@ -49,7 +50,8 @@ pub(crate) fn handle(state: &CpuState, run: &RunPage, enabled: u64, options: &Op
         return error(EPERM);
     }
     match number {
-        VAPIC_POLL_IRQ => error(0),
+        // The vCPUs are threads of the host's scheduler, which is not told to yield.
+        VAPIC_POLL_IRQ | SCHED_YIELD => error(0),
         MAP_GPA_RANGE => {
             if enabled & 1 << MAP_GPA_RANGE == 0 && !options.has(Defect::HypercallAlwaysExits) {
                 return error(ENOSYS);

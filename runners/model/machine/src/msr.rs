@@ -16,6 +16,8 @@ use crate::user::{self, ListHeader};
 
 /// IA32_TIME_STAMP_COUNTER.
 pub(crate) const TSC: u32 = 0x10;
+/// IA32_TSC_ADJUST.
+pub(crate) const TSC_ADJUST: u32 = 0x3b;
 /// IA32_APIC_BASE.
 pub(crate) const APIC_BASE: u32 = 0x1b;
 /// MSR_KVM_WALL_CLOCK and its successor.
@@ -27,6 +29,8 @@ const ARCH_CAPABILITIES: u32 = 0x10a;
 const MTRR_CAPABILITY: u32 = 0xfe;
 const MACHINE_CHECK_CAPABILITY: u32 = 0x179;
 const DE_CFG: u32 = 0xc001_1029;
+/// MSR_K7_HWCR.
+const HARDWARE_CONFIGURATION: u32 = 0xc001_0015;
 const EFER: u32 = 0xc000_0080;
 const FS_BASE: u32 = 0xc000_0100;
 const GS_BASE: u32 = 0xc000_0101;
@@ -52,8 +56,8 @@ pub(crate) fn feature(index: u32, options: &Options) -> Option<u64> {
 
 /// Registers without an effect in the model: any value that is written is read again.
 const KEPT: &[(u32, u64)] = &[
-    (0x3a, 1),         // IA32_FEATURE_CONTROL: locked
-    (0x3b, 0),         // IA32_TSC_ADJUST
+    (0x3a, 1), // IA32_FEATURE_CONTROL: locked
+    (TSC_ADJUST, 0),
     (0x17a, 0),        // IA32_MCG_STATUS
     (0x17b, u64::MAX), // IA32_MCG_CTL
     (0x198, 0),        // IA32_PERF_STATUS
@@ -65,9 +69,9 @@ const KEPT: &[(u32, u64)] = &[
     (0x4b56_4d00, 0),  // MSR_KVM_WALL_CLOCK_NEW
     (0x4b56_4d01, 0),  // MSR_KVM_SYSTEM_TIME_NEW
     (0xc001_0010, 0),  // SYSCFG
-    (0xc001_0015, 0),  // HWCR
-    (0xc001_001f, 0),  // NB_CFG
-    (DE_CFG, 2),
+    (HARDWARE_CONFIGURATION, 0),
+    (0xc001_001f, 0), // NB_CFG
+    (DE_CFG, 0),
 ];
 
 /// MTRRs: variable ranges and the fixed ones.
@@ -111,6 +115,14 @@ pub(crate) struct Msrs {
 }
 
 impl Msrs {
+    /// Those of a fresh vCPU, with feature MSRs as the machine has them or, without that quirk, 0 (kernel:
+    /// `kvm_arch_vcpu_create`, `kvm_vcpu_reset`).
+    pub(crate) fn new(stuffed: bool) -> Self {
+        let of_machine = [MICROCODE, PLATFORM_INFO, ARCH_CAPABILITIES];
+        let zeroed = if stuffed { &[][..] } else { &of_machine };
+        Self { written: zeroed.iter().map(|index| (*index, 0)).collect() }
+    }
+
     /// Reads an MSR of either kind; none if it does not exist.
     pub(crate) fn get(&self, state: &mut CpuState, index: u32, options: &Options) -> Option<u64> {
         if let Some(field) = field(state, index) {
@@ -130,7 +142,15 @@ impl Msrs {
 
     /// Writes an MSR of either kind for user space, whose values are checked by what uses them; false if it
     /// does not exist.
-    pub(crate) fn set(&mut self, state: &mut CpuState, index: u32, value: u64, options: &Options) -> bool {
+    pub(crate) fn set(&mut self, state: &mut CpuState, index: u32, mut value: u64, options: &Options) -> bool {
+        if index == HARDWARE_CONFIGURATION {
+            // Three bits are ignored, two are kept, others there are not (kernel: `kvm_set_msr_common`).
+            let (ignored, kept) = (1 << 3 | 1 << 6 | 1 << 8, 1 << 18 | 1 << 24);
+            value &= !ignored;
+            if value & !kept != 0 {
+                return false;
+            }
+        }
         if let Some(field) = field(state, index) {
             *field = value;
             return true;

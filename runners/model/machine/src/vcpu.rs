@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use privet_cpu::{Cpu, Kick};
 
-use crate::capability::{MAX_VCPU_IDS, MAX_VCPUS};
+use crate::capability::{MAX_VCPU_IDS, MAX_VCPUS, QUIRK_STUFF_FEATURE_MSRS};
 use crate::cpuid::GuestCpuid;
 use crate::descriptors::{self, Object, new_memfd};
 use crate::dispatch::IoctlResult;
@@ -155,7 +155,7 @@ pub(crate) fn create(vm: &Arc<Vm>, id: u64) -> IoctlResult {
         state: Mutex::new(State {
             cpu,
             cpuid,
-            msrs: Msrs::default(),
+            msrs: Msrs::new(vm.has_quirk(QUIRK_STUFF_FEATURE_MSRS)),
             mmio_cache: None,
             pending: Pending::None,
             tsc: Tsc::new(config.tsc_khz.unwrap_or(time::TSC_KHZ)),
