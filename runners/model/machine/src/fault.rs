@@ -152,15 +152,26 @@ impl Faults<'_> {
         }
     }
 
+    /// A page as KVM's emulator finds it: what the vCPU remembers as MMIO is MMIO.
+    pub(crate) fn emulated(&self, gpa: u64, write: bool) -> Resolved {
+        let gfn = gpa >> PAGE_SHIFT;
+        if self.remembers_mmio(&self.memory.read(), gfn) {
+            return Resolved::Mmio;
+        }
+        self.memory.emulator_page(gfn, write)
+    }
+
+    fn remembers_mmio(&self, map: &Map, gfn: u64) -> bool {
+        gfn != 0 && self.mmio_cache.is_some_and(|cache| cache.gfn == gfn && cache.generation == map.generation)
+    }
+
     /// Whether an MMIO entry is still good.
     fn cached_mmio(&mut self, map: &Map, gfn: u64, entry_generation: u64) -> bool {
-        if self.memory.options.has(Defect::MmioCachedOverNewSlot) {
+        if self.remembers_mmio(map, gfn) {
             return true;
         }
-        if gfn != 0 && self.mmio_cache.is_some_and(|cache| cache.gfn == gfn && cache.generation == map.generation) {
-            return true;
-        }
-        let fresh = entry_generation == map.generation & MMIO_GENERATION_MASK;
+        let fresh = entry_generation == map.generation & MMIO_GENERATION_MASK
+            || self.memory.options.has(Defect::MmioCachedOverNewSlot);
         if fresh {
             *self.mmio_cache = Some(MmioCache { gfn, generation: map.generation });
         }

@@ -12,7 +12,6 @@ use crate::capability::QUIRK_FIX_HYPERCALL;
 use crate::cpuid::GuestCpuid;
 use crate::defect::Defect;
 use crate::fault::{Failure, Faults, MmioCache, Resolved};
-use crate::host_memory::PAGE_SHIFT;
 use crate::hypercall::{self, Answer};
 use crate::lapic;
 use crate::msr::{self, Msrs};
@@ -153,12 +152,8 @@ impl Bus for GuestBus<'_> {
     #[expect(unsafe_code, reason = "pages of slots are handed to the CPU")]
     fn resolve(&mut self, gpa: u64, access: Access) -> Resolve {
         let write = access.kind == AccessKind::Write;
-        let resolved = if access.emulated {
-            Ok(self.vm.memory.emulator_page(gpa >> PAGE_SHIFT, write))
-        } else {
-            let mut faults = Faults { memory: &self.vm.memory, stats: &self.vcpu.stats, mmio_cache: self.mmio_cache };
-            faults.resolve(gpa, write)
-        };
+        let mut faults = Faults { memory: &self.vm.memory, stats: &self.vcpu.stats, mmio_cache: self.mmio_cache };
+        let resolved = if access.emulated { Ok(faults.emulated(gpa, write)) } else { faults.resolve(gpa, write) };
         match resolved {
             // SAFETY: a page of a slot that is present. `Memory` has all vCPUs flush, and waits for that, before
             // the mapping goes: when the slot or the file goes, and when the program changes its mappings
