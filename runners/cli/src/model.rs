@@ -35,6 +35,9 @@ pub struct Model {
     defect: Option<Defect>,
 }
 
+/// The module parameters that the model has, by module and name.
+const MODULE_PARAMS: [(&str, &str); 3] = [("kvm", "mmio_caching"), ("kvm", "tdp_mmu"), ("kvm_amd", "nrips")];
+
 impl Model {
     /// The machine with the processors of this vendor, or else AMD's without memory encryption.
     ///
@@ -53,10 +56,11 @@ impl Model {
             let (_, value) = variables.iter().find(|(variable, _)| *variable == name)?;
             value.as_ref().map(OsString::from)
         };
-        let is_known = module_params.iter().all(|param| param.module == "kvm") && Options::from_variables(of).is_ok();
+        let names = |param: &ModuleParam| MODULE_PARAMS.iter().any(|(module, name)| param.is(module, name));
+        let is_known = module_params.iter().all(names) && Options::from_variables(of).is_ok();
         if !is_known {
             return Err(Early::usage(
-                "the model has the module parameters kvm.mmio_caching and kvm.tdp_mmu, with the values Y and N, and no others",
+                "the model has the module parameters kvm.mmio_caching, kvm.tdp_mmu and kvm_amd.nrips, with the values Y and N, and no others",
             ));
         }
         Ok(Self { variables, defect })

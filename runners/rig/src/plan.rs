@@ -31,6 +31,13 @@ pub struct ModuleParam {
     pub setting: String,
 }
 
+impl ModuleParam {
+    /// Whether it sets the parameter `name` of `module`.
+    pub fn is(&self, module: &str, name: &str) -> bool {
+        self.module == module && self.setting.split_once('=').is_some_and(|(set, _)| set == name)
+    }
+}
+
 impl std::str::FromStr for ModuleParam {
     type Err = String;
 

@@ -26,6 +26,8 @@ pub enum AccessKind {
 pub struct Access {
     /// Read, write or fetch. A page walk that sets accessed or dirty bits is a write.
     pub kind: AccessKind,
+    /// Where in the page it begins.
+    pub offset: u16,
     /// At CPL 3 (walks and implicit accesses to descriptor tables are supervisor accesses).
     pub user: bool,
     /// To a paging structure of the guest, not to the final page (bit 33, GUEST_PAGE, of an NPF).
@@ -129,6 +131,9 @@ pub enum Resolve {
     /// The access ends `run` with [`crate::CpuExit::Bus`]; the guest's state is as before the
     /// instruction, which runs again next time. What it means is the bus' to remember.
     Exit,
+    /// The instruction is over without an effect, and `run` ends with [`crate::CpuExit::Bus`]. Only for data that an
+    /// instruction accesses; where an event's delivery does, it is [`crate::CpuExit::NoMemory`].
+    Skip,
     /// The guest gets this exception in place of the access (#VC, #VE).
     Reflect(Exception),
 }

@@ -330,7 +330,9 @@ impl Core<'_> {
         loop {
             let generation = self.tlbs.generation;
             let (gpa, private) = self.translate(linear, kind, view)?;
-            let access = Access { kind, user: view == View::User, walk: false, private, emulated: self.emulating };
+            let offset = (linear & 0xfff) as u16;
+            let user = view == View::User;
+            let access = Access { kind, offset, user, walk: false, private, emulated: self.emulating };
             let resolved = self.resolve(gpa, access)?;
             // A flush between the walk and here may have been for the page tables that were walked.
             if generation != self.tlbs.generation {
@@ -406,6 +408,11 @@ impl Core<'_> {
                 Resolve::Page(page) => Ok(Some(page)),
                 Resolve::Mmio => Ok(None),
                 Resolve::Exit => self.exit(CpuExit::Bus),
+                Resolve::Skip if self.s.injection.is_some() => self.exit(CpuExit::NoMemory { gpa: gpa & !0xfff }),
+                Resolve::Skip => {
+                    self.s.rip = self.next_rip;
+                    self.exit(CpuExit::Bus)
+                }
                 Resolve::Reflect(exception) => self.raise(exception),
             };
         }
@@ -419,6 +426,7 @@ impl Core<'_> {
         }
         let access = Access {
             kind: if write { AccessKind::Write } else { AccessKind::Read },
+            offset: (gpa & 0xfff) as u16,
             user: false,
             walk: true,
             private: self.config.encryption.walks_are_private(),

@@ -238,6 +238,9 @@ defects! {
     MmioSecondPartLost = "mmio-second-part-lost":
         "the second part of a split MMIO store is lost",
         "The fragments after the first are forgotten when user space has taken it (compare CVE-2026-31588, where the second was read from a stack that was gone).";
+    IoeventfdRingsBeside = "ioeventfd-rings-beside":
+        "an ioeventfd takes stores beside its address",
+        "The address is compared by 8 bytes. A store to the register beside a doorbell rings, and the device never sees it.";
     UnknownVmTypeAccepted = "unknown-vm-type-accepted":
         "a VM of an unknown type is a default VM",
         "KVM_CREATE_VM does not refuse types that it does not know. A VMM that wants a protected guest gets an open one.";

@@ -12,6 +12,7 @@ use crate::capability::QUIRK_FIX_HYPERCALL;
 use crate::cpuid::GuestCpuid;
 use crate::defect::Defect;
 use crate::fault::{Failure, Faults, MmioCache, Resolved};
+use crate::host_memory::PAGE_SHIFT;
 use crate::hypercall::{self, Answer};
 use crate::lapic;
 use crate::msr::{self, Msrs};
@@ -28,6 +29,8 @@ pub(crate) enum BusExit {
     Failure(Failure),
     /// A hypercall for user space, which is in `kvm_run` already.
     Hypercall,
+    /// An ioeventfd has taken the access, and the instruction is over.
+    Rung,
 }
 
 /// The bus of one vCPU, while its state is held.
@@ -112,6 +115,15 @@ impl<'a> GuestBus<'a> {
             .then(|| ((index - 0x800) << 4) as usize)
     }
 
+    /// The reserved bit of an MMIO entry is enough for an ioeventfd of any length, where the CPU tells how long the
+    /// instruction is; its generation does not matter (kernel: `svm.c:npf_interception`, `vmx.c:handle_ept_misconfig`).
+    fn rings_undecoded(&self, gpa: u64) -> bool {
+        self.vm.options.knows_next_rip()
+            && self.vm.ioeventfds.are_any()
+            && self.vm.memory.is_mmio_entry(gpa >> PAGE_SHIFT)
+            && self.vm.ioeventfds.take_undecoded(gpa)
+    }
+
     fn send(&self, message: Option<lapic::Message>) {
         if let Some(message) = message {
             let vcpus = self.vm.config().vcpus.clone();
@@ -152,6 +164,14 @@ impl Bus for GuestBus<'_> {
     #[expect(unsafe_code, reason = "pages of slots are handed to the CPU")]
     fn resolve(&mut self, gpa: u64, access: Access) -> Resolve {
         let write = access.kind == AccessKind::Write;
+        if !access.emulated
+            && !access.walk
+            && access.kind != AccessKind::Fetch
+            && self.rings_undecoded(gpa | u64::from(access.offset))
+        {
+            self.exit = Some(BusExit::Rung);
+            return Resolve::Skip;
+        }
         let mut faults = Faults { memory: &self.vm.memory, stats: &self.vcpu.stats, mmio_cache: self.mmio_cache };
         let resolved = if access.emulated { Ok(faults.emulated(gpa, write)) } else { faults.resolve(gpa, write) };
         match resolved {

@@ -27,6 +27,7 @@ mod guest_bus;
 mod guest_memfd;
 mod host_memory;
 mod hypercall;
+mod ioeventfd;
 mod lapic;
 mod log;
 mod memory;

@@ -106,6 +106,11 @@ impl Memory {
         self.map.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the entry of a page says that it is MMIO, or once was.
+    pub(crate) fn is_mmio_entry(&self, gfn: u64) -> bool {
+        matches!(self.read().entry(gfn), Some(Spte::Mmio { .. }))
+    }
+
     /// Everything, to add entries to.
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Map> {
         self.map.write().unwrap_or_else(PoisonError::into_inner)

@@ -24,6 +24,8 @@ pub struct Options {
     pub mmio_caching: bool,
     /// `kvm.tdp_mmu`; without it there are no private VM types.
     pub tdp_mmu: bool,
+    /// `kvm_amd.nrips`: KVM uses it if the CPU tells where the next instruction is.
+    pub nrips: bool,
     /// CPUID offers 5-level paging.
     pub la57: bool,
     /// The deviation that is switched on.
@@ -47,14 +49,21 @@ pub enum BadOption {
     },
     /// Not `name=Y` or `name=N`.
     #[error(
-        "{OPTIONS}: `{0}` is not understood: give mmio_caching, tdp_mmu or la57 with =Y or =N, separated by commas"
+        "{OPTIONS}: `{0}` is not understood: give mmio_caching, tdp_mmu, nrips or la57 with =Y or =N, separated by commas"
     )]
     Switch(String),
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { personality: Personality::Plain, mmio_caching: true, tdp_mmu: true, la57: false, defect: None }
+        Self {
+            personality: Personality::Plain,
+            mmio_caching: true,
+            tdp_mmu: true,
+            nrips: true,
+            la57: false,
+            defect: None,
+        }
     }
 }
 
@@ -95,6 +104,7 @@ impl Options {
             *match name {
                 "mmio_caching" => &mut options.mmio_caching,
                 "tdp_mmu" => &mut options.tdp_mmu,
+                "nrips" => &mut options.nrips,
                 "la57" => &mut options.la57,
                 _ => return Err(bad()),
             } = value;
@@ -109,6 +119,16 @@ impl Options {
     pub(crate) fn of_process() -> Result<&'static Self, &'static BadOption> {
         static OPTIONS: OnceLock<Result<Options, BadOption>> = OnceLock::new();
         OPTIONS.get_or_init(|| Self::from_variables(|name| std::env::var_os(name))).as_ref()
+    }
+
+    /// Whether KVM learns from the CPU where the next instruction is. AMD's since 2009 tell, unless `nrips` is off;
+    /// QEMU's emulation, after which the plain machine is made, does not; Intel's always do.
+    pub(crate) fn knows_next_rip(&self) -> bool {
+        match self.personality {
+            Personality::Intel => true,
+            Personality::Amd => self.nrips,
+            Personality::Plain => false,
+        }
     }
 
     /// Whether this deviation is switched on.

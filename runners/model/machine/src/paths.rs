@@ -54,7 +54,7 @@ fn parameters(module: &str, options: &Options) -> Option<Vec<(&'static str, &'st
         "kvm_amd" if vendor != Personality::Intel => vec![
             ("npt", "Y\n"),
             ("nested", "0\n"),
-            ("nrips", "1\n"),
+            ("nrips", if options.knows_next_rip() { "1\n" } else { "0\n" }),
             ("avic", "N\n"),
             ("sev", "N\n"),
             ("sev_es", "N\n"),

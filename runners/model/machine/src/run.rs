@@ -18,6 +18,7 @@ use crate::fault::{Failure, MemoryFault};
 use crate::guest_bus::{BusExit, GuestBus};
 use crate::host_memory::PAGE_SIZE;
 use crate::hypercall;
+use crate::ioeventfd::Target;
 use crate::log;
 use crate::personality::Personality;
 use crate::registers;
@@ -291,7 +292,9 @@ fn execute(file: &VcpuFile, state: &mut State) -> Option<IoctlResult> {
                     data.bytes[2..].fill(0);
                 }
                 let value = u32::from_le_bytes([data.bytes[0], data.bytes[1], data.bytes[2], data.bytes[3]]);
-                if bus.lapic_store(&mut cpu.state, gpa, value) {
+                if bus.lapic_store(&mut cpu.state, gpa, value)
+                    || file.vm.ioeventfds.take(Target::Mmio(gpa), data.as_slice(), file.vm.options)
+                {
                     continue;
                 }
                 vcpu.stats.add(stats::MMIO_EXITS, starts_mmio.into());
@@ -310,7 +313,8 @@ fn execute(file: &VcpuFile, state: &mut State) -> Option<IoctlResult> {
                 return Some(Ok(0));
             }
             CpuExit::PortOut { port, data } => {
-                if is_kernel_port(file, port) {
+                let target = Target::Port(port.into());
+                if is_kernel_port(file, port) || file.vm.ioeventfds.take(target, data.as_slice(), file.vm.options) {
                     continue;
                 }
                 run.write(PORT_DATA, data.as_slice());
@@ -332,6 +336,10 @@ fn execute(file: &VcpuFile, state: &mut State) -> Option<IoctlResult> {
                 Some(BusExit::Hypercall) => {
                     state.pending = Pending::Hypercall;
                     return Some(Ok(0));
+                }
+                Some(BusExit::Rung) => {
+                    vcpu.stats.count(stats::EXITS);
+                    continue;
                 }
                 Some(BusExit::Failure(failure)) => return Some(fail(file, failure)),
                 None => return Some(Err(Errno::EIO)),

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::capability;
+use crate::ioeventfd::IoEventFds;
 use crate::memory::Memory;
 use crate::options::Options;
 use crate::stats::Stats;
@@ -39,6 +40,7 @@ pub(crate) struct Vm {
     pub(crate) options: &'static Options,
     pub(crate) memory: Memory,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) ioeventfds: IoEventFds,
     creator: u32,
     config: Mutex<Config>,
     /// Hypercalls that exit: bit n for hypercall n.
@@ -60,6 +62,7 @@ impl Vm {
             options,
             memory: Memory::new(kind, options, Arc::clone(&stats)),
             stats,
+            ioeventfds: IoEventFds::default(),
             creator: std::process::id(),
             config: Mutex::default(),
             exit_hypercalls: AtomicU64::new(0),

@@ -35,6 +35,7 @@ pub(crate) const IOCTLS: &[Row<Arc<Vm>>] = &[
     (0xc040_aed4, "CREATE_GUEST_MEMFD", create_guest_memfd),
     (0xae03, "CHECK_EXTENSION", |vm, Argument(number)| Ok(capability::check(number, vm.options, Some(vm.kind)))),
     (0x4068_aea3, "ENABLE_CAP", enable_cap),
+    (0x4040_ae79, "IOEVENTFD", |vm, argument| vm.ioeventfds.change(&argument.read()?)),
     (0xaece, "GET_STATS_FD", get_stats_fd),
     (0x4010_ae42, "GET_DIRTY_LOG", get_dirty_log),
     (0xc018_aec0, "CLEAR_DIRTY_LOG", clear_dirty_log),
