@@ -1,4 +1,4 @@
-//! Builds upstream's selftests, as far as the catalogue knows them, once per user.
+//! Builds upstream's selftests of KVM once per user: those of the catalogue, and of the others what builds.
 
 use std::fs::{self, File};
 use std::os::fd::BorrowedFd;
@@ -104,7 +104,7 @@ pub fn build(
     build_alone(&cache, interrupt, on_progress, &mut |work, runner, on_progress| {
         let source = KernelSource::find(&lists, request.source.as_deref(), None, runner, on_progress)?;
         let how = if request.is_static { "static" } else { "dynamic" };
-        let entry = cache.join(source.key(&format!("{how}, with {KEPT:?}")));
+        let entry = cache.join(source.key(&format!("all, {how}, with {KEPT:?}")));
         let is_new = matches!(source, KernelSource::Tree(_)) || Kselftests::named(&entry).is_err();
         if is_new {
             let finished = compile(&source, request.is_static, work, runner, on_progress)?;
@@ -160,36 +160,47 @@ fn compile(
     for dir in [&objects, &finished, &finished.join("x86")] {
         create(dir)?;
     }
-    let mut make = make(&tree.join(SELFTESTS));
-    make.arg(format!("OUTPUT={}", objects.display()));
-    make.arg(format!("KHDR_INCLUDES=-isystem {}", tree.join("usr/include").display()));
-    make.args(tests.iter().map(|test| objects.join(test)));
-    // From the environment the makefile adds to it; from the command line it would replace what it adds.
-    make.env("LDFLAGS", if is_static { "-static" } else { "" });
+    let known: Vec<_> = tests.iter().map(|test| objects.join(test).into_os_string()).collect();
+    // Some of the others want libraries that few have: nobody here depends on them.
+    let others = vec!["--ignore-errors".into()];
     let mut files = 0;
-    runner.run("make", &mut make, &mut |line| {
-        if line.starts_with("gcc") {
-            files += 1;
-            on_progress(&format!("compiling: {files} files"));
-        }
-    })?;
+    for targets in [known, others] {
+        let mut make = make(&tree.join(SELFTESTS));
+        make.arg(format!("OUTPUT={}", objects.display()));
+        make.arg(format!("KHDR_INCLUDES=-isystem {}", tree.join("usr/include").display()));
+        make.args(targets);
+        // From the environment the makefile adds to it; from the command line it would replace what it adds.
+        make.env("LDFLAGS", if is_static { "-static" } else { "" });
+        runner.run("make", &mut make, &mut |line| {
+            if line.starts_with("gcc") {
+                files += 1;
+                on_progress(&format!("compiling: {files} files"));
+            }
+        })?;
+    }
 
-    for test in &tests {
-        copy(&objects.join(test), &finished.join(test))?;
+    for dir in ["", "x86"] {
+        keep(&objects.join(dir), &finished.join(dir), &is_program)?;
     }
     for (from, to, extension) in KEPT {
-        keep(&tree.join(from), &finished.join(to), extension)?;
+        let is_kept = |file: &Path| file.extension().is_some_and(|found| found == *extension);
+        keep(&tree.join(from), &finished.join(to), &is_kept)?;
     }
     let name = finished.join(SOURCE);
     fs::write(&name, format!("{}\n", source.name())).map_err(cannot("write", &name))?;
     Ok(finished)
 }
 
-/// Copies the files of one directory whose names end so.
-fn keep(from: &Path, to: &Path, extension: &str) -> Result<(), RigError> {
+/// Whether make has linked it: objects and lists of dependencies have an ending.
+fn is_program(file: &Path) -> bool {
+    file.is_file() && file.extension().is_none()
+}
+
+/// Copies those files of one directory.
+fn keep(from: &Path, to: &Path, is_kept: &dyn Fn(&Path) -> bool) -> Result<(), RigError> {
     fs::create_dir_all(to).map_err(cannot("create", to))?;
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
-        if entry.path().extension().is_some_and(|found| found == extension) {
+        if is_kept(&entry.path()) {
             copy(&entry.path(), &to.join(entry.file_name()))?;
         }
     }

@@ -1,32 +1,33 @@
 #!/usr/bin/env bash
 # Runs upstream's KVM selftests, unmodified, on the model, and compares with what is expected of each.
 #
-#   run.sh [--library FILE] [--selftests DIR | --source TREE-OR-ARCHIVE] [NAME...]
+#   run.sh [--library FILE] [--selftests DIR] [NAME...]
 #
-# DIR has the built programs (guest_print_test, x86/sync_regs_test ...), dynamically linked. Without it they
-# are built from the kernel source, by default the package that the rig's kernel is built from, into a
-# directory outside the repository. Exit status: 0 all as expected, 1 something else, 2 wrong usage.
+# DIR has the built programs (guest_print_test, x86/sync_regs_test ...), dynamically linked: by default those of
+# `privet kselftests build`. Exit status: 0 all as expected, 1 something else, 2 wrong usage.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 library=${CARGO_TARGET_DIR:-$here/../../../target}/release/libprivet_model.so
-selftests= source=
+selftests=
 names=()
 while [ $# -gt 0 ]; do
     case $1 in
-    --library | --selftests | --source)
+    --library | --selftests)
         [ $# -ge 2 ] || { echo "run.sh: $1 needs a path" >&2; exit 2; }
         declare "${1#--}=$2"
         shift 2
         ;;
-    -*) echo "run.sh: no such option: $1 (known: --library, --selftests, --source)" >&2; exit 2 ;;
+    -*) echo "run.sh: no such option: $1 (known: --library, --selftests)" >&2; exit 2 ;;
     *) names+=("$1"); shift ;;
     esac
 done
 [ -f "$library" ] || { echo "run.sh: no $library: build it with cargo build --release -p privet-model" >&2; exit 2; }
 library=$(realpath "$library")
 if [ -z "$selftests" ]; then
-    selftests=$("$here/build.sh" ${source:+"$source"})
+    # It says what it has built, and where.
+    built=$("$(dirname "$library")/privet" kselftests build)
+    selftests=${built##*, }
 fi
 
 # The tests ask the CPU that they run on whose it is: the model's has to be of the same vendor.
