@@ -414,9 +414,12 @@ fn one_page_flips(t: &Case) -> Outcome {
     let g = t.guest().vcpus(3).range(RangeSpec::new(LARGE)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     v.fill(range.shared(flipping), 1, SHARED_1, flipping)?;
-    let below = g.vcpu(1).start(Op::HammerAdd { gva: range.private(0).0, pages: flipping, limit: 0 })?;
-    let above =
-        g.vcpu(2).start(Op::HammerAdd { gva: range.private(flipping + 1).0, pages: LARGE - flipping - 1, limit: 0 })?;
+    let below = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private(0).0, pages: flipping, limit: 0 })?;
+    let above = g.vcpu(2).hammer(Op::HammerAdd {
+        gva: range.private(flipping + 1).0,
+        pages: LARGE - flipping - 1,
+        limit: 0,
+    })?;
     let page = flipping..flipping + 1;
     let mut private = Pattern::ZERO;
     for flip in 1..=32 {

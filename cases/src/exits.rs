@@ -349,7 +349,7 @@ fn only_the_vcpu_that_touches(t: &Case) -> Outcome {
     let g = t.guest().vcpus(2).range(RangeSpec::new(2).slots(2)).boot()?;
     let range = g.range(0);
     range.set_private(g.vm(), range.all())?;
-    let busy = g.vcpu(1).start(Op::HammerAdd { gva: range.private(1).0, pages: 1, limit: 0 })?;
+    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private(1).0, pages: 1, limit: 0 })?;
     g.vm().delete_slot(range.slots()[0].slot)?;
     let exits = t.trace().exits();
     let touching = g.vcpu(0).start(Op::Read { gva: range.private(0).0, width: Width::B8 })?;
@@ -366,7 +366,7 @@ fn only_the_vcpu_that_touches(t: &Case) -> Outcome {
 fn flips_under_a_busy_vcpu(t: &Case) -> Outcome {
     let g = t.guest().vcpus(2).range(RangeSpec::new(3)).boot()?;
     let range = g.range(0);
-    let busy = g.vcpu(1).start(Op::HammerAdd { gva: range.private(0).0, pages: 3, limit: 0 })?;
+    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private(0).0, pages: 3, limit: 0 })?;
     let between_two_looks = [true, false].map(|private| Exit::memory_fault(range.gpa(1), private));
     let rounds = thread::scope(|scope| {
         let increments = scope.spawn(move || {
@@ -401,7 +401,7 @@ fn racing_slot_deletion(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.set_private(g.vm(), range.all())?;
     let exits = t.trace().exits();
-    let busy = v.start(Op::HammerAdd { gva: range.private(0).0, pages: 1, limit: 0 })?;
+    let busy = v.hammer(Op::HammerAdd { gva: range.private(0).0, pages: 1, limit: 0 })?;
     for _ in 0..50 {
         g.vm().delete_slot(range.slots()[0].slot)?;
         busy.expect_exit(&Exit::memory_fault(range.gpa(0), true))?;
@@ -420,7 +420,7 @@ fn racing_close(t: &Case) -> Outcome {
     let mut file = Some(Arc::new(g.range_mut(0).take_gmem()?));
     let (v, range) = (g.vcpu(0), g.range(0));
     let exits = t.trace().exits();
-    let busy = v.start(Op::HammerAdd { gva: range.private(0).0, pages: 1, limit: 0 })?;
+    let busy = v.hammer(Op::HammerAdd { gva: range.private(0).0, pages: 1, limit: 0 })?;
     for _ in 0..20 {
         drop(file.take());
         busy.expect_exit(&Exit::memory_fault(range.gpa(0), true))?;

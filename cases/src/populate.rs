@@ -313,7 +313,7 @@ fn hole_under_a_busy_guest(t: &Case) -> Outcome {
     let g = t.guest().vcpus(2).range(RangeSpec::new(PAGES).backing(Backing::MappedGuestMemfd)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let exits = t.trace().exits();
-    let busy = g.vcpu(1).start(Op::HammerAdd { gva: range.private(1).0, pages: 1, limit: 0 })?;
+    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private(1).0, pages: 1, limit: 0 })?;
     for _ in 0..100 {
         range.host().write_u64(PAGE_SIZE + 8, 0x5a5a)?;
         range.punch(1..2)?;

@@ -155,7 +155,7 @@ fn under_a_running_guest(t: &Case) -> Outcome {
     let counter = range.private(1);
     range.punch(1..2)?;
     let exits = t.trace().exits();
-    let busy = g.vcpu(1).start(Op::HammerAdd { gva: counter.0, pages: 1, limit: 0 })?;
+    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: counter.0, pages: 1, limit: 0 })?;
     for _ in 0..200 {
         range.punch(1..2)?;
         // The page may have been incremented since, but what was before the hole is gone: the rest of it is zero.

@@ -5,7 +5,6 @@
 //! it is over; else a load from page P before it strays into the window.
 
 use std::thread;
-use std::time::Instant;
 
 use nix::errno::Errno;
 use privet_harness::case::Case;
@@ -354,21 +353,8 @@ fn hammered(t: &Case, order: Order) -> Outcome {
 
 /// vCPU 1 begins to load from `before` bytes before Q, without end, and has begun when this returns.
 fn hammer(g: &Guest, before: u64, allowed: [Option<Pattern>; 3]) -> Outcome<Running<'_>> {
-    let stats = g.vcpu(1).kvm().stats()?;
-    // Q loses its mapping, so that the first load takes a fault, which can be seen from here.
-    host_converts(g, Sharing::Private)?;
-    host_converts(g, Sharing::Shared)?;
-    let faults = stats.get("pf_taken")?;
     let allowed = allowed.map(|in_q| straddling(before, in_q));
-    let hammer = g.vcpu(1).start(Op::HammerZeropad { gva: mapping(g).0 - before, limit: 0, allowed })?;
-    let deadline = Instant::now() + g.vcpu(1).limit();
-    while stats.get("pf_taken")? == faults {
-        if Instant::now() > deadline {
-            return Err(Stop::Timeout("vCPU 1 does not begin to load".into()));
-        }
-        thread::yield_now();
-    }
-    Ok(hammer)
+    g.vcpu(1).hammer(Op::HammerZeropad { gva: mapping(g).0 - before, limit: 0, allowed })
 }
 
 /// Converts Q to private and back, again and again.

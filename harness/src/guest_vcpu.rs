@@ -1,7 +1,8 @@
 //! One vCPU of a guest: operations go in through its mailbox, replies and exits come out.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use privet_protocol::{
     DOORBELL_PORT, Failure, FailureKind, Fault, HostMailbox, HypercallInstruction, Op, Pattern, Reply, Values, Width,
@@ -75,6 +76,27 @@ impl GuestVcpu {
         let sequence = self.mailbox()?.send(op, bytes);
         self.vcpu.start()?;
         Ok(Running { vcpu: self, op, sequence })
+    }
+
+    /// Sends an operation that goes on until [`Self::stop`], enters the guest, and waits until it has done a
+    /// round: from here on other vCPUs and the host really meet it.
+    ///
+    /// # Errors
+    /// [`Stop::Fail`] if it ends before, [`Stop::Timeout`] if it does no round within the limit.
+    pub fn hammer(&self, op: Op) -> Outcome<Running<'_>> {
+        let running = self.start(op)?;
+        let deadline = Instant::now() + self.limit;
+        while self.mailbox()?.rounds() == 0 {
+            if let Some(exit) = self.vcpu.poll()? {
+                let ended = running.finish(&exit)?;
+                return Err(Stop::Fail(format!("vCPU {} in {op:x?}: {ended:x?} before the first round", self.index)));
+            }
+            if Instant::now() > deadline {
+                return Err(Stop::Timeout(format!("vCPU {} in {op:x?}: no round in {:?}", self.index, self.limit)));
+            }
+            thread::yield_now();
+        }
+        Ok(running)
     }
 
     /// Executes an operation to its end and returns its values.

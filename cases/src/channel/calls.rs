@@ -10,8 +10,8 @@ use privet_harness::units::{Gva, PAGE_SIZE};
 use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Fault, MAX_BYTES, Op, REPLY_SEQ, Width};
 
-use super::{expect_error, words};
-use crate::expect::{expect_eq, expect_no_exit_but};
+use super::{expect_error, mailbox, words};
+use crate::expect::{expect_eq, expect_no_exit_but, expect_that};
 use crate::table::Row;
 
 const CHANNEL: &str = "payloads/protocol: HostMailbox, GuestMailbox";
@@ -54,6 +54,13 @@ pub(super) fn rows() -> Vec<Row> {
                 faults_are_results,
             )
             .basis(&["Intel SDM vol. 3, 7.15", "payloads/runtime: probe"]),
+            Row::new(
+                format!("{vm}.channel.hammering"),
+                "A vCPU that hammers a page until it is stopped has begun when the host goes on, and has done exactly \
+                 the rounds that it reports; one that faults before its first round is told apart.",
+                hammering,
+            )
+            .basis(&[CHANNEL]),
         ]);
     }
     rows
@@ -209,4 +216,25 @@ fn faults_are_results(t: &Case) -> Outcome {
     }
     // The guest is whole: calls nest nowhere and stacks are where they were.
     v.expect_read(code, Width::B2, 0x0b0f)
+}
+
+fn hammering(t: &Case) -> Outcome {
+    let g = t.guest().range(ram(1)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let mut counted = 0;
+    for _ in 0..20 {
+        let running = v.hammer(Op::HammerAdd { gva: range.private(0).0, pages: 1, limit: 0 })?;
+        let begun = range.host().read_u64(0)?;
+        expect_that(begun > counted, || format!("the counter is still {begun} when the host goes on"))?;
+        v.stop()?;
+        let [rounds, ..] = running.done()?;
+        counted += rounds;
+        expect_eq("the counter", &range.host().read_u64(0)?, &counted)?;
+        expect_eq("the rounds in the mailbox", &mailbox(v)?.rounds(), &rounds)?;
+    }
+    match v.hammer(Op::HammerAdd { gva: UNMAPPED.0, pages: 1, limit: 0 }) {
+        Err(Stop::Fail(line)) if line.contains("before the first round") => Ok(()),
+        Err(stop) => Err(Stop::Fail(format!("hammering unmapped memory: {stop:?}"))),
+        Ok(_) => Err(Stop::Fail("hammering unmapped memory has begun".into())),
+    }
 }

@@ -45,6 +45,7 @@ fn rounds(vcpu: &'static Vcpu, limit: u64, mut round: impl FnMut() -> Result<(),
             round()?;
             tlb::catch_up(vcpu);
             done += 1;
+            mailbox.set_rounds(done);
         }
         Ok(done)
     })

@@ -27,6 +27,8 @@ pub const REPLY_SEQ: usize = 2;
 pub(crate) const STOP: usize = 3;
 /// Which instruction makes a hypercall, see `HypercallInstruction`.
 pub(crate) const HYPERCALL: usize = 4;
+/// How many rounds an operation that goes on until it is stopped has done so far.
+pub(crate) const ROUNDS: usize = 5;
 /// Word of a mailbox: code of the operation.
 pub const OP: usize = 8;
 /// Word of a mailbox: the first argument of the operation.

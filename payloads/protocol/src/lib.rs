@@ -28,7 +28,7 @@ pub use pattern::Pattern;
 pub use reply::{Failure, FailureKind, Fault, Refusal, Reply, Values};
 
 /// The version of this protocol, in the `.privet` section of every payload.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The first eight bytes of the `.privet` section of every payload, and the first word of every mailbox.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"privet01");

@@ -5,8 +5,8 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::MAGIC;
 use crate::layout::{
-    ARG_COUNT, ARGS, FILE_LEN, HYPERCALL, MAGIC_WORD, MAX_MESSAGE, OP, REPLY_SEQ, REQUEST_SEQ, STATUS, STOP, TEXT,
-    TEXT_BYTES, TEXT_LEN, VALUE_COUNT, VALUES, Words,
+    ARG_COUNT, ARGS, FILE_LEN, HYPERCALL, MAGIC_WORD, MAX_MESSAGE, OP, REPLY_SEQ, REQUEST_SEQ, ROUNDS, STATUS, STOP,
+    TEXT, TEXT_BYTES, TEXT_LEN, VALUE_COUNT, VALUES, Words,
 };
 use crate::op::{HypercallInstruction, Op};
 use crate::reply::Reply;
@@ -81,6 +81,7 @@ impl<'a> HostMailbox<'a> {
     pub fn send(self, op: Op, bytes: &[u8]) -> u64 {
         let (code, args) = op.encode();
         self.0[STOP].store(0, Relaxed);
+        self.0[ROUNDS].store(0, Relaxed);
         self.0[STATUS].store(0, Relaxed);
         self.0[OP].store(code, Relaxed);
         for (word, value) in self.0[ARGS..ARGS + ARG_COUNT].iter().zip(args) {
@@ -95,6 +96,11 @@ impl<'a> HostMailbox<'a> {
     /// Tells an operation that goes on until it is stopped to end.
     pub fn stop(self) {
         self.0[STOP].store(1, Release);
+    }
+
+    /// How many rounds an operation that goes on until it is stopped has done so far.
+    pub fn rounds(self) -> u64 {
+        self.0[ROUNDS].load(Acquire)
     }
 
     /// The reply to request `sequence`.
@@ -179,6 +185,11 @@ impl<'a> GuestMailbox<'a> {
     /// Whether the host wants a long operation to end.
     pub fn must_stop(self) -> bool {
         self.0[STOP].load(Acquire) != 0
+    }
+
+    /// Tells the host how many rounds a long operation has done so far.
+    pub fn set_rounds(self, rounds: u64) {
+        self.0[ROUNDS].store(rounds, Release);
     }
 
     /// Stores byte `index` of the reply's first text.
