@@ -31,6 +31,17 @@ pub fn named_kernel(options: &RigOptions) -> Result<Option<Kernel>, Early> {
     Kernel::named(kernel, modules).map(Some).map_err(|error| Early::usage(error.to_string()))
 }
 
+/// Refuses module parameters that a rig with this kernel would not have.
+///
+/// # Errors
+/// For the first of them.
+pub fn check_module_params(kernel: &Kernel, vendors: &[Vendor], options: &RigOptions) -> Result<(), Early> {
+    vendors
+        .iter()
+        .try_for_each(|vendor| privet_rig::check_module_params(kernel, *vendor, &options.module_param))
+        .map_err(|error| Early::usage(error.to_string()))
+}
+
 /// Whether the emulator for AMD's processors is there, as far as the search path tells.
 pub fn emulator_is_installed() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();

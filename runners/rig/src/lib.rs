@@ -34,4 +34,4 @@ pub use init::{init, is_init};
 pub use kernel::{Kernel, cache_dir};
 pub use kernel_build::{BuildRequest, Built, build};
 pub use plan::{CaseRun, Event, GuestPlan, GuestPort, ModuleLoad, ModuleParam, Patience, Plan, Program, Progress};
-pub use run::run;
+pub use run::{check_module_params, run};

@@ -5,11 +5,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 
+use privet_harness::vendor::Vendor;
+
 use crate::error::{RigError, cannot};
 use crate::initramfs::{Initramfs, guest_path};
-use crate::kernel::Module;
+use crate::kernel::{Kernel, Module};
 use crate::machine::emulator;
-use crate::plan::{ModuleLoad, Plan, Progress};
+use crate::plan::{ModuleLoad, ModuleParam, Plan, Progress};
 use crate::share::{Common, Told};
 
 /// Runs every row of the plan in the rig and hands over what happens to each, as it happens. The numbers
@@ -26,8 +28,9 @@ pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(P
         fs::create_dir_all(directory).map_err(cannot("create", directory))?;
     }
     let emulator = emulator(plan.vendor);
-    let modules = plan.kernel.load_order(&["kvm", plan.vendor.module()])?;
-    let loads = module_loads(plan, &modules)?;
+    check_module_params(&plan.kernel, plan.vendor, &plan.module_params)?;
+    let modules = modules(&plan.kernel, plan.vendor)?;
+    let loads = module_loads(plan, &modules);
     let initramfs = Initramfs::new(&plan.worker, &plan.programs, &modules)?;
     let common = Common { plan, emulator, initramfs, loads, boots: AtomicUsize::new(0), interrupt };
 
@@ -83,26 +86,40 @@ fn outcome(ended: Vec<Result<Option<String>, RigError>>) -> Result<(), RigError>
     }
 }
 
-/// Each module with its parameters. The kernel ignores parameters that it does not know, and then rows would
-/// not run as they were asked to: here they are errors.
-fn module_loads(plan: &Plan, modules: &[Module]) -> Result<Vec<ModuleLoad>, RigError> {
-    for param in &plan.module_params {
+/// Whether a rig with this kernel and vendor loads a module that has each of these parameters. The kernel ignores
+/// parameters that it does not know, and then rows would not run as they were asked to.
+///
+/// # Errors
+/// [`RigError::ModuleParam`] for the first that has no effect, and whatever is wrong with the kernel's modules.
+pub fn check_module_params(kernel: &Kernel, vendor: Vendor, params: &[ModuleParam]) -> Result<(), RigError> {
+    let modules = modules(kernel, vendor)?;
+    for param in params {
         let module = modules.iter().find(|module| module.name == param.module).ok_or_else(|| {
             let names: Vec<_> = modules.iter().map(|module| module.name.as_str()).collect();
             RigError::ModuleParam { param: param.to_string(), why: format!("the rig only loads {}", names.join(", ")) }
         })?;
         let (name, _) = param.setting.split_once('=').unwrap_or((&param.setting, ""));
         if !module.params.iter().any(|known| known == name) {
-            let why = format!("in Linux {} {} has {}", plan.kernel.release, module.name, module.params.join(", "));
+            let why = format!("in Linux {} {} has {}", kernel.release, module.name, module.params.join(", "));
             return Err(RigError::ModuleParam { param: param.to_string(), why });
         }
     }
+    Ok(())
+}
+
+/// The modules that a rig loads, in this order.
+fn modules(kernel: &Kernel, vendor: Vendor) -> Result<Vec<Module>, RigError> {
+    kernel.load_order(&["kvm", vendor.module()])
+}
+
+/// Each module with its parameters.
+fn module_loads(plan: &Plan, modules: &[Module]) -> Vec<ModuleLoad> {
     let load = |module: &Module| {
         let own = plan.module_params.iter().filter(|param| param.module == module.name);
         let settings: Vec<_> = own.map(|param| param.setting.as_str()).collect();
         ModuleLoad { path: guest_path(module), params: settings.join(" ") }
     };
-    Ok(modules.iter().map(load).collect())
+    modules.iter().map(load).collect()
 }
 
 #[cfg(test)]

@@ -149,9 +149,13 @@ enum Where {
 
 impl Where {
     fn find(args: &Compare) -> Result<Self, Early> {
-        let in_rig = || match rig::named_kernel(&args.rig)? {
-            Some(kernel) => Ok(Self::Rig(kernel)),
-            None => Kernel::cached().map(Self::Rig).map_err(|error| Early::nothing_ran(error.to_string())),
+        let in_rig = || {
+            let kernel = match rig::named_kernel(&args.rig)? {
+                Some(kernel) => kernel,
+                None => Kernel::cached().map_err(|error| Early::nothing_ran(error.to_string()))?,
+            };
+            rig::check_module_params(&kernel, &[Vendor::Amd], &args.rig)?;
+            Ok(Self::Rig(kernel))
         };
         match args.on {
             On::Host if args.rig.is_given() => Err(Early::usage(

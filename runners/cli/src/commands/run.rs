@@ -77,6 +77,19 @@ pub(super) fn run_on<'a>(
 ) -> Result<(Summary, Option<String>), Early> {
     let table = privet_cases::table();
     let named_kernel = rig::named_kernel(&args.rig)?;
+    let kernel = OnceCell::new();
+    let kernel = || {
+        kernel
+            .get_or_init(|| {
+                named_kernel.clone().map_or_else(|| Kernel::cached().map_err(|error| error.to_string()), Ok)
+            })
+            .clone()
+    };
+    if [Some(on), args.diff].contains(&Some(On::Rig))
+        && let Ok(kernel) = kernel()
+    {
+        rig::check_module_params(&kernel, args.vendors(), &args.rig)?;
+    }
     let program = std::env::current_exe()
         .map_err(|error| Early::nothing_ran(format!("cannot find this program to start workers with: {error}")))?;
     let models = models(args, on)?;
@@ -95,14 +108,6 @@ pub(super) fn run_on<'a>(
 
     let host = OnceCell::new();
     let host = || host.get_or_init(|| Host::open().map(Arc::new).map_err(|error| error.to_string())).clone();
-    let kernel = OnceCell::new();
-    let kernel = || {
-        kernel
-            .get_or_init(|| {
-                named_kernel.clone().map_or_else(|| Kernel::cached().map_err(|error| error.to_string()), Ok)
-            })
-            .clone()
-    };
     let rig = || match kernel() {
         Ok(_) if on == On::Auto && !rig::emulator_is_installed() => Err("no QEMU to boot its kernel".to_owned()),
         found => found.map(drop),
