@@ -161,7 +161,9 @@ fn eventfd_id(fd: i32) -> Result<u64, Errno> {
 
 fn duplicate(fd: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: only makes a new descriptor, of an open one that the caller has just looked at.
-    let duplicate = Errno::result(unsafe { real::fcntl(fd, libc::F_DUPFD_CLOEXEC, FIRST_FD) })?;
+    let above = |first| Errno::result(unsafe { real::fcntl(fd, libc::F_DUPFD_CLOEXEC, first) });
+    // EINVAL: this process may not have numbers so high (RLIMIT_NOFILE).
+    let duplicate = above(FIRST_FD).or_else(|errno| if errno == Errno::EINVAL { above(0) } else { Err(errno) })?;
     // SAFETY: it was just made, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
 }
