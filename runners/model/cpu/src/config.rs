@@ -27,23 +27,7 @@ impl Default for Config {
         Config {
             physical_bits: 48,
             encryption: Encryption::None,
-            cr4_allowed: cr4::VME
-                | cr4::PVI
-                | cr4::TSD
-                | cr4::DE
-                | cr4::PSE
-                | cr4::PAE
-                | cr4::MCE
-                | cr4::PGE
-                | cr4::PCE
-                | cr4::OSFXSR
-                | cr4::OSXMMEXCPT
-                | cr4::UMIP
-                | cr4::LA57
-                | cr4::FSGSBASE
-                | cr4::OSXSAVE
-                | cr4::SMEP
-                | cr4::SMAP,
+            cr4_allowed: cr4::BASELINE | cr4::UMIP | cr4::LA57 | cr4::FSGSBASE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP,
             efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE,
             xcr0_allowed: fpu::XCR0_X87 | fpu::XCR0_SSE | fpu::XCR0_AVX,
             gigabyte_pages: true,

@@ -60,6 +60,8 @@ pub mod cr4 {
     pub const SMAP: u64 = 1 << 21;
     pub const PKE: u64 = 1 << 22;
     pub const CET: u64 = 1 << 23;
+    /// What a guest may set on every x86-64 processor, whatever its CPUID says.
+    pub const BASELINE: u64 = VME | PVI | TSD | DE | PSE | PAE | MCE | PGE | PCE | OSFXSR | OSXMMEXCPT;
 }
 
 /// Bits of EFER.

@@ -168,17 +168,6 @@ impl GuestCpuid {
     /// The CPU that this CPUID describes.
     pub(crate) fn config(&self) -> Config {
         let mut config = Config::default();
-        let always = cr4::VME
-            | cr4::PVI
-            | cr4::TSD
-            | cr4::DE
-            | cr4::PSE
-            | cr4::PAE
-            | cr4::MCE
-            | cr4::PGE
-            | cr4::PCE
-            | cr4::OSFXSR
-            | cr4::OSXMMEXCPT;
         let ebx: fn(&kvm_cpuid_entry2) -> u32 = |entry| entry.ebx;
         let ecx: fn(&kvm_cpuid_entry2) -> u32 = |entry| entry.ecx;
         let edx: fn(&kvm_cpuid_entry2) -> u32 = |entry| entry.edx;
@@ -191,7 +180,7 @@ impl GuestCpuid {
             (7, ecx, leaf7::LA57, cr4::LA57),
         ];
         let allowed = optional.into_iter().filter(|(leaf, register, bit, _)| self.has(*leaf, *register, *bit));
-        config.cr4_allowed &= allowed.fold(always, |mask, (.., bit)| mask | bit);
+        config.cr4_allowed &= allowed.fold(cr4::BASELINE, |mask, (.., bit)| mask | bit);
         let mut efer_allowed = efer::SCE;
         if self.has(0x8000_0001, edx, extended::LM) {
             efer_allowed |= efer::LME | efer::LMA;
