@@ -1,0 +1,9 @@
+//! What hypervisors ask of a processor, written like its specification.
+//!
+//! Plain state machines over a [`PhysicalMemory`] and a [`privet_cpu::CpuState`]: no threads, no files, no
+//! clock, no board, no Linux. A board owns memory, CPUs and one of these per CPU, and forwards what the CPU's
+//! [`privet_cpu::Bus`] is asked.
+
+mod memory;
+
+pub use memory::{PhysicalMemory, read_array, read_u16, read_u32, read_u64, write_u32, write_u64};
