@@ -2,9 +2,9 @@
 
 use privet_harness::case::Case;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::units::PAGE_SIZE;
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Op, Pattern, Width};
 
 use crate::expect::{expect_eq, expect_no_exit_but};

@@ -8,10 +8,10 @@ use privet_harness::case::Case;
 use privet_harness::mapping::Mapping;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{RangeSpec, TEST_BASE};
 use privet_harness::uapi::{Capability, KVM_SET_MEMORY_ATTRIBUTES, MEMORY_ATTRIBUTE_PRIVATE};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_harness::vm::Vm;
 use privet_protocol::{Pattern, Width};
 

@@ -7,7 +7,7 @@ use privet_harness::case::Case;
 use privet_harness::exit::{Direction, Exit};
 use privet_harness::guest_vcpu::GuestVcpu;
 use privet_harness::need::Need;
-use privet_harness::verdict::{Outcome, Stop};
+use privet_harness::outcome::{Outcome, Stop};
 use privet_protocol::{DOORBELL_PORT, HostMailbox, Words};
 
 use crate::expect::expect_eq;

@@ -9,10 +9,10 @@ use privet_harness::conversion::{Backed, HYPERCALL_LONG_MODE, convert_op, expect
 use privet_harness::exit::Exit;
 use privet_harness::guest::Guest;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{RangeSpec, TestRange};
 use privet_harness::uapi::{Capability, HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 use privet_harness::units::PAGE_SIZE;
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Op, Order, Pattern, Sharing, Width};
 
 use crate::expect::{expect_eq, expect_errno, expect_ok};

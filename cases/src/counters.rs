@@ -1,8 +1,8 @@
 //! KVM's statistics as expectations.
 
 use privet_harness::guest::Guest;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::stats::Stats;
-use privet_harness::verdict::{Outcome, Stop};
 
 /// Counts of a VM or a vCPU that a row compares at two moments.
 pub(crate) struct Counters {

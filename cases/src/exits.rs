@@ -10,10 +10,10 @@ use privet_harness::exit::Exit;
 use privet_harness::guest_memfd::GuestMemfd;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec, TestRange};
 use privet_harness::uapi::Capability;
 use privet_harness::units::{PAGE_SIZE, PageCount};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_harness::vm::Vm;
 use privet_protocol::{Op, Pattern, Width};
 

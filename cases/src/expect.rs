@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use nix::errno::Errno;
 use privet_harness::case::Case;
-use privet_harness::verdict::{Outcome, Stop};
+use privet_harness::outcome::{Outcome, Stop};
 
 /// Expects `seen` to equal `expected`.
 pub(crate) fn expect_eq<T: PartialEq + Debug>(what: &str, seen: &T, expected: &T) -> Outcome {

@@ -9,8 +9,8 @@ use privet_harness::conversion::HYPERCALL_LONG_MODE;
 use privet_harness::exit::Exit;
 use privet_harness::guest::Guest;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::uapi::{Capability, HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, QUIRK_FIX_HYPERCALL_INSN};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{HypercallInstruction, Op, PAYLOAD_BASE};
 
 use crate::expect::{expect_eq, expect_no_exit_but, expect_ok, expect_that};

@@ -7,6 +7,7 @@ use std::thread;
 use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{RangeSpec, TEST_BASE, TestRange};
 use privet_harness::uapi::{
     Capability, GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, HC_MAP_GPA_RANGE, KVM_CREATE_GUEST_MEMFD,
@@ -14,7 +15,6 @@ use privet_harness::uapi::{
     USER_MEM_SLOTS,
 };
 use privet_harness::units::{PAGE_SIZE, PageCount};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_harness::vm::Vm;
 
 use crate::expect::{expect_eq, expect_errno, expect_ok};

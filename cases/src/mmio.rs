@@ -13,8 +13,8 @@ mod wide;
 use privet_harness::exit::Exit;
 use privet_harness::guest_vcpu::{GuestVcpu, Running};
 use privet_harness::need::Need;
+use privet_harness::outcome::Outcome;
 use privet_harness::units::{Gpa, Gva};
-use privet_harness::verdict::Outcome;
 use privet_protocol::{Op, Width};
 
 use crate::table::Row;

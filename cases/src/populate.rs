@@ -10,10 +10,10 @@ use privet_harness::guest_memfd::GuestMemfd;
 use privet_harness::mapping::{AccessError, MapOptions, Mapping};
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::uapi::{Capability, GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP};
 use privet_harness::units::{PAGE_SIZE, PageCount};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Op, Pattern, Width};
 
 use crate::counters::Counters;

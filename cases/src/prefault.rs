@@ -13,11 +13,11 @@ use privet_harness::guest::Guest;
 use privet_harness::mapping::Mapping;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec, TEST_BASE, TestRange};
 use privet_harness::uapi::{Capability, KVM_PRE_FAULT_MEMORY, QUIRK_SLOT_ZAP_ALL};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_harness::vcpu::PreFault;
-use privet_harness::verdict::{Outcome, Stop};
 use privet_harness::vm_type::VmType;
 use privet_protocol::Pattern;
 

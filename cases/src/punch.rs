@@ -7,10 +7,10 @@ use nix::libc::{FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_H
 use privet_harness::alarm::Alarm;
 use privet_harness::case::Case;
 use privet_harness::need::Need;
+use privet_harness::outcome::Outcome;
 use privet_harness::test_range::{RangeSpec, TestRange};
 use privet_harness::uapi::Capability;
 use privet_harness::units::PAGE_SIZE;
-use privet_harness::verdict::Outcome;
 use privet_protocol::{Op, Pattern, Width};
 
 use crate::expect::{expect_eq, expect_errno, expect_ok, expect_that};

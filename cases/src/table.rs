@@ -7,7 +7,7 @@ use std::time::Duration;
 use privet_harness::case::{Case, PayloadFile};
 use privet_harness::host::Host;
 use privet_harness::need::Need;
-use privet_harness::verdict::{Outcome, Stop};
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::vm_type::VmType;
 
 /// What a row tells: straight-line host code that reads as what happens.

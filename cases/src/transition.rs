@@ -13,9 +13,9 @@ use privet_harness::exit::Exit;
 use privet_harness::guest::Guest;
 use privet_harness::guest_vcpu::{GuestVcpu, Running};
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{RangeSpec, TEST_SLOT};
 use privet_harness::units::Gva;
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Op, Order, Pattern, Sharing, Values};
 
 use crate::expect::{expect_eq, expect_no_exit_but, expect_that};

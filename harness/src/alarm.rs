@@ -6,7 +6,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use crate::verdict::{Outcome, Stop};
+use crate::outcome::{Outcome, Stop};
 use crate::watchdog::{REPEAT, Thread};
 
 /// Rings until it is dropped, once its time is over: each signal makes an ioctl that waits or retries return,

@@ -7,9 +7,9 @@ use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
+use crate::outcome::{Outcome, Stop};
 use crate::raw;
 use crate::vcpu::Vcpu;
-use crate::verdict::{Outcome, Stop};
 use crate::vm::Vm;
 
 impl Vm {

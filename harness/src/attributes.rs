@@ -4,9 +4,9 @@ use kvm_bindings::kvm_memory_attributes;
 use nix::errno::Errno;
 
 use crate::errno;
+use crate::outcome::{Outcome, Stop};
 use crate::uapi::MEMORY_ATTRIBUTE_PRIVATE;
 use crate::units::{Gpa, PageCount};
-use crate::verdict::{Outcome, Stop};
 use crate::vm::Vm;
 
 impl Vm {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::guest::GuestBuilder;
 use crate::host::Host;
+use crate::outcome::{Outcome, Stop};
 use crate::payload::LoadPlan;
 use crate::trace::{LONGEST_INSTRUCTION, Trace};
-use crate::verdict::{Outcome, Stop};
 use crate::vm::Vm;
 use crate::vm_type::VmType;
 

@@ -7,9 +7,9 @@ use privet_protocol::{Convert, Op, Order, Sharing};
 use crate::exit::Exit;
 use crate::guest::Guest;
 use crate::guest_vcpu::Running;
+use crate::outcome::{Outcome, Stop};
 use crate::test_range::TestRange;
 use crate::uapi::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
-use crate::verdict::{Outcome, Stop};
 use crate::vm::Vm;
 
 /// Bit 0 of the flags of a hypercall exit: the guest was in 64-bit mode (`KVM_EXIT_HYPERCALL_LONG_MODE`).

@@ -4,10 +4,10 @@ use std::fmt;
 
 use nix::errno::Errno;
 
+use crate::outcome::{Outcome, Stop};
 use crate::run_page::{EXIT, EXIT_LEN, RunPage, SENTINEL};
 use crate::uapi::MEMORY_EXIT_FLAG_PRIVATE;
 use crate::units::Gpa;
-use crate::verdict::{Outcome, Stop};
 
 /// The way of the data of a port access, as the guest sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -10,11 +10,11 @@ use crate::guest_vcpu::GuestVcpu;
 use crate::long_mode;
 use crate::mapping::Mapping;
 use crate::memslot::SlotSpec;
+use crate::outcome::{Outcome, Stop};
 use crate::page_tables::{LARGE_PAGE_SIZE, PageTables};
 use crate::payload::LoadPlan;
 use crate::test_range::{RangeSpec, SHARED_ALIAS, TEST_SLOT, TestRange};
 use crate::units::{Gpa, Gva, PageCount};
-use crate::verdict::{Outcome, Stop};
 use crate::vm::Vm;
 
 /// GPA of the mailbox of vCPU 0; the others follow page by page.

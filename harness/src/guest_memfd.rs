@@ -10,7 +10,7 @@ use nix::sys::stat::{FileStat, fstat};
 
 use crate::errno;
 use crate::mapping::{MapOptions, Mapping};
-use crate::verdict::{Outcome, Stop};
+use crate::outcome::{Outcome, Stop};
 
 /// fallocate mode: the file's size stays. The only mode of a guest_memfd that allocates.
 pub const FALLOC_KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;

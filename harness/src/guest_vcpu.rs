@@ -12,10 +12,10 @@ use crate::case::Case;
 use crate::exit::{Direction, Exit};
 use crate::guest::{HELLO, OPERATION_LIMIT};
 use crate::mapping::Mapping;
+use crate::outcome::{Outcome, Stop};
 use crate::payload::Symbols;
 use crate::units::{Gva, PAGE_SIZE};
 use crate::vcpu::Vcpu;
-use crate::verdict::{Outcome, Stop};
 
 /// A vCPU that executes operations.
 pub struct GuestVcpu {

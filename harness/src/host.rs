@@ -10,10 +10,10 @@ use privet_protocol::HypercallInstruction;
 
 use crate::errno;
 use crate::module::Modules;
+use crate::outcome::{Outcome, Stop};
 use crate::probe::{self, Proven, Usable, cpu_is_amd};
 use crate::trace::Trace;
 use crate::uapi::{API_VERSION, Capability};
-use crate::verdict::{Outcome, Stop};
 use crate::vm::Vm;
 use crate::vm_type::VmType;
 

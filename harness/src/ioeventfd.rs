@@ -5,8 +5,8 @@ use nix::errno::Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::errno;
+use crate::outcome::{Outcome, Stop};
 use crate::units::Gpa;
-use crate::verdict::{Outcome, Stop};
 use crate::vm::Vm;
 
 /// An ioeventfd in MMIO that any store of any length to exactly its address rings.

@@ -1,4 +1,4 @@
-//! What a privet row is told with: hosts, VMs, memory, vCPUs, guests, exits and verdicts.
+//! What a privet row is told with: hosts, VMs, memory, vCPUs, guests and exits.
 //!
 //! The harness has one code path: ioctls on the descriptors of `/dev/kvm`. Where those descriptors lead
 //! (this machine's kernel, a real kernel inside a rig, a model) is the runner's business.
@@ -16,12 +16,12 @@ pub mod guest_memfd;
 pub mod guest_vcpu;
 pub mod host;
 pub mod ioeventfd;
-pub mod kernel_log;
 pub mod long_mode;
 pub mod mapping;
 pub mod memslot;
 pub mod module;
 pub mod need;
+pub mod outcome;
 pub mod page_tables;
 pub mod payload;
 pub mod probe;
@@ -34,7 +34,6 @@ pub mod uapi;
 pub mod units;
 pub mod vcpu;
 pub mod vendor;
-pub mod verdict;
 pub mod vm;
 pub mod vm_type;
 pub mod watchdog;

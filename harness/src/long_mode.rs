@@ -3,9 +3,9 @@
 use kvm_bindings::{CpuId, kvm_regs, kvm_segment, kvm_sregs};
 
 use crate::errno;
+use crate::outcome::{Outcome, Stop};
 use crate::units::Gpa;
 use crate::vcpu::Vcpu;
-use crate::verdict::{Outcome, Stop};
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_MP: u64 = 1 << 1;

@@ -16,8 +16,8 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonym
 use nix::unistd::ftruncate;
 
 use crate::fault_catch::{self, Fault};
+use crate::outcome::{Outcome, Stop};
 use crate::units::PAGE_SIZE;
-use crate::verdict::{Outcome, Stop};
 
 /// How a [`Mapping`] is made; [`MapOptions::new`] is what an ordinary memslot wants.
 #[derive(Clone, Copy, Debug, Default)]

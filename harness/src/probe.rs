@@ -16,11 +16,11 @@ use crate::host::Host;
 use crate::long_mode;
 use crate::mapping::Mapping;
 use crate::memslot::SlotSpec;
+use crate::outcome::Outcome;
 use crate::trace::{LONGEST_INSTRUCTION, Trace, disassemble};
 use crate::uapi::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 use crate::units::{Gpa, PAGE_SIZE, PageCount};
 use crate::vcpu::Vcpu;
-use crate::verdict::Outcome;
 use crate::vm::Vm;
 use crate::vm_type::VmType;
 

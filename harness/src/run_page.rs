@@ -4,7 +4,7 @@
 //! `include/uapi/linux/kvm.h`, `struct kvm_run`.
 
 use crate::mapping::Mapping;
-use crate::verdict::{Outcome, Stop};
+use crate::outcome::{Outcome, Stop};
 
 /// What `exit_reason` is set to before each run: if it is still there afterwards, KVM_RUN was refused before
 /// the guest ran (`x86.c:vcpu_run` stores KVM_EXIT_UNKNOWN first thing).

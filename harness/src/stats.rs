@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use crate::verdict::{Outcome, Stop};
+use crate::outcome::{Outcome, Stop};
 
 /// Header: flags, name_size, num_desc, id_offset, desc_offset, data_offset.
 const HEADER_LEN: usize = 24;

@@ -8,9 +8,9 @@ use privet_protocol::Pattern;
 use crate::guest_memfd::GuestMemfd;
 use crate::mapping::{MapOptions, Mapping};
 use crate::memslot::SlotSpec;
+use crate::outcome::{Outcome, Stop};
 use crate::uapi::{GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP};
 use crate::units::{Gpa, Gva, PAGE_SIZE, PageCount};
-use crate::verdict::{Outcome, Stop};
 use crate::vm::Vm;
 
 /// GPA of the first test range: above 4 GiB, where nothing else lives.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
 use crate::exit::Exit;
-use crate::verdict::Outcome;
+use crate::outcome::Outcome;
 
 /// The longest x86 instruction in bytes.
 pub const LONGEST_INSTRUCTION: usize = 15;
@@ -115,7 +115,7 @@ pub fn disassemble(rip: u64, bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Stop;
+    use crate::outcome::Stop;
 
     #[test]
     fn the_last_exits_are_kept_and_all_are_counted() {

@@ -14,11 +14,11 @@ use nix::errno::Errno;
 
 use crate::errno;
 use crate::exit::Exit;
+use crate::outcome::{Outcome, Stop};
 use crate::raw;
 use crate::run_page::{RunPage, SENTINEL};
 use crate::stats::Stats;
 use crate::units::{Gpa, PageCount};
-use crate::verdict::{Outcome, Stop};
 use crate::vm::Core;
 use crate::watchdog::{GRACE, REPEAT, Thread};
 

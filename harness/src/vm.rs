@@ -13,13 +13,13 @@ use crate::guest_memfd::GuestMemfd;
 use crate::host::Host;
 use crate::mapping::Mapping;
 use crate::memslot::{Memslot, SlotSpec, SlotTable};
+use crate::outcome::{Outcome, Stop};
 use crate::raw;
 use crate::stats::Stats;
 use crate::trace::Trace;
 use crate::uapi::{Capability, HC_MAP_GPA_RANGE};
 use crate::units::PageCount;
 use crate::vcpu::Vcpu;
-use crate::verdict::{Outcome, Stop};
 use crate::vm_type::VmType;
 
 /// What a VM and its vCPUs share; the VM's descriptor is closed when the last of them is gone.

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use nix::sys::signal::Signal;
 use privet_harness::mapping::{AccessError, MapOptions, Mapping};
+use privet_harness::outcome::Stop;
 use privet_harness::units::PAGE_SIZE;
-use privet_harness::verdict::Stop;
 use proptest::prelude::*;
 
 #[test]

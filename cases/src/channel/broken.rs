@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use privet_harness::case::Case;
 use privet_harness::guest::Guest;
 use privet_harness::guest_vcpu::GuestVcpu;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{
     Failure, FailureKind, Fault, MAGIC_WORD, OP, Op, REPLY_SEQ, REQUEST_SEQ, Refusal, Reply, STATUS, TEXT_LEN, VALUES,
 };

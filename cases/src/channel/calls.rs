@@ -5,9 +5,9 @@ use std::thread;
 use privet_harness::case::Case;
 use privet_harness::guest_vcpu::GuestVcpu;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::units::{Gva, PAGE_SIZE};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Fault, MAX_BYTES, Op, REPLY_SEQ, Width};
 
 use super::{expect_error, mailbox, words};

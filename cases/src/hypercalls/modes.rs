@@ -9,10 +9,10 @@ use privet_harness::exit::{Direction, Exit};
 use privet_harness::long_mode;
 use privet_harness::mapping::Mapping;
 use privet_harness::memslot::SlotSpec;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::uapi::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_harness::vcpu::Vcpu;
-use privet_harness::verdict::{Outcome, Stop};
 
 use super::opcode;
 use crate::expect::expect_eq;

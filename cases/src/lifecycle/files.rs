@@ -11,12 +11,12 @@ use nix::unistd::{close, ftruncate, read, write};
 use privet_harness::case::Case;
 use privet_harness::mapping::MapOptions;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{RangeSpec, TEST_BASE, TestRange};
 use privet_harness::uapi::{
     Capability, GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, KVM_CREATE_GUEST_MEMFD, MEM_GUEST_MEMFD,
 };
 use privet_harness::units::{PAGE_SIZE, PageCount};
-use privet_harness::verdict::{Outcome, Stop};
 
 use crate::expect::{expect_eq, expect_errno, expect_ok};
 use crate::table::Row;

@@ -6,8 +6,8 @@ use privet_harness::case::Case;
 use privet_harness::exit::Exit;
 use privet_harness::guest::MMIO_BASE;
 use privet_harness::guest_vcpu::GuestVcpu;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::units::{Gpa, PAGE_SIZE};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Fault, Op, Pattern, Width};
 
 use super::{VMS, answer_read, gva, read, read_exit, read_op, take_write, write, write_exit, write_op};

@@ -8,10 +8,10 @@ use privet_harness::guest::{Guest, GuestBuilder};
 use privet_harness::mapping::Mapping;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
+use privet_harness::outcome::Outcome;
 use privet_harness::test_range::RangeSpec;
 use privet_harness::uapi::{Capability, MEM_LOG_DIRTY_PAGES};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
-use privet_harness::verdict::Outcome;
 use privet_protocol::{Op, Width};
 
 use super::cost::{Cost, Meter};

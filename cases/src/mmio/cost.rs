@@ -2,9 +2,9 @@
 
 use privet_harness::guest::Guest;
 use privet_harness::guest_vcpu::GuestVcpu;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::stats::{Snapshot, Stats};
 use privet_harness::units::{Gpa, Gva, PAGE_SIZE};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Op, Width};
 
 use crate::expect::expect_eq;

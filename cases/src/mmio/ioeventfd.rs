@@ -3,10 +3,10 @@
 
 use privet_harness::case::Case;
 use privet_harness::need::Need;
+use privet_harness::outcome::Outcome;
 use privet_harness::uapi::Capability;
 use privet_harness::units::Gpa;
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::Outcome;
 use privet_protocol::Width;
 
 use super::cached::{add_elsewhere, caching};

@@ -7,11 +7,11 @@ use privet_harness::guest::{Guest, MMIO_BASE};
 use privet_harness::mapping::Mapping;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec, TEST_BASE, TEST_SLOT};
 use privet_harness::uapi::{Capability, MEM_READONLY};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Op, Pattern, Width};
 
 use super::cached::caching;

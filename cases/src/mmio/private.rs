@@ -7,11 +7,11 @@ use privet_harness::guest_vcpu::Running;
 use privet_harness::mapping::Mapping;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
+use privet_harness::outcome::Outcome;
 use privet_harness::test_range::{RangeSpec, TEST_SLOT};
 use privet_harness::uapi::Capability;
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_harness::vcpu::PreFault;
-use privet_harness::verdict::Outcome;
 use privet_protocol::{Op, Pattern, Width};
 
 use super::cached::caching;

@@ -4,9 +4,9 @@ use privet_harness::case::Case;
 use privet_harness::guest::MMIO_BASE;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
+use privet_harness::outcome::Outcome;
 use privet_harness::uapi::MEM_LOG_DIRTY_PAGES;
 use privet_harness::units::PAGE_SIZE;
-use privet_harness::verdict::Outcome;
 use privet_protocol::{Op, Width};
 
 use super::memory::ram;

@@ -1,8 +1,8 @@
 //! Accesses that are longer than an exit can tell: one exit for each 8 bytes of a page.
 
 use privet_harness::case::Case;
+use privet_harness::outcome::Outcome;
 use privet_harness::units::{Gpa, PAGE_SIZE};
-use privet_harness::verdict::Outcome;
 use privet_protocol::Op;
 
 use super::cost::Meter;

@@ -7,10 +7,10 @@ use privet_harness::case::Case;
 use privet_harness::guest::Guest;
 use privet_harness::mapping::{MapOptions, Mapping};
 use privet_harness::memslot::SlotSpec;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec, TEST_BASE};
 use privet_harness::uapi::MEM_LOG_DIRTY_PAGES;
 use privet_harness::units::{PAGE_SIZE, PageCount};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_protocol::{Pattern, Width};
 
 use super::parts::{Parts, Region, SIZE, SLOT};

@@ -2,10 +2,10 @@
 
 use nix::errno::Errno;
 use privet_harness::case::Case;
+use privet_harness::outcome::Outcome;
 use privet_harness::test_range::{RangeSpec, TEST_BASE};
 use privet_harness::uapi::{MEM_GUEST_MEMFD, MEM_LOG_DIRTY_PAGES, MEM_READONLY};
 use privet_harness::units::PAGE_SIZE;
-use privet_harness::verdict::Outcome;
 use privet_protocol::Pattern;
 
 use super::parts::{Parts, Region, SIZE, SLOT};

@@ -6,13 +6,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::TEST_BASE;
 use privet_harness::uapi::{
     Capability, KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2, MEM_GUEST_MEMFD, MEM_LOG_DIRTY_PAGES,
     MEM_READONLY, USER_MEM_SLOTS,
 };
 use privet_harness::units::PAGE_SIZE;
-use privet_harness::verdict::{Outcome, Stop};
 
 use super::parts::{FILE_SIZE, Parts, Region, SIZE, SLOT, aligned_down, bytes};
 use crate::expect::{expect_eq, expect_errno, expect_ok};

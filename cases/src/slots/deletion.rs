@@ -3,9 +3,9 @@
 use privet_harness::case::Case;
 use privet_harness::guest::Guest;
 use privet_harness::need::Need;
+use privet_harness::outcome::Outcome;
 use privet_harness::test_range::{Backing, RangeSpec, TEST_SLOT};
 use privet_harness::uapi::{Capability, QUIRK_SLOT_ZAP_ALL};
-use privet_harness::verdict::Outcome;
 use privet_protocol::Pattern;
 
 use crate::counters::Counters;

@@ -7,10 +7,10 @@ use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::guest_memfd::GuestMemfd;
 use privet_harness::mapping::Mapping;
+use privet_harness::outcome::Outcome;
 use privet_harness::test_range::TEST_BASE;
 use privet_harness::uapi::MEM_GUEST_MEMFD;
 use privet_harness::units::{PAGE_SIZE, PageCount};
-use privet_harness::verdict::Outcome;
 use privet_harness::vm::Vm;
 
 use crate::expect::{expect_errno, expect_ok};

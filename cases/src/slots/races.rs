@@ -9,9 +9,9 @@ use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::guest_memfd::GuestMemfd;
 use privet_harness::memslot::SlotSpec;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::TEST_BASE;
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
-use privet_harness::verdict::{Outcome, Stop};
 use privet_harness::vm::Vm;
 
 use super::parts::{Parts, Region, SIZE, SLOT};

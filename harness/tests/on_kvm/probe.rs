@@ -1,8 +1,8 @@
 //! The probe: what it says agrees with what happens.
 
 use nix::errno::Errno;
+use privet_harness::outcome::Stop;
 use privet_harness::uapi::Capability;
-use privet_harness::verdict::Stop;
 use privet_harness::vm::Vm;
 use privet_harness::vm_type::VmType;
 

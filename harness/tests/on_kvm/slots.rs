@@ -7,9 +7,9 @@ use kvm_bindings::{kvm_userspace_memory_region, kvm_userspace_memory_region2};
 use nix::errno::Errno;
 use privet_harness::mapping::Mapping;
 use privet_harness::memslot::{Memslot, SlotSpec};
+use privet_harness::outcome::Stop;
 use privet_harness::uapi::{MEM_READONLY, USER_MEM_SLOTS};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
-use privet_harness::verdict::Stop;
 use privet_harness::vm::Vm;
 use privet_harness::vm_type::VmType;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use privet_harness::exit::{Direction, Exit};
 use privet_harness::memslot::SlotSpec;
+use privet_harness::outcome::Stop;
 use privet_harness::uapi::Capability;
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
-use privet_harness::verdict::Stop;
 
 use crate::{CODE, PAGES, PLENTY, host, real_mode};
 

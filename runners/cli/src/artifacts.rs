@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use privet_harness::verdict::CaseReport;
+use privet_report::CaseReport;
 use serde::Serialize;
 
 use crate::exit::Early;

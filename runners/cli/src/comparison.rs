@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use privet_cases::Row;
-use privet_harness::verdict::{CaseReport, Verdict};
 use privet_kselftest::catalogue::Test;
 use privet_kselftest::reading::{self, Reading};
+use privet_report::{CaseReport, Verdict};
 use serde::Serialize;
 
 use crate::place::Context;
@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
     use crate::kselftest_worker;
-    use privet_harness::verdict::Place;
+    use privet_report::Place;
     use std::time::Duration;
 
     fn row(verdict: Verdict, exceeds: bool) -> RowResult {

@@ -3,7 +3,7 @@
 use std::io;
 
 use nix::sys::signal::Signal;
-use privet_harness::verdict::{CaseReport, Verdict};
+use privet_report::{CaseReport, Verdict};
 
 use crate::artifacts::Artifacts;
 use crate::interrupt::Interrupt;

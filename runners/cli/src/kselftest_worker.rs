@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{CaseReport, Verdict};
 use privet_kselftest::reading::{End, Observation};
+use privet_report::{CaseReport, Verdict};
 
 use crate::args::KselftestWorker;
 use crate::interrupt::Interrupt;

@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 
 use privet_harness::probe::Proven;
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::Place;
 use privet_machine::options::{DEFECT, OPTIONS, PERSONALITY};
 use privet_machine::{Defect, Options};
+use privet_report::Place;
 use privet_rig::ModuleParam;
 
 use crate::exit::{Early, Status};

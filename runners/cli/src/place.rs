@@ -6,7 +6,7 @@ use privet_cases::Row;
 use privet_harness::host::Host;
 use privet_harness::module::Modules;
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::args::On;

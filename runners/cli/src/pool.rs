@@ -7,8 +7,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use privet_harness::kernel_log::{self, KernelLog};
-use privet_harness::verdict::{CaseReport, Verdict};
+use privet_report::kernel_log::{self, KernelLog};
+use privet_report::{CaseReport, Verdict};
 
 use crate::interrupt::Interrupt;
 use crate::place::Context;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use privet_harness::verdict::Place;
 use privet_machine::Defect;
+use privet_report::Place;
 
 use crate::args::RigOptions;
 use crate::plan::Job;

@@ -2,8 +2,8 @@
 
 use privet_cases::Row;
 use privet_harness::need::Need;
-use privet_harness::verdict::{CaseReport, Verdict};
 use privet_harness::vm_type::VmType;
+use privet_report::{CaseReport, Verdict};
 
 /// Turns a skip of `row` into a failure if its VM type is required. A row about another setting of a module
 /// parameter, about the other vendor's half of KVM, or about kernels that lack something, stays skipped: no

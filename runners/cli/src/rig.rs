@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use privet_harness::host::Host;
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{Place, Verdict};
+use privet_report::{Place, Verdict};
 use privet_rig::{CaseRun, Event, GuestPlan, Kernel, Patience, Plan, Program, Progress, RigError};
 
 use crate::args::RigOptions;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use privet_harness::verdict::Verdict;
+use privet_report::Verdict;
 use serde::Serialize;
 
 use crate::exit::Status;

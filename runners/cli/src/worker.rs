@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use privet_harness::host::Host;
 use privet_harness::probe::Proven;
-use privet_harness::verdict::Verdict;
+use privet_report::Verdict;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Worker;
@@ -82,7 +82,7 @@ fn say(args: &Worker) -> Said {
     let ran = row.run(Arc::new(host), args.seed, Duration::from_millis(args.limit_ms));
     let (verdict, reason) = match ran.outcome {
         Ok(()) => (Verdict::Pass, String::new()),
-        Err(stop) => (stop.verdict(), stop.to_string()),
+        Err(stop) => (Verdict::from(&stop), stop.to_string()),
     };
     Said { exits: ran.exits, details: ran.details, ..said(verdict, reason) }
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use privet_harness::need::Need;
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use privet::plan::{self, Job};
 use privet::report::{Format, in_format};
 use privet::summary::Summary;
-use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 use proptest::prelude::*;
 
 /// Output that can be looked at afterwards.

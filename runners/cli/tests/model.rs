@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::{Command, Output, Stdio};
 
-use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 use serde_json::Value;
 
 /// Runs `privet` with a cache that holds no kernel.

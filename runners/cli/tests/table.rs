@@ -22,7 +22,7 @@ use privet::worker;
 use privet_cases::Row;
 use privet_harness::host::Host;
 use privet_harness::probe::Proven;
-use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 
 const LIMIT: Duration = Duration::from_secs(60);
 

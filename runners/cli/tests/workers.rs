@@ -10,7 +10,7 @@ use privet::place::Context;
 use privet::plan::Job;
 use privet::pool::{Event, Finished, KernelLogs, Pool};
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{Place, Verdict};
+use privet_report::{Place, Verdict};
 
 const ID: &str = "upm.access.example";
 

@@ -1,6 +1,6 @@
 //! Why a row has no report of its own: what became of the machine while it was running.
 
-use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 
 use crate::boot::{End, Limits};
 use crate::console::{find_panic, last_lines, since_start_of};

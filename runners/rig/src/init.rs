@@ -10,8 +10,8 @@ use std::path::Path;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use privet_harness::kernel_log::{KernelLog, judge};
-use privet_harness::verdict::{CaseReport, Place};
+use privet_report::kernel_log::{KernelLog, judge};
+use privet_report::{CaseReport, Place};
 
 use crate::console::start_mark;
 use crate::plan::{Event, GuestPlan, Message};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::CaseReport;
+use privet_report::CaseReport;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::Kernel;

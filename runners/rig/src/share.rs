@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 
 use crate::blame::Blame;
 use crate::boot::{Boot, End, Limits, News};

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 use privet_rig::{CaseRun, Event, GuestPlan, GuestPort, Kernel, ModuleParam, Patience, Plan, Progress, RigError, run};
 
 fn main() -> ExitCode {

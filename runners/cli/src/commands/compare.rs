@@ -9,10 +9,10 @@ use std::rc::Rc;
 use privet_cases::Row;
 use privet_harness::host::Host;
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{CaseReport, Place};
 use privet_kselftest::catalogue::{TESTS, Test};
 use privet_kselftest::directory::Kselftests;
 use privet_kselftest::reading::{self, Reading};
+use privet_report::{CaseReport, Place};
 use privet_rig::{Kernel, Program};
 
 use super::model::is_static;
@@ -293,7 +293,7 @@ fn compared(
 /// What a test said, with what the kernel said meanwhile. A test that brought its worker or the machine down
 /// has said nothing.
 fn read(report: &CaseReport) -> Reading {
-    use privet_harness::verdict::Verdict;
+    use privet_report::Verdict;
     match kselftest_worker::observation(report) {
         Ok(observation) => {
             let mut reading = observation.read();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
-use privet_harness::verdict::{CaseReport, Verdict};
+use privet_report::{CaseReport, Verdict};
 
 use super::list::show;
 use super::run::run_on;
@@ -78,7 +78,7 @@ fn side_by_side(here: &CaseReport, there: &CaseReport) -> String {
 mod tests {
     use std::time::Duration;
 
-    use privet_harness::verdict::Place;
+    use privet_report::Place;
 
     use super::*;
     use crate::place::Context;

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{CaseReport, Verdict};
 use privet_machine::Defect;
+use privet_report::{CaseReport, Verdict};
 use privet_rig::ModuleParam;
 
 use super::run::cores;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use privet_cases::Row;
 use privet_harness::host::Host;
 use privet_harness::vendor::Vendor;
-use privet_harness::verdict::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 use privet_rig::Kernel;
 
 use super::diff;

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use nix::sys::utsname::uname;
-use privet_harness::verdict::Place;
+use privet_report::Place;
 use serde::{Deserialize, Serialize};
 
 use super::Compared;

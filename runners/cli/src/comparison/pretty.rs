@@ -1,6 +1,6 @@
 //! A comparison as a table for people.
 
-use privet_harness::verdict::Verdict;
+use privet_report::Verdict;
 
 use super::baseline::Against;
 use super::{Compared, Comparison, Relation, RowResult};

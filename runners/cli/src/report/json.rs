@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use privet_harness::verdict::CaseReport;
+use privet_report::CaseReport;
 use serde::Serialize;
 
 use super::Report;

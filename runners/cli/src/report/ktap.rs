@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use privet_harness::verdict::{CaseReport, Verdict};
+use privet_report::{CaseReport, Verdict};
 
 use super::in_order::InOrder;
 use super::{Report, one_line, place};

@@ -3,7 +3,7 @@
 use std::io;
 
 use clap::ValueEnum;
-use privet_harness::verdict::{CaseReport, Place};
+use privet_report::{CaseReport, Place};
 
 use crate::plan::Job;
 use crate::summary::Summary;

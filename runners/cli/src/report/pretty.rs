@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use privet_harness::verdict::{CaseReport, Verdict};
+use privet_report::{CaseReport, Verdict};
 
 use super::{Report, one_line, place};
 use crate::plan::Job;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
-use privet_harness::verdict::CaseReport;
+use privet_report::CaseReport;
 
 use super::Report;
 use crate::plan::Job;

@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 
-use crate::verdict::{CaseReport, Verdict};
+use crate::{CaseReport, Verdict};
 
 /// The longest record that the kernel hands out, with its dictionary (`PRINTK_MESSAGE_MAX`).
 const RECORD_MAX: usize = 2048 + 8192;
@@ -149,7 +149,7 @@ pub fn judge(report: &mut CaseReport, lines: &[LogLine]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Place;
+    use crate::Place;
 
     fn report(verdict: Verdict) -> CaseReport {
         CaseReport {
