@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use privet_harness::host::Host;
 use privet_harness::vendor::Vendor;
+use privet_kernel::Kernel;
 use privet_report::{Place, Verdict};
-use privet_rig::{CaseRun, Event, GuestPlan, Kernel, Patience, Plan, Program, Progress, RigError};
+use privet_rig::{CaseRun, Event, GuestPlan, Patience, Plan, Program, Progress, RigError};
 
 use crate::args::RigOptions;
 use crate::exit::Early;

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-use privet_rig::RigError;
-use privet_rig::build_cache::{build_alone, put};
-use privet_rig::build_tools;
-use privet_rig::command::Runner;
-use privet_rig::kernel_source::KernelSource;
+use privet_kernel::KernelError;
+use privet_kernel::build_cache::{build_alone, put};
+use privet_kernel::build_tools;
+use privet_kernel::command::Runner;
+use privet_kernel::kernel_source::KernelSource;
 
 use crate::catalogue::TESTS;
 use crate::directory::{Kselftests, SOURCE};
@@ -82,8 +82,8 @@ const KEPT: &[(&str, &str, &str)] =
 ///
 /// # Errors
 /// If there is no cache directory.
-pub fn cache_dir() -> Result<PathBuf, RigError> {
-    Ok(privet_rig::cache_dir()?.with_file_name("kselftests"))
+pub fn cache_dir() -> Result<PathBuf, KernelError> {
+    Ok(privet_kernel::cache_dir()?.with_file_name("kselftests"))
 }
 
 /// Makes sure that selftests are in the cache, and returns them. What is in progress is told to `on_progress`
@@ -96,11 +96,11 @@ pub fn build(
     request: &BuildRequest,
     interrupt: BorrowedFd<'_>,
     on_progress: &mut dyn FnMut(&str),
-) -> Result<Built, RigError> {
+) -> Result<Built, KernelError> {
     build_tools::check(PROGRAMS, HEADERS)?;
     let cache = cache_dir()?;
     // Apt's lists are the rig's: both take the same package.
-    let lists = privet_rig::cache_dir()?;
+    let lists = privet_kernel::cache_dir()?;
     build_alone(&cache, interrupt, on_progress, &mut |work, runner, on_progress| {
         let source = KernelSource::find(&lists, request.source.as_deref(), None, runner, on_progress)?;
         let how = if request.is_static { "static" } else { "dynamic" };
@@ -112,7 +112,7 @@ pub fn build(
         }
         // What was asked for last is what is taken where no directory is named.
         touch(&entry.join(SOURCE))?;
-        let kselftests = Kselftests::named(&entry).map_err(|error| RigError::Source(error.to_string()))?;
+        let kselftests = Kselftests::named(&entry).map_err(|error| KernelError::Source(error.to_string()))?;
         let tests = TESTS.iter().filter(|test| kselftests.program(test.name).is_some()).count();
         Ok(Built { kselftests, source: source.name(), is_new, tests })
     })
@@ -125,12 +125,12 @@ fn compile(
     work: &Path,
     runner: &mut Runner<'_>,
     on_progress: &mut dyn FnMut(&str),
-) -> Result<PathBuf, RigError> {
+) -> Result<PathBuf, KernelError> {
     let original = source.unpack(work, runner, on_progress)?;
     let has = |test: &str| original.join(SELFTESTS).join(format!("{test}.c")).is_file();
     let tests: Vec<&str> = TESTS.iter().map(|test| test.name).filter(|test| has(test)).collect();
     if tests.is_empty() {
-        return Err(RigError::Source(format!(
+        return Err(KernelError::Source(format!(
             "{} has none of the tests of KVM that privet knows: name a newer kernel with --source",
             source.name()
         )));
@@ -197,7 +197,7 @@ fn is_program(file: &Path) -> bool {
 }
 
 /// Copies those files of one directory.
-fn keep(from: &Path, to: &Path, is_kept: &dyn Fn(&Path) -> bool) -> Result<(), RigError> {
+fn keep(from: &Path, to: &Path, is_kept: &dyn Fn(&Path) -> bool) -> Result<(), KernelError> {
     fs::create_dir_all(to).map_err(cannot("create", to))?;
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
         if is_kept(&entry.path()) {
@@ -207,20 +207,20 @@ fn keep(from: &Path, to: &Path, is_kept: &dyn Fn(&Path) -> bool) -> Result<(), R
     Ok(())
 }
 
-fn touch(file: &Path) -> Result<(), RigError> {
+fn touch(file: &Path) -> Result<(), KernelError> {
     let touched = File::options().append(true).open(file).and_then(|file| file.set_modified(SystemTime::now()));
     touched.map_err(cannot("write", file))
 }
 
-fn create(dir: &Path) -> Result<(), RigError> {
+fn create(dir: &Path) -> Result<(), KernelError> {
     fs::create_dir(dir).map_err(cannot("create", dir))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), RigError> {
+fn copy(from: &Path, to: &Path) -> Result<(), KernelError> {
     fs::copy(from, to).map(|_| ()).map_err(cannot("copy", from))
 }
 
-fn cannot(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> RigError {
+fn cannot(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> KernelError {
     let what = format!("{verb} {}", path.display());
-    move |source| RigError::Io { what, source }
+    move |source| KernelError::Io { what, source }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use privet_rig::RigError;
+use privet_kernel::KernelError;
 
 use crate::build::cache_dir;
 
@@ -32,7 +32,7 @@ pub enum NoKselftests {
     Empty(PathBuf),
     /// The cache cannot be found.
     #[error(transparent)]
-    Cache(#[from] RigError),
+    Cache(#[from] KernelError),
 }
 
 impl Kselftests {

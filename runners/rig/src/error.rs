@@ -3,45 +3,21 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a rig could not be built or run. Each is one line that says what to do.
+use privet_kernel::KernelError;
+
+/// Why a rig could not run. Each is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum RigError {
-    /// Nothing was built yet and nothing was named.
-    #[error("no kernel for the rig in {}: build one with `privet rig build`, or name one with --kernel BZIMAGE --modules DIR", .cache.display())]
-    NoKernel {
-        /// Where kernels are cached.
-        cache: PathBuf,
-    },
-    /// A kernel image or its modules cannot be used.
-    #[error("{}: {why}", .path.display())]
-    BadKernel {
-        /// The offending file or directory.
-        path: PathBuf,
-        /// What is wrong with it, and what to do.
-        why: String,
-    },
-    /// Programs or headers that are not installed.
+    /// The kernel or its modules cannot be used.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// An emulator, or what it needs, is not installed.
     #[error("not installed: {missing}; {install}")]
     NotInstalled {
-        /// Their names.
+        /// Its name.
         missing: String,
-        /// The command that installs them.
+        /// The command that installs it.
         install: String,
-    },
-    /// The kernel's source cannot be had.
-    #[error("no kernel source: {0}")]
-    Source(String),
-    /// A program that the build needs failed.
-    #[error("{what} failed ({status}): {complaint} (its whole output: {})", .log.display())]
-    Command {
-        /// What was run.
-        what: String,
-        /// Its exit status.
-        status: String,
-        /// The first error that it named, or its last line.
-        complaint: String,
-        /// The file with all that it said.
-        log: PathBuf,
     },
     /// The executable cannot be taken into the rig.
     #[error("{}: {why}", .path.display())]

@@ -12,9 +12,9 @@ use goblin::elf::Elf;
 
 use crate::error::{RigError, cannot};
 use crate::init;
-use crate::kernel::Module;
 use crate::libraries;
 use crate::plan::{GuestPlan, Program};
+use privet_kernel::Module;
 
 /// Where the worker lies in the guest.
 pub(crate) const WORKER: &str = "/privet";

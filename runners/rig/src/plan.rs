@@ -7,7 +7,7 @@ use privet_harness::vendor::Vendor;
 use privet_report::CaseReport;
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::Kernel;
+use privet_kernel::Kernel;
 
 /// One run of one row.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -9,10 +9,10 @@ use privet_harness::vendor::Vendor;
 
 use crate::error::{RigError, cannot};
 use crate::initramfs::{Initramfs, guest_path};
-use crate::kernel::{Kernel, Module};
 use crate::machine::emulator;
 use crate::plan::{ModuleLoad, ModuleParam, Plan, Progress};
 use crate::share::{Common, Told};
+use privet_kernel::{Kernel, Module};
 
 /// Runs every row of the plan in the rig and hands over what happens to each, as it happens. The numbers
 /// of the events are indices into `plan.cases`; every row gets exactly one report.
@@ -109,7 +109,7 @@ pub fn check_module_params(kernel: &Kernel, vendor: Vendor, params: &[ModulePara
 
 /// The modules that a rig loads, in this order.
 fn modules(kernel: &Kernel, vendor: Vendor) -> Result<Vec<Module>, RigError> {
-    kernel.load_order(&["kvm", vendor.module()])
+    Ok(kernel.load_order(&["kvm", vendor.module()])?)
 }
 
 /// Each module with its parameters.

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use privet_harness::vendor::Vendor;
+use privet_kernel::Kernel;
 use privet_report::{CaseReport, Place, Verdict};
-use privet_rig::{CaseRun, Event, GuestPlan, GuestPort, Kernel, ModuleParam, Patience, Plan, Progress, RigError, run};
+use privet_rig::{CaseRun, Event, GuestPlan, GuestPort, ModuleParam, Patience, Plan, Progress, RigError, run};
 
 fn main() -> ExitCode {
     if let Some(directory) = std::env::var_os(DIRECTORY) {

@@ -9,11 +9,12 @@ use std::rc::Rc;
 use privet_cases::Row;
 use privet_harness::host::Host;
 use privet_harness::vendor::Vendor;
+use privet_kernel::Kernel;
 use privet_kselftest::catalogue::{TESTS, Test};
 use privet_kselftest::directory::Kselftests;
 use privet_kselftest::reading::{self, Reading};
 use privet_report::{CaseReport, Place};
-use privet_rig::{Kernel, Program};
+use privet_rig::Program;
 
 use super::model::is_static;
 use super::run::run_on_host;

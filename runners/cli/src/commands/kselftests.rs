@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
+use privet_kernel::KernelError;
 use privet_kselftest::build::BuildRequest;
-use privet_rig::RigError;
 
 use crate::args::KselftestsBuild;
 use crate::exit::{Early, Status};
@@ -27,7 +27,7 @@ pub fn build(args: KselftestsBuild, mut out: impl Write) -> Result<Status, Early
     let built = privet_kselftest::build::build(&request, interrupt.as_fd(), &mut on_progress);
     bar.finish_and_clear();
     let built = built.map_err(|error| match (&error, interrupt.signal()) {
-        (RigError::Interrupted, Some(signal)) => {
+        (KernelError::Interrupted, Some(signal)) => {
             Early { status: Status::Interrupted(signal), message: "interrupted: the cache is as it was".to_owned() }
         }
         _ => failed(error.to_string()),

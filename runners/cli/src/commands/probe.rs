@@ -5,8 +5,8 @@ use std::io::Write;
 use privet_harness::host::Host;
 use privet_harness::uapi::Capability;
 use privet_harness::vm_type::VmType;
+use privet_kernel::Kernel;
 use privet_report::Place;
-use privet_rig::Kernel;
 
 use crate::exit::{Early, Status};
 use crate::place::Context;

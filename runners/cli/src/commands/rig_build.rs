@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use privet_rig::{BuildRequest, RigError};
+use privet_kernel::{BuildRequest, KernelError};
 
 use crate::args::RigBuild;
 use crate::exit::{Early, Status};
@@ -23,10 +23,10 @@ pub fn rig_build(args: RigBuild, mut out: impl Write) -> Result<Status, Early> {
     // Hidden where standard error is no terminal.
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(200));
-    let built = privet_rig::build(&request, interrupt.as_fd(), &mut |doing| bar.set_message(doing.to_owned()));
+    let built = privet_kernel::build(&request, interrupt.as_fd(), &mut |doing| bar.set_message(doing.to_owned()));
     bar.finish_and_clear();
     let built = built.map_err(|error| match (&error, interrupt.signal()) {
-        (RigError::Interrupted, Some(signal)) => {
+        (KernelError::Interrupted, Some(signal)) => {
             Early { status: Status::Interrupted(signal), message: "interrupted: the cache is as it was".to_owned() }
         }
         _ => failed(error.to_string()),

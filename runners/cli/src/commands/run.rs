@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use privet_cases::Row;
 use privet_harness::host::Host;
 use privet_harness::vendor::Vendor;
+use privet_kernel::Kernel;
 use privet_report::{CaseReport, Place, Verdict};
-use privet_rig::Kernel;
 
 use super::diff;
 use crate::args::{On, Run};

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use goblin::elf::Elf;
 
-use crate::error::{RigError, cannot};
+use crate::error::{KernelError, cannot};
 
 /// The name of the image in a cache entry.
 pub(crate) const IMAGE: &str = "bzImage";
@@ -28,10 +28,10 @@ pub struct Kernel {
 ///
 /// # Errors
 /// If neither variable names an absolute path.
-pub fn cache_dir() -> Result<PathBuf, RigError> {
+pub fn cache_dir() -> Result<PathBuf, KernelError> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
-    let cache = cache.ok_or_else(|| RigError::Io {
+    let cache = cache.ok_or_else(|| KernelError::Io {
         what: "find the cache directory".into(),
         source: std::io::Error::other("neither XDG_CACHE_HOME nor HOME is set to an absolute path"),
     })?;
@@ -42,13 +42,13 @@ impl Kernel {
     /// The newest cached kernel: the highest release, and of several builds of it the last one.
     ///
     /// # Errors
-    /// [`RigError::NoKernel`] if none was built, [`RigError::BadKernel`] if the newest is damaged.
-    pub fn cached() -> Result<Self, RigError> {
+    /// [`KernelError::NoKernel`] if none was built, [`KernelError::BadKernel`] if the newest is damaged.
+    pub fn cached() -> Result<Self, KernelError> {
         Self::newest_in(&cache_dir()?)
     }
 
     /// The newest kernel in this cache.
-    pub(crate) fn newest_in(cache: &Path) -> Result<Self, RigError> {
+    fn newest_in(cache: &Path) -> Result<Self, KernelError> {
         let newest = fs::read_dir(cache)
             .into_iter()
             .flatten()
@@ -59,7 +59,7 @@ impl Kernel {
                 Some((release_order(&release), built, entry.path()))
             })
             .max()
-            .ok_or_else(|| RigError::NoKernel { cache: cache.to_owned() })?;
+            .ok_or_else(|| KernelError::NoKernel { cache: cache.to_owned() })?;
         let entry = newest.2;
         Self::named(&entry.join(IMAGE), &entry.join(MODULES))
     }
@@ -67,9 +67,9 @@ impl Kernel {
     /// The kernel in `image` with the modules in `modules`, which is searched with its subdirectories.
     ///
     /// # Errors
-    /// [`RigError::BadKernel`] if the image is no whole bzImage or the modules are missing or belong to
+    /// [`KernelError::BadKernel`] if the image is no whole bzImage or the modules are missing or belong to
     /// another release.
-    pub fn named(image: &Path, modules: &Path) -> Result<Self, RigError> {
+    pub fn named(image: &Path, modules: &Path) -> Result<Self, KernelError> {
         let bytes = fs::read(image).map_err(|error| {
             bad(image, format!("{error}: name a bzImage with --kernel, or build one with `privet rig build`"))
         })?;
@@ -82,8 +82,8 @@ impl Kernel {
     /// The module files that have to be loaded for `roots`, dependencies first.
     ///
     /// # Errors
-    /// [`RigError::BadKernel`] if one is missing, compressed, no module, or of another release.
-    pub(crate) fn load_order(&self, roots: &[&str]) -> Result<Vec<Module>, RigError> {
+    /// [`KernelError::BadKernel`] if one is missing, compressed, no module, or of another release.
+    pub fn load_order(&self, roots: &[&str]) -> Result<Vec<Module>, KernelError> {
         let mut order = Vec::new();
         for root in roots {
             self.add_with_dependencies(root, &mut order, 0)?;
@@ -91,7 +91,7 @@ impl Kernel {
         Ok(order)
     }
 
-    fn add_with_dependencies(&self, name: &str, order: &mut Vec<Module>, depth: usize) -> Result<(), RigError> {
+    fn add_with_dependencies(&self, name: &str, order: &mut Vec<Module>, depth: usize) -> Result<(), KernelError> {
         const DEPTH_MAX: usize = 16;
         if order.iter().any(|module| module.name == name) {
             return Ok(());
@@ -126,21 +126,21 @@ impl Kernel {
 
 /// A module file.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Module {
+pub struct Module {
     /// Its name with `_` for `-`, as in `/sys/module`.
-    pub(crate) name: String,
+    pub name: String,
     /// The file.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// The names of its parameters.
-    pub(crate) params: Vec<String>,
+    pub params: Vec<String>,
 }
 
-fn bad(path: &Path, why: String) -> RigError {
-    RigError::BadKernel { path: path.to_owned(), why }
+fn bad(path: &Path, why: String) -> KernelError {
+    KernelError::BadKernel { path: path.to_owned(), why }
 }
 
 /// Releases in the order of their numbers: 7.10 is newer than 7.9.
-pub(crate) fn release_order(release: &str) -> (Vec<u64>, String) {
+fn release_order(release: &str) -> (Vec<u64>, String) {
     let release = release.trim();
     let numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse().ok()).collect();
     (numbers, release.to_owned())
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn the_highest_release_is_taken_from_the_cache() {
         let cache = tempfile::tempdir().unwrap();
-        assert!(matches!(Kernel::newest_in(cache.path()), Err(RigError::NoKernel { .. })));
+        assert!(matches!(Kernel::newest_in(cache.path()), Err(KernelError::NoKernel { .. })));
         for release in ["7.9.1", "7.10.0", "6.12.3"] {
             let entry = cache.path().join(release);
             fs::create_dir(&entry).unwrap();

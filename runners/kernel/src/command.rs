@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::error::RigError;
+use crate::error::KernelError;
 
 /// Runs programs one after the other and keeps what they say in a file.
 pub struct Runner<'a> {
@@ -30,10 +30,10 @@ impl Runner<'_> {
     ///
     /// # Errors
     /// If it cannot be started, fails, or is interrupted. Nothing that it started is left running.
-    pub fn run(&mut self, what: &str, command: &mut Command, on_line: &mut dyn FnMut(&str)) -> Result<(), RigError> {
+    pub fn run(&mut self, what: &str, command: &mut Command, on_line: &mut dyn FnMut(&str)) -> Result<(), KernelError> {
         let cannot = |verb: &str| {
             let what = format!("{verb} {what}");
-            move |source| RigError::Io { what, source }
+            move |source| KernelError::Io { what, source }
         };
         let (mut output, writer) = std::io::pipe().map_err(cannot("start"))?;
         // A group of its own, so that all that the program started can be ended with it.
@@ -58,7 +58,7 @@ impl Runner<'_> {
                 Err(errno) => return Err(cannot("watch")(errno.into())),
             }
             if fds[1].any() == Some(true) {
-                return Err(RigError::Interrupted);
+                return Err(KernelError::Interrupted);
             }
             let length = output.read(&mut buffer).map_err(cannot("watch"))?;
             if length == 0 {
@@ -71,7 +71,7 @@ impl Runner<'_> {
         if status.success() {
             return Ok(());
         }
-        Err(RigError::Command {
+        Err(KernelError::Command {
             what: what.to_owned(),
             status: status.to_string(),
             complaint: told.complaint(),
@@ -131,7 +131,7 @@ impl Told {
 mod tests {
     use super::*;
 
-    fn run_shell(script: &str, interrupt: BorrowedFd<'_>) -> (Result<(), RigError>, Vec<String>) {
+    fn run_shell(script: &str, interrupt: BorrowedFd<'_>) -> (Result<(), KernelError>, Vec<String>) {
         let mut runner = Runner { interrupt, log: tempfile::tempfile().unwrap(), log_path: "build.log".into() };
         let mut lines = Vec::new();
         let result =
@@ -161,6 +161,6 @@ mod tests {
         let (interrupt, writer) = std::io::pipe().unwrap();
         drop(writer);
         let (result, _) = run_shell("sleep 1000 & wait", interrupt.as_fd());
-        assert!(matches!(result, Err(RigError::Interrupted)));
+        assert!(matches!(result, Err(KernelError::Interrupted)));
     }
 }

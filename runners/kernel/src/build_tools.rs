@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::error::RigError;
+use crate::error::KernelError;
 
 /// The programs that a kernel build runs, and the Debian packages that have them.
 pub(crate) const KERNEL_PROGRAMS: &[(&str, &str)] = &[
@@ -25,8 +25,8 @@ pub(crate) const KERNEL_HEADERS: &[(&str, &str)] = &[("gelf.h", "libelf-dev")];
 /// Whether all programs and headers are there. Each comes with the Debian package that has it.
 ///
 /// # Errors
-/// [`RigError::NotInstalled`] with all that is missing.
-pub fn check(programs: &[(&str, &str)], headers: &[(&str, &str)]) -> Result<(), RigError> {
+/// [`KernelError::NotInstalled`] with all that is missing.
+pub fn check(programs: &[(&str, &str)], headers: &[(&str, &str)]) -> Result<(), KernelError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let has_program = |name: &str| std::env::split_paths(&path).any(|directory| directory.join(name).is_file());
     let (missing, packages): (Vec<_>, Vec<_>) = programs
@@ -45,7 +45,7 @@ pub fn check(programs: &[(&str, &str)], headers: &[(&str, &str)]) -> Result<(), 
     } else {
         format!("install them with this system's package manager (Debian's names: {packages})")
     };
-    Err(RigError::NotInstalled { missing: missing.join(", "), install })
+    Err(KernelError::NotInstalled { missing: missing.join(", "), install })
 }
 
 /// Whether the compiler finds this header.

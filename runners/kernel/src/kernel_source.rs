@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use crate::command::Runner;
 use crate::debian_source::{Apt, Package};
-use crate::error::{RigError, cannot};
+use crate::error::{KernelError, cannot};
 
 /// Where the source is before it is unpacked.
 pub enum KernelSource {
@@ -32,7 +32,7 @@ impl KernelSource {
         suite: Option<&str>,
         runner: &mut Runner<'_>,
         on_progress: &mut dyn FnMut(&str),
-    ) -> Result<Self, RigError> {
+    ) -> Result<Self, KernelError> {
         if let Some(path) = path {
             let path = path.canonicalize().map_err(cannot("find", path))?;
             return Ok(if path.is_dir() { Self::Tree(path) } else { Self::Archive(path) });
@@ -82,7 +82,7 @@ impl KernelSource {
         work: &Path,
         runner: &mut Runner<'_>,
         on_progress: &mut dyn FnMut(&str),
-    ) -> Result<PathBuf, RigError> {
+    ) -> Result<PathBuf, KernelError> {
         let archive = match self {
             Self::Tree(path) => return is_linux(path),
             Self::Archive(path) => path.clone(),
@@ -99,7 +99,7 @@ impl KernelSource {
         let unpacked = runner.run("tar", &mut tar, &mut |_| {});
         match (self, unpacked) {
             // tar's own words do not name the file, and end in advice about nothing.
-            (Self::Archive(path), Err(RigError::Command { .. })) => Err(RigError::Source(format!(
+            (Self::Archive(path), Err(KernelError::Command { .. })) => Err(KernelError::Source(format!(
                 "{} is no archive that tar can unpack, or is truncated: {WANTED}",
                 path.display()
             ))),
@@ -115,13 +115,13 @@ impl KernelSource {
 const WANTED: &str = "name a tree or archive of the Linux kernel with --source";
 
 /// The directory itself, if it has the source of Linux in it.
-fn is_linux(tree: &Path) -> Result<PathBuf, RigError> {
+fn is_linux(tree: &Path) -> Result<PathBuf, KernelError> {
     if tree.join("virt/kvm/kvm_main.c").is_file() && tree.join("Makefile").is_file() {
         return Ok(tree.to_owned());
     }
     Err(no_linux(tree))
 }
 
-fn no_linux(source: &Path) -> RigError {
-    RigError::Source(format!("{} has no virt/kvm/kvm_main.c: {WANTED}", source.display()))
+fn no_linux(source: &Path) -> KernelError {
+    KernelError::Source(format!("{} has no virt/kvm/kvm_main.c: {WANTED}", source.display()))
 }

@@ -10,13 +10,13 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::command::Runner;
-use crate::error::{RigError, cannot};
+use crate::error::{KernelError, cannot};
 
 /// The prefix of unfinished entries.
 const UNFINISHED: &str = "unfinished-";
 
 /// One build, with a directory of its own for all that is in the way afterwards.
-pub type BuildStep<'a, T> = &'a mut dyn FnMut(&Path, &mut Runner<'_>, &mut dyn FnMut(&str)) -> Result<T, RigError>;
+pub type BuildStep<'a, T> = &'a mut dyn FnMut(&Path, &mut Runner<'_>, &mut dyn FnMut(&str)) -> Result<T, KernelError>;
 
 /// Runs `build` while no other build in `cache` runs. The directory that it works in is removed afterwards,
 /// however it ends; the output of a program that fails is kept in `failed-build.log`. What is in progress is
@@ -29,7 +29,7 @@ pub fn build_alone<T>(
     interrupt: BorrowedFd<'_>,
     on_progress: &mut dyn FnMut(&str),
     build: BuildStep<'_, T>,
-) -> Result<T, RigError> {
+) -> Result<T, KernelError> {
     fs::create_dir_all(cache).map_err(cannot("create", cache))?;
     let _only_build = lock(cache, interrupt, on_progress)?;
     remove_unfinished(cache, on_progress)?;
@@ -44,7 +44,7 @@ pub fn build_alone<T>(
     let mut runner = Runner { interrupt, log, log_path: kept_log.clone() };
     let built = build(work.path(), &mut runner, on_progress);
     match &built {
-        Err(RigError::Command { .. }) => fs::rename(&log_path, &kept_log).map_err(cannot("write", &kept_log))?,
+        Err(KernelError::Command { .. }) => fs::rename(&log_path, &kept_log).map_err(cannot("write", &kept_log))?,
         Ok(_) if kept_log.exists() => fs::remove_file(&kept_log).map_err(cannot("remove", &kept_log))?,
         _ => {}
     }
@@ -55,7 +55,7 @@ pub fn build_alone<T>(
 ///
 /// # Errors
 /// Of `rename(2)`.
-pub fn put(finished: &Path, entry: &Path, work: &Path) -> Result<(), RigError> {
+pub fn put(finished: &Path, entry: &Path, work: &Path) -> Result<(), KernelError> {
     if entry.exists() {
         fs::rename(entry, work.join("replaced")).map_err(cannot("replace", entry))?;
     }
@@ -63,7 +63,11 @@ pub fn put(finished: &Path, entry: &Path, work: &Path) -> Result<(), RigError> {
 }
 
 /// Holds the cache until it is dropped: only one build at a time.
-fn lock(cache: &Path, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(&str)) -> Result<Flock<File>, RigError> {
+fn lock(
+    cache: &Path,
+    interrupt: BorrowedFd<'_>,
+    on_progress: &mut dyn FnMut(&str),
+) -> Result<Flock<File>, KernelError> {
     const RETRY_MS: u16 = 200;
     let path = cache.join("lock");
     let mut file = File::create(&path).map_err(cannot("create", &path))?;
@@ -76,13 +80,13 @@ fn lock(cache: &Path, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(&st
         on_progress("waiting for another build to end");
         let mut fds = [PollFd::new(interrupt, PollFlags::POLLIN)];
         if poll(&mut fds, RETRY_MS).is_ok_and(|ready| ready > 0) {
-            return Err(RigError::Interrupted);
+            return Err(KernelError::Interrupted);
         }
     }
 }
 
 /// Removes what a build left behind that was killed. The caller holds the lock.
-fn remove_unfinished(cache: &Path, on_progress: &mut dyn FnMut(&str)) -> Result<(), RigError> {
+fn remove_unfinished(cache: &Path, on_progress: &mut dyn FnMut(&str)) -> Result<(), KernelError> {
     for entry in fs::read_dir(cache).map_err(cannot("read", cache))?.flatten() {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
             on_progress("removing what a build left behind that was killed");

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::build_cache::{build_alone, put};
 use crate::build_tools;
 use crate::command::Runner;
-use crate::error::{RigError, cannot};
+use crate::error::{KernelError, cannot};
 use crate::kernel::{IMAGE, Kernel, MODULES, cache_dir};
 use crate::kernel_config::{FRAGMENT, not_taken};
 use crate::kernel_source::KernelSource;
@@ -48,7 +48,7 @@ pub fn build(
     request: &BuildRequest,
     interrupt: BorrowedFd<'_>,
     on_progress: &mut dyn FnMut(&str),
-) -> Result<Built, RigError> {
+) -> Result<Built, KernelError> {
     build_in(&cache_dir()?, request, interrupt, on_progress)
 }
 
@@ -57,7 +57,7 @@ fn build_in(
     request: &BuildRequest,
     interrupt: BorrowedFd<'_>,
     on_progress: &mut dyn FnMut(&str),
-) -> Result<Built, RigError> {
+) -> Result<Built, KernelError> {
     build_tools::check(build_tools::KERNEL_PROGRAMS, build_tools::KERNEL_HEADERS)?;
     let fragment = fragment(request.config.as_deref())?;
     build_alone(cache, interrupt, on_progress, &mut |work, runner, on_progress| {
@@ -66,7 +66,7 @@ fn build_in(
 }
 
 /// The rig's fragment with the caller's after it, where it counts more.
-fn fragment(extra: Option<&Path>) -> Result<String, RigError> {
+fn fragment(extra: Option<&Path>) -> Result<String, KernelError> {
     let extra = extra.map(|path| fs::read_to_string(path).map_err(cannot("read", path))).transpose()?;
     Ok(match extra {
         Some(extra) => format!("{FRAGMENT}\n{extra}"),
@@ -86,7 +86,7 @@ struct Build<'a, 'b> {
 }
 
 impl Build<'_, '_> {
-    fn run(mut self) -> Result<Built, RigError> {
+    fn run(mut self) -> Result<Built, KernelError> {
         let source = KernelSource::find(
             self.cache,
             self.request.source.as_deref(),
@@ -113,7 +113,7 @@ impl Build<'_, '_> {
     }
 
     /// Compiles the source and returns a directory that is complete but for its name.
-    fn compile(&mut self, tree: &Path, source: &KernelSource) -> Result<PathBuf, RigError> {
+    fn compile(&mut self, tree: &Path, source: &KernelSource) -> Result<PathBuf, KernelError> {
         let objects = self.work.join("objects");
         let finished = self.work.join("finished");
         for directory in [&objects, &finished, &finished.join(MODULES)] {
@@ -156,12 +156,12 @@ impl Build<'_, '_> {
     }
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), RigError> {
+fn copy(from: &Path, to: &Path) -> Result<(), KernelError> {
     fs::copy(from, to).map(|_| ()).map_err(cannot("copy", from))
 }
 
 /// Copies every module below `objects` into one directory.
-fn copy_modules(objects: &Path, modules: &Path) -> Result<(), RigError> {
+fn copy_modules(objects: &Path, modules: &Path) -> Result<(), KernelError> {
     for entry in fs::read_dir(objects).map_err(cannot("read", objects))?.flatten() {
         let path = entry.path();
         // Not followed: `source` leads back to the tree.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::apt_sources::{Mirror, debian_mirror};
 use crate::command::Runner;
-use crate::error::{RigError, cannot};
+use crate::error::{KernelError, cannot};
 
 /// Newer suites than the installed one, by the names that always lead to the present ones.
 const NEWER_SUITES: &[&str] = &["stable-backports", "unstable"];
@@ -40,18 +40,18 @@ impl Apt {
     /// state is kept below `cache`.
     ///
     /// # Errors
-    /// [`RigError::Source`] if this system has no apt or no Debian mirror.
-    pub fn new(cache: &Path, suite: Option<&str>) -> Result<Self, RigError> {
+    /// [`KernelError::Source`] if this system has no apt or no Debian mirror.
+    pub fn new(cache: &Path, suite: Option<&str>) -> Result<Self, KernelError> {
         let has_apt = Command::new(APT).arg("--version").output().is_ok();
         let mirror = has_apt.then(|| debian_mirror(Path::new("/"))).flatten();
         let mirror = mirror.ok_or_else(|| {
-            RigError::Source(
+            KernelError::Source(
                 "this system has no apt with a Debian mirror: name a kernel source with --source DIR or --source TARBALL"
                     .into(),
             )
         })?;
         if let Some(suite) = suite.filter(|suite| !is_suite(suite)) {
-            return Err(RigError::Source(format!(
+            return Err(KernelError::Source(format!(
                 "\"{suite}\" is not the name of a suite: write --suite trixie-backports"
             )));
         }
@@ -75,11 +75,11 @@ impl Apt {
     /// The newest source package, by the kernel version in its name.
     ///
     /// # Errors
-    /// [`RigError::Source`] if no list has one.
-    pub fn newest(&self, runner: &mut Runner<'_>) -> Result<Package, RigError> {
+    /// [`KernelError::Source`] if no list has one.
+    pub fn newest(&self, runner: &mut Runner<'_>) -> Result<Package, KernelError> {
         let fetched = if self.has_fresh_lists() { Ok(()) } else { self.fetch_lists(runner) };
-        if matches!(fetched, Err(RigError::Interrupted)) {
-            return Err(RigError::Interrupted);
+        if matches!(fetched, Err(KernelError::Interrupted)) {
+            return Err(KernelError::Interrupted);
         }
         let mut names = Vec::new();
         let mut search = self.command("apt-cache", &["search", "--names-only", "^linux-source-[0-9.]+$"]);
@@ -87,7 +87,7 @@ impl Apt {
         let Some(name) = newest_name(&names) else {
             // A mirror that lacks one of the suites is no reason to stop, one that has nothing is.
             fetched?;
-            return Err(RigError::Source(
+            return Err(KernelError::Source(
                 "this system's mirror has no linux-source package in these suites: name another suite with --suite, or a kernel source with --source".into(),
             ));
         };
@@ -95,7 +95,7 @@ impl Apt {
         let mut madison = self.command("apt-cache", &["madison", &name]);
         runner.run("apt-cache madison", &mut madison, &mut |line| versions.push(line.to_owned()))?;
         let version = versions.iter().find_map(|line| madison_version(line, &name)).ok_or_else(|| {
-            RigError::Source(format!("apt knows no version of {name}: name a kernel source with --source"))
+            KernelError::Source(format!("apt knows no version of {name}: name a kernel source with --source"))
         })?;
         Ok(Package { name, version })
     }
@@ -110,7 +110,7 @@ impl Apt {
         fetched.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < LISTS_LAST))
     }
 
-    fn fetch_lists(&self, runner: &mut Runner<'_>) -> Result<(), RigError> {
+    fn fetch_lists(&self, runner: &mut Runner<'_>) -> Result<(), KernelError> {
         let suites = match &self.suite {
             Some(suite) => vec![suite.clone()],
             None => self.newest_suites(runner)?,
@@ -123,7 +123,7 @@ impl Apt {
 
     /// The installed suite and the newer ones, by their code names: mirrors that keep copies may serve old
     /// lists under names that wander from release to release.
-    fn newest_suites(&self, runner: &mut Runner<'_>) -> Result<Vec<String>, RigError> {
+    fn newest_suites(&self, runner: &mut Runner<'_>) -> Result<Vec<String>, KernelError> {
         let aliases: Vec<String> = NEWER_SUITES.iter().map(|suite| (*suite).to_owned()).collect();
         // No such target: only the release files are fetched.
         self.write_sources(&self.mirror.sources(&aliases, "none"))?;
@@ -144,7 +144,7 @@ impl Apt {
         Ok(suites)
     }
 
-    fn write_sources(&self, text: &str) -> Result<(), RigError> {
+    fn write_sources(&self, text: &str) -> Result<(), KernelError> {
         let path = self.state.join("debian.sources");
         fs::write(&path, text).map_err(cannot("write", &path))
     }
@@ -153,7 +153,7 @@ impl Apt {
     ///
     /// # Errors
     /// If the download fails or the package has no archive.
-    pub fn download(&self, package: &Package, work: &Path, runner: &mut Runner<'_>) -> Result<PathBuf, RigError> {
+    pub fn download(&self, package: &Package, work: &Path, runner: &mut Runner<'_>) -> Result<PathBuf, KernelError> {
         let wanted = format!("{}={}", package.name, package.version);
         runner.run(
             "apt-get download",
@@ -169,11 +169,11 @@ impl Apt {
 }
 
 /// The file in `directory` whose name is as wanted.
-fn find(directory: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<PathBuf, RigError> {
+fn find(directory: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<PathBuf, KernelError> {
     let entries = fs::read_dir(directory).map_err(cannot("read", directory))?;
     let found = entries.flatten().find(|entry| entry.file_name().to_str().is_some_and(&is_wanted));
     found.map(|entry| entry.path()).ok_or_else(|| {
-        RigError::Source(format!("nothing of use in {}: name a kernel source with --source", directory.display()))
+        KernelError::Source(format!("nothing of use in {}: name a kernel source with --source", directory.display()))
     })
 }
 
