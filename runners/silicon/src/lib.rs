@@ -4,6 +4,11 @@
 //! clock, no board, no Linux. A board owns memory, CPUs and one of these per CPU, and forwards what the CPU's
 //! [`privet_cpu::Bus`] is asked.
 
+pub mod encryption;
 mod memory;
+pub mod rmp;
+#[cfg(test)]
+mod test_memory;
 
+pub use encryption::KeyedMemory;
 pub use memory::{PhysicalMemory, read_array, read_u16, read_u32, read_u64, write_u32, write_u64};

@@ -1,0 +1,143 @@
+//! The tag of each page of RAM.
+
+use serde::{Deserialize, Serialize};
+
+use super::cipher::{decrypt, encrypt};
+
+/// The unit in which memory changes its key, bytes.
+pub const PAGE_SIZE: usize = 4096;
+
+/// A key of the memory controller. Its owner is a guest, for as long as the secure processor knows that guest; what
+/// the key has encrypted stays encrypted with it for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Key(u32);
+
+impl Key {
+    /// No key: the host's and every device's, whose bytes lie in DRAM as they are (C-bit clear).
+    pub const PLAIN: Key = Key(0);
+
+    /// The key of this number, which is not 0 if it shall encrypt.
+    #[must_use]
+    pub const fn numbered(number: u32) -> Key {
+        Key(number)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// For which key each page of RAM is plain at the moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptedPages {
+    keys: Vec<Key>,
+}
+
+impl EncryptedPages {
+    /// For so many pages from system-physical address 0 on, all plain for the host.
+    #[must_use]
+    pub fn new(pages: usize) -> EncryptedPages {
+        EncryptedPages { keys: vec![Key::PLAIN; pages] }
+    }
+
+    /// For which key the page is plain. Beyond RAM nothing is encrypted.
+    #[must_use]
+    pub fn key(&self, frame: u64) -> Key {
+        self.slot(frame).map_or(Key::PLAIN, |slot| self.keys[slot])
+    }
+
+    /// Makes `page`, the bytes of page frame `frame`, what an access with `key` sees. Whether that changed anything:
+    /// then no processor may use a translation to the page that it has remembered, in any world.
+    pub fn present(&mut self, frame: u64, page: &mut [u8; PAGE_SIZE], key: Key) -> bool {
+        let Some(slot) = self.slot(frame) else { return false };
+        let old = std::mem::replace(&mut self.keys[slot], key);
+        if old != key {
+            convert(frame, page, old, key);
+        }
+        old != key
+    }
+
+    /// The bytes of `page` as an access with `key` sees them, the page left as it is.
+    #[must_use]
+    pub fn seen_with(&self, frame: u64, page: &[u8; PAGE_SIZE], key: Key) -> [u8; PAGE_SIZE] {
+        let mut seen = *page;
+        if self.key(frame) != key {
+            convert(frame, &mut seen, self.key(frame), key);
+        }
+        seen
+    }
+
+    fn slot(&self, frame: u64) -> Option<usize> {
+        usize::try_from(frame).ok().filter(|&slot| slot < self.keys.len())
+    }
+}
+
+fn convert(frame: u64, page: &mut [u8; PAGE_SIZE], from: Key, to: Key) {
+    let address = frame * PAGE_SIZE as u64;
+    encrypt(page, from, address);
+    decrypt(page, to, address);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUEST: Key = Key::numbered(1);
+    const OTHER: Key = Key::numbered(2);
+
+    #[test]
+    fn the_owner_reads_what_it_wrote_and_nobody_else_does() {
+        let (mut pages, mut page) = (EncryptedPages::new(4), [0; PAGE_SIZE]);
+        assert!(pages.present(2, &mut page, GUEST));
+        page = [0x5a; PAGE_SIZE];
+        assert!(pages.present(2, &mut page, Key::PLAIN));
+        assert_ne!(page[..16], [0x5a; 16]);
+        assert!(pages.present(2, &mut page, OTHER));
+        assert_ne!(page[..16], [0x5a; 16]);
+        assert!(pages.present(2, &mut page, GUEST));
+        assert_eq!(page, [0x5a; PAGE_SIZE]);
+        assert!(!pages.present(2, &mut page, GUEST), "nothing to flush when the key is the same");
+    }
+
+    #[test]
+    fn a_host_write_spoils_one_block_of_the_guests_page() {
+        let (mut pages, mut page) = (EncryptedPages::new(1), [0; PAGE_SIZE]);
+        pages.present(0, &mut page, GUEST);
+        page.fill(0);
+        pages.present(0, &mut page, Key::PLAIN);
+        page[0x208] ^= 1;
+        pages.present(0, &mut page, GUEST);
+        assert_ne!(page[0x200..0x210], [0; 16]);
+        assert!(page[..0x200].iter().chain(&page[0x210..]).all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn ciphertext_moved_to_another_page_is_garbage() {
+        let mut pages = EncryptedPages::new(2);
+        let (mut first, mut second) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+        pages.present(0, &mut first, GUEST);
+        first.fill(0x11);
+        pages.present(0, &mut first, Key::PLAIN);
+        second.copy_from_slice(&first);
+        pages.present(1, &mut second, GUEST);
+        assert_ne!(second[..16], [0x11; 16]);
+    }
+
+    #[test]
+    fn a_look_changes_nothing() {
+        let (mut pages, mut page) = (EncryptedPages::new(1), [3; PAGE_SIZE]);
+        let seen = pages.seen_with(0, &page, GUEST);
+        assert_eq!((pages.key(0), page), (Key::PLAIN, [3; PAGE_SIZE]));
+        pages.present(0, &mut page, GUEST);
+        assert_eq!(page, seen);
+    }
+
+    #[test]
+    fn beyond_ram_nothing_is_encrypted() {
+        let (mut pages, mut page) = (EncryptedPages::new(1), [3; PAGE_SIZE]);
+        assert!(!pages.present(1, &mut page, GUEST));
+        assert_eq!((pages.key(1), page), (Key::PLAIN, [3; PAGE_SIZE]));
+    }
+}

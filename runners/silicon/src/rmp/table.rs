@@ -1,0 +1,130 @@
+//! The table in memory.
+
+use serde::{Deserialize, Serialize};
+
+use super::entry::{Entry, PageSize, PageState};
+use crate::{KeyedMemory, read_u64, write_u64};
+
+/// Bytes of bookkeeping before the first entry, which are the processors' own.
+const BOOKKEEPING: u64 = 0x4000;
+const ENTRY_SIZE: u64 = 16;
+
+/// The reverse map table: one entry for each page of memory that it covers, in the memory that the MSRs RMP_BASE and
+/// RMP_END name (APM volume 2, 15.36.3 and 15.36.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rmp {
+    base: u64,
+    end: u64,
+}
+
+impl Rmp {
+    /// The table from `base` up to the byte at `end`, or none where no entry fits.
+    #[must_use]
+    pub fn new(base: u64, end: u64) -> Option<Rmp> {
+        (base & 0x1FFF == 0 && end > base + BOOKKEEPING).then_some(Rmp { base, end })
+    }
+
+    /// Memory of the table itself: first byte, last byte.
+    #[must_use]
+    pub fn range(&self) -> (u64, u64) {
+        (self.base, self.end)
+    }
+
+    /// Pages that have an entry.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        (self.end + 1 - self.base - BOOKKEEPING) / ENTRY_SIZE
+    }
+
+    /// Whether the page at `pa` has an entry.
+    #[must_use]
+    pub fn covers(&self, pa: u64) -> bool {
+        pa >> 12 < self.frames()
+    }
+
+    /// The entry that speaks for the page at `pa`: that of its 2 MiB if this is one page, else its own. None where
+    /// the table does not cover it (page state Default).
+    pub fn lookup(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> Option<Entry> {
+        let large = self.own_entry(memory, pa & !(PageSize::Size2M.bytes() - 1))?;
+        match large.size {
+            PageSize::Size2M if self.covers(pa) => Some(large),
+            _ => self.own_entry(memory, pa),
+        }
+    }
+
+    /// The entry of this page alone.
+    pub(super) fn own_entry(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> Option<Entry> {
+        let at = self.address(pa)?;
+        Some(Entry::decode([read_u64(memory, at), read_u64(memory, at + 8)]))
+    }
+
+    /// Makes `entry` that of the page at `pa`. One of 2 MiB fills the 511 behind it with what they are when it is
+    /// smashed, so that they say that they are assigned, too. Every processor forgets the pages.
+    pub fn store(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, entry: &Entry) {
+        self.store_one(memory, pa, entry);
+        for frame in 1..entry.size.frames() {
+            let offset = frame << 12;
+            self.store_one(memory, pa + offset, &Entry::of(entry.state.advanced(offset)));
+        }
+    }
+
+    /// Makes all of the `size` at `pa` pages of 4 KiB in this state, the same for each.
+    pub(crate) fn fill(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, size: PageSize, state: PageState) {
+        for frame in 0..size.frames() {
+            self.store_one(memory, pa + (frame << 12), &Entry::of(state));
+        }
+    }
+
+    fn store_one(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, entry: &Entry) {
+        if let Some(at) = self.address(pa) {
+            let [low, high] = entry.encode();
+            write_u64(memory, at, low);
+            write_u64(memory, at + 8, high);
+            memory.flush_page(pa & !0xFFF);
+        }
+    }
+
+    fn address(&self, pa: u64) -> Option<u64> {
+        self.covers(pa).then(|| self.base + BOOKKEEPING + (pa >> 12) * ENTRY_SIZE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rmp::{Owned, Permissions};
+    use crate::test_memory::TestMemory;
+
+    #[test]
+    fn entries_lie_where_linux_looks_for_them() {
+        let rmp = Rmp::new(0x10_0000, 0x10_7FFF).unwrap();
+        assert_eq!(rmp.frames(), 0x400);
+        assert_eq!(rmp.address(0x5123), Some(0x10_4050));
+        assert_eq!(rmp.address(0x40_0000), None);
+        let mut memory = TestMemory::new(0x20_0000);
+        rmp.store(&mut memory, 0x5000, &Entry::of(PageState::Firmware));
+        assert_eq!(read_u64(&mut memory, 0x10_4050), 5);
+        assert_eq!(memory.flushed, [0x5000]);
+    }
+
+    #[test]
+    fn a_large_entry_speaks_for_its_512_pages() {
+        let rmp = Rmp::new(0x10_0000, 0x10_8FFF).unwrap();
+        let mut memory = TestMemory::new(0x20_0000);
+        let owned = Owned { asid: 3, gpa: 0x4000_0000, vmsa: false, permissions: Permissions::INITIAL };
+        let entry = Entry { size: PageSize::Size2M, ..Entry::of(PageState::GuestInvalid(owned)) };
+        rmp.store(&mut memory, 0x20_0000, &entry);
+        assert_eq!(rmp.lookup(&mut memory, 0x3F_F000), Some(entry));
+        let own = rmp.own_entry(&mut memory, 0x20_3000).unwrap();
+        assert_eq!(own, Entry::of(PageState::GuestInvalid(Owned { gpa: 0x4000_3000, ..owned })));
+        assert_eq!(rmp.lookup(&mut memory, 0x40_0000), Some(Entry::HYPERVISOR));
+        assert_eq!(memory.flushed.len(), 512);
+    }
+
+    #[test]
+    fn a_table_needs_room_and_alignment() {
+        assert_eq!(Rmp::new(0, 0), None);
+        assert_eq!(Rmp::new(0x1000, 0x10_0000), None);
+        assert_eq!(Rmp::new(0x2000, 0x5FFF), None);
+    }
+}
