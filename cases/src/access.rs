@@ -8,7 +8,8 @@ use privet_harness::units::PAGE_SIZE;
 use privet_protocol::{Op, Pattern, Width};
 
 use crate::expect::{expect_eq, expect_no_exit_but};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const A: Pattern = Pattern(0xaa);
 const B: Pattern = Pattern(0xbb);
@@ -22,13 +23,15 @@ const CONVERSIONS: &str = "x86/private_mem_conversions_test: guest_test_explicit
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = vec![
         Row::new(
-            "plain.access.guest_and_host_share_memory",
+            "access.guest_and_host_share_memory",
+            Types::PLAIN,
             "Guest and host see each other's writes to a slot, at every width and offset.",
             |t| shared_both_ways(t, Backing::HostOnly),
         )
         .basis(&["Documentation/virt/kvm/api.rst 4.35 KVM_SET_USER_MEMORY_REGION"]),
         Row::new(
-            "upm.access.shared_write_is_visible",
+            "access.shared_write_is_visible",
+            Types::UPM,
             "Where the attribute says shared, guest and host see each other's writes, at every width and offset.",
             |t| shared_both_ways(t, Backing::HostAndGuestMemfd),
         )
@@ -36,7 +39,8 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream(CONVERSIONS)
         .exceeds("priv_memfd_test: SMSAT"),
         Row::new(
-            "upm.access.private_write_is_invisible",
+            "access.private_write_is_invisible",
+            Types::UPM,
             "A private write reaches the guest_memfd only: the host's shared view keeps what it had, and so does \
              the guest's when the page becomes shared again.",
             private_write_is_invisible,
@@ -45,7 +49,8 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream(CONVERSIONS)
         .upstream("priv_memfd_test: PMPAT, PSAT"),
         Row::new(
-            "upm.access.host_write_is_invisible_to_private",
+            "access.host_write_is_invisible_to_private",
+            Types::UPM,
             "What the host writes into its shared view of a private page never shows in the guest.",
             host_write_is_invisible,
         )
@@ -53,26 +58,30 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream(CONVERSIONS)
         .upstream("priv_memfd_test: SPAT"),
         Row::new(
-            "upm.access.fresh_private_memory_is_zero",
+            "access.fresh_private_memory_is_zero",
+            Types::UPM,
             "Private pages that nobody has written read as zero, whatever the shared backing holds.",
             fresh_is_zero,
         )
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_get_folio, clear_highpage"]),
         Row::new(
-            "upm.access.attribute_alone_decides",
+            "access.attribute_alone_decides",
+            Types::UPM,
             "The same GVA reads the one backing before a flip of the attribute and the other after it, without \
              any exit: in a UPM VM there is no mismatch.",
             attribute_alone_decides,
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_mmu_page_fault sets PFERR_PRIVATE_ACCESS from the attribute"]),
         Row::new(
-            "upm.access.aliases_lead_to_one_page",
+            "access.aliases_lead_to_one_page",
+            Types::UPM,
             "Both aliases of a page reach the backing that the attribute names.",
             aliases_lead_to_one_page,
         )
         .basis(&[FAULT_PATH]),
         Row::new(
-            "upm.access.code_runs_from_private_memory",
+            "access.code_runs_from_private_memory",
+            Types::UPM,
             "The guest executes code from a private page, other code from the shared page behind the same GVA, \
              and the attribute alone says which.",
             code_runs_from_private_memory,
@@ -80,20 +89,23 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["RFC V3 private_mem_test (Annapurve, 2022): the guest executes from private memory", FAULT_PATH])
         .upstream("private_mem_test: guest_conv_test_fn_explicit"),
         Row::new(
-            "upm.access.compare_exchange_is_private",
+            "access.compare_exchange_is_private",
+            Types::UPM,
             "A locked compare-and-exchange on a private page acts on the guest_memfd: it compares with what is \
              there and not with the shared view.",
             compare_exchange_is_private,
         )
         .basis(&[FAULT_PATH]),
         Row::new(
-            "upm.access.vcpus_share_private_memory",
+            "access.vcpus_share_private_memory",
+            Types::UPM,
             "What one vCPU writes privately another one reads, and the host does not.",
             vcpus_share_private_memory,
         )
         .basis(&[FAULT_PATH]),
         Row::new(
-            "upm.access.private_content_survives_the_slot",
+            "access.private_content_survives_the_slot",
+            Types::UPM,
             "Deleting a slot and binding its guest_memfd again keeps attribute and private content.",
             content_survives_the_slot,
         )
@@ -106,7 +118,8 @@ pub(crate) fn rows() -> Vec<Row> {
         let bytes = width.bytes();
         rows.push(
             Row::new(
-                format!("upm.access.straddle_private_then_shared.b{bytes}"),
+                format!("access.straddle_private_then_shared.b{bytes}"),
+                Types::UPM,
                 "One access over the end of a private page into a shared one reaches both backings, at every \
                  possible split.",
                 move |t| straddle(t, width, true),
@@ -115,7 +128,8 @@ pub(crate) fn rows() -> Vec<Row> {
         );
         rows.push(
             Row::new(
-                format!("upm.access.straddle_shared_then_private.b{bytes}"),
+                format!("access.straddle_shared_then_private.b{bytes}"),
+                Types::UPM,
                 "One access over the end of a shared page into a private one reaches both backings, at every \
                  possible split.",
                 move |t| straddle(t, width, false),
@@ -126,7 +140,8 @@ pub(crate) fn rows() -> Vec<Row> {
     for width in Width::ALL {
         rows.push(
             Row::new(
-                format!("upm.access.private_width.b{}", width.bytes()),
+                format!("access.private_width.b{}", width.bytes()),
+                Types::UPM,
                 "Accesses of one width at every offset of a private word change exactly their bytes, in the \
                  guest_memfd only.",
                 move |t| private_width(t, width),

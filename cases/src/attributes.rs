@@ -9,6 +9,7 @@ use privet_harness::mapping::Mapping;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::platform::ByType;
 use privet_harness::test_range::{RangeSpec, TEST_BASE};
 use privet_harness::uapi::{Capability, KVM_SET_MEMORY_ATTRIBUTES, MEMORY_ATTRIBUTE_PRIVATE};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
@@ -18,7 +19,8 @@ use privet_protocol::{Pattern, Width};
 use crate::counters::Counters;
 use crate::expect::{expect_errno, expect_ok};
 use crate::random::Random;
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const A: Pattern = Pattern(0xaa);
 const B: Pattern = Pattern(0xbb);
@@ -33,91 +35,45 @@ const UNCHANGED: &str = "virt/kvm/kvm_main.c: kvm_range_has_memory_attributes";
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows: Vec<Row> = guest_rows().into_iter().map(|row| row.needs(Need::GuestCode)).collect();
-    for (vm, good) in [("plain", 0), ("upm", PRIVATE)] {
-        rows.extend([
-            Row::new(
-                format!("{vm}.attributes.flags"),
-                "There are no flags: each of the 64 bits is EINVAL.",
-                move |t| refused(t, good, &|| (0..64).map(|bit| (TEST_BASE.0, PAGE_SIZE, good, 1 << bit)).collect()),
-            )
-            .basis(&[IOCTL]),
-            Row::new(
-                format!("{vm}.attributes.no_size_and_wrap"),
-                "No pages at all, and a range that wraps, are EINVAL.",
-                move |t| {
-                    refused(t, good, &|| {
-                        let to_the_end = 0_u64.wrapping_sub(TEST_BASE.0);
-                        [
-                            (TEST_BASE.0, 0),
-                            (0, 0),
-                            (TEST_BASE.0, to_the_end),
-                            (0_u64.wrapping_sub(PAGE_SIZE), PAGE_SIZE),
-                        ]
-                        .map(|(gpa, size)| (gpa, size, good, 0))
-                        .to_vec()
-                    })
-                },
-            )
-            .basis(&[IOCTL]),
-            Row::new(
-                format!("{vm}.attributes.unaligned"),
-                "Address and size must be multiples of the page size: EINVAL.",
-                move |t| {
-                    refused(t, good, &|| {
-                        [1, 8, PAGE_SIZE / 2, PAGE_SIZE - 1]
-                            .into_iter()
-                            .flat_map(|off| {
-                                [(TEST_BASE.0 + off, PAGE_SIZE), (TEST_BASE.0, PAGE_SIZE + off), (TEST_BASE.0, off)]
-                            })
-                            .map(|(gpa, size)| (gpa, size, good, 0))
-                            .collect()
-                    })
-                },
-            )
-            .basis(&[IOCTL]),
-            Row::new(
-                format!("{vm}.attributes.unreadable_argument"),
-                "An argument that cannot be read is EFAULT.",
-                |t| {
-                    expect_errno(
-                        "the ioctl at address 0",
-                        t.vm()?.ioctl_raw(KVM_SET_MEMORY_ATTRIBUTES, 0),
-                        Errno::EFAULT,
-                    )
-                },
-            )
-            .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl, KVM_SET_MEMORY_ATTRIBUTES"]),
-        ]);
-    }
     rows.extend([
+        Row::new("attributes.flags", Types::ALL, "There are no flags: each of the 64 bits is EINVAL.", flags)
+            .basis(&[IOCTL]),
         Row::new(
-            "plain.attributes.unsupported",
-            "A VM without private memory supports no attribute: each of the 64 bits is EINVAL.",
-            |t| refused(t, 0, &|| (0..64).map(|bit| (TEST_BASE.0, PAGE_SIZE, 1 << bit, 0)).collect()),
+            "attributes.no_size_and_wrap",
+            Types::ALL,
+            "No pages at all, and a range that wraps, are EINVAL.",
+            no_size_and_wrap,
+        )
+        .basis(&[IOCTL]),
+        Row::new(
+            "attributes.unaligned",
+            Types::ALL,
+            "Address and size must be multiples of the page size: EINVAL.",
+            unaligned,
+        )
+        .basis(&[IOCTL]),
+        Row::new("attributes.unreadable_argument", Types::ALL, "An argument that cannot be read is EFAULT.", |t| {
+            expect_errno("the ioctl at address 0", t.vm()?.ioctl_raw(KVM_SET_MEMORY_ATTRIBUTES, 0), Errno::EFAULT)
+        })
+        .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl, KVM_SET_MEMORY_ATTRIBUTES"]),
+        Row::new(
+            "attributes.unsupported",
+            Types::ALL,
+            "PRIVATE is the only attribute, and there is none in a VM without private memory: every other of the 64 \
+             bits is EINVAL, alone and with PRIVATE.",
+            unsupported,
         )
         .basis(&[IOCTL, "virt/kvm/kvm_main.c: kvm_supported_mem_attributes"]),
         Row::new(
-            "upm.attributes.unsupported",
-            "PRIVATE is the only attribute: every other bit is EINVAL, with it and without it.",
-            |t| {
-                refused(t, PRIVATE, &|| {
-                    let others = (0..64).map(|bit| 1 << bit).filter(|bits| *bits != PRIVATE);
-                    others
-                        .flat_map(|bits| [bits, bits | PRIVATE])
-                        .map(|bits| (TEST_BASE.0, PAGE_SIZE, bits, 0))
-                        .collect()
-                })
-            },
-        )
-        .basis(&[IOCTL, "virt/kvm/kvm_main.c: kvm_supported_mem_attributes"]),
-        Row::new(
-            "plain.attributes.clearing_suits_every_type",
+            "attributes.clearing_suits_every_type",
+            Types::PLAIN,
             "Clearing all attributes succeeds in VMs of every type that the host has, over any range.",
             clearing_suits_every_type,
         )
         .basis(&[IOCTL, UNCHANGED]),
         Row::new(
-            "upm.attributes.sixteen_tib_of_nothing",
+            "attributes.sixteen_tib_of_nothing",
+            Types::UPM,
             "Clearing the attributes of 16 TiB that have none takes no time, between two private pages, which \
              stay private; so does all of the address space.",
             sixteen_tib_of_nothing,
@@ -125,14 +81,16 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["soft lockup over TiB ranges (Fixes: 5a475554db1e)", UNCHANGED])
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
         Row::new(
-            "upm.attributes.one_gib_on_and_off",
+            "attributes.one_gib_on_and_off",
+            Types::UPM,
             "All of a slot of 1 GiB becomes private and shared again within the row's limit.",
             one_gib_on_and_off,
         )
         .basis(&["soft lockup over TiB ranges (Fixes: 5a475554db1e)", SET])
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
         Row::new(
-            "upm.attributes.one_page_in_4_gib",
+            "attributes.one_page_in_4_gib",
+            Types::UPM,
             "Clearing the attributes of 4 GiB finds the one private page in it, within the row's limit.",
             one_page_in_4_gib,
         )
@@ -140,7 +98,8 @@ pub(crate) fn rows() -> Vec<Row> {
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
     ]);
     let unknown = Row::new(
-        "plain.attributes.unknown_to_the_kernel",
+        "attributes.unknown_to_the_kernel",
+        Types::PLAIN,
         "A kernel without memory attributes does not know the ioctl: ENOTTY, whatever the argument is.",
         unknown_to_the_kernel,
     )
@@ -154,40 +113,46 @@ pub(crate) fn rows() -> Vec<Row> {
 fn guest_rows() -> Vec<Row> {
     vec![
         Row::new(
-            "upm.attributes.same_value_zaps_nothing",
+            "attributes.same_value_zaps_nothing",
+            Types::UPM,
             "Setting what a range has already leaves its mappings alone, private and shared; a change takes away \
              those of exactly the pages that change.",
             same_value_zaps_nothing,
         )
         .basis(&[UNCHANGED, "arch/x86/kvm/mmu/mmu.c: kvm_arch_pre_set_memory_attributes"]),
         Row::new(
-            "upm.attributes.refused_changes_nothing",
+            "attributes.refused_changes_nothing",
+            Types::UPM,
             "A refused call over private and shared pages leaves each as it was, and mapped.",
             refused_changes_nothing,
         )
         .basis(&[IOCTL]),
         Row::new(
-            "upm.attributes.no_slot_needed",
+            "attributes.no_slot_needed",
+            Types::UPM,
             "GPAs without a slot can be made private, above what CPUs can reach and up to the last page but one \
              too; a slot that comes later is private there, and no limit of slots applies.",
             no_slot_needed,
         )
         .basis(&[SET, "Documentation/virt/kvm/api.rst 4.141 KVM_SET_MEMORY_ATTRIBUTES"]),
         Row::new(
-            "upm.attributes.survive_the_slot",
+            "attributes.survive_the_slot",
+            Types::UPM,
             "Pages stay private when their slot and its guest_memfd are gone for new ones.",
             survive_the_slot,
         )
         .basis(&["virt/kvm/kvm_main.c: mem_attr_array belongs to the VM"]),
         Row::new(
-            "upm.attributes.any_ranges",
+            "attributes.any_ranges",
+            Types::UPM,
             "After 60 random changes of ranges in 64 pages and two slots, the guest finds in each page the \
              backing of the last change that covered it.",
             any_ranges,
         )
         .basis(&[SET]),
         Row::new(
-            "upm.attributes.setters_race",
+            "attributes.setters_race",
+            Types::UPM,
             "Two threads make one range private and shared 100 times each: whoever comes last, all of its pages \
              end up alike.",
             setters_race,
@@ -199,17 +164,47 @@ fn guest_rows() -> Vec<Row> {
 /// The arguments of a call: GPA, size, attributes, flags.
 type Arguments = (u64, u64, u64, u64);
 
+/// The attributes that can be set.
+fn supported(t: &Case) -> u64 {
+    t.by_type(ByType { plain: 0, upm: PRIVATE })
+}
+
+fn flags(t: &Case) -> Outcome {
+    let calls = (0..64).map(|bit| (TEST_BASE.0, PAGE_SIZE, supported(t), 1 << bit));
+    refused(t, &calls.collect::<Vec<_>>())
+}
+
+fn no_size_and_wrap(t: &Case) -> Outcome {
+    let to_the_end = 0_u64.wrapping_sub(TEST_BASE.0);
+    let ranges = [(TEST_BASE.0, 0), (0, 0), (TEST_BASE.0, to_the_end), (0_u64.wrapping_sub(PAGE_SIZE), PAGE_SIZE)];
+    refused(t, &ranges.map(|(gpa, size)| (gpa, size, supported(t), 0)))
+}
+
+fn unaligned(t: &Case) -> Outcome {
+    let ranges = |off| [(TEST_BASE.0 + off, PAGE_SIZE), (TEST_BASE.0, PAGE_SIZE + off), (TEST_BASE.0, off)];
+    for off in [1, 8, PAGE_SIZE / 2, PAGE_SIZE - 1] {
+        refused(t, &ranges(off).map(|(gpa, size)| (gpa, size, supported(t), 0)))?;
+    }
+    Ok(())
+}
+
+fn unsupported(t: &Case) -> Outcome {
+    let others = (0..64).map(|bit| 1 << bit).filter(|bits| bits & supported(t) == 0);
+    let calls = others.flat_map(|bits| [bits, bits | PRIVATE]).map(|bits| (TEST_BASE.0, PAGE_SIZE, bits, 0));
+    refused(t, &calls.collect::<Vec<_>>())
+}
+
 /// Expects EINVAL of every call, and that a call with nothing wrong succeeds.
-fn refused(t: &Case, good: u64, calls: &dyn Fn() -> Vec<Arguments>) -> Outcome {
+fn refused(t: &Case, calls: &[Arguments]) -> Outcome {
     let vm = t.vm()?;
-    for (gpa, size, attributes, flags) in calls() {
+    for &(gpa, size, attributes, flags) in calls {
         expect_errno(
             &format!("attributes {attributes:#x}, flags {flags:#x} for {size:#x} bytes at gpa {gpa:#x}"),
             vm.set_memory_attributes_raw(gpa, size, attributes, flags),
             Errno::EINVAL,
         )?;
     }
-    let nothing_wrong = vm.set_memory_attributes_raw(TEST_BASE.0, PAGE_SIZE, good, 0);
+    let nothing_wrong = vm.set_memory_attributes_raw(TEST_BASE.0, PAGE_SIZE, supported(t), 0);
     expect_ok("a call with nothing wrong", nothing_wrong)
 }
 

@@ -11,7 +11,7 @@ use privet_harness::outcome::{Outcome, Stop};
 use privet_protocol::{DOORBELL_PORT, HostMailbox, Words};
 
 use crate::expect::expect_eq;
-use crate::table::Row;
+use crate::row::Row;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {

@@ -16,7 +16,8 @@ use privet_harness::units::PAGE_SIZE;
 use privet_protocol::{Op, Order, Pattern, Sharing, Width};
 
 use crate::expect::{expect_eq, expect_errno, expect_ok};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const INITIAL: Pattern = Pattern(0xcc);
 const SHARED_1: Pattern = Pattern(0x11);
@@ -47,7 +48,8 @@ pub(crate) fn rows() -> Vec<Row> {
                 for slots in [1, 2] {
                     rows.push(
                         Row::new(
-                            format!("upm.convert.explicit.{name}{suffix}.v{vcpus}.s{slots}"),
+                            format!("convert.explicit.{name}{suffix}.v{vcpus}.s{slots}"),
+                            Types::UPM,
                             "Each vCPU converts its range to private and back, twice. After every step each page \
                              of the range, each page around it and the host's view hold exactly what they should.",
                             move |t| explicit(t, first..first + count, backed, vcpus, slots),
@@ -62,7 +64,8 @@ pub(crate) fn rows() -> Vec<Row> {
     }
     rows.extend([
         Row::new(
-            "upm.convert.alternate_pages_of_2m",
+            "convert.alternate_pages_of_2m",
+            Types::UPM,
             "Every second page of a private 2 MiB range goes back to shared, one by one: the even pages stay \
              private, the odd ones show the host's view, and none changes its content.",
             alternate_pages,
@@ -71,7 +74,8 @@ pub(crate) fn rows() -> Vec<Row> {
         // Upstream's loop over odd pages is only reached by ranges of one page.
         .exceeds(CONVERSIONS),
         Row::new(
-            "upm.convert.focus_window",
+            "convert.focus_window",
+            Types::UPM,
             "A 40 KiB window in the middle of a private 2 MiB range goes to shared and back; host and guest \
              exchange data through it and nothing around it changes.",
             focus_window,
@@ -79,42 +83,48 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[ATTRIBUTES, "RFC V3 private_mem_test (Annapurve, 2022): guest_conv_test_fn"])
         .upstream("private_mem_test: guest_conv_test_fn_explicit"),
         Row::new(
-            "upm.convert.in_place_order",
+            "convert.in_place_order",
+            Types::UPM,
             "The older order of the protocol, which asks the host while the mapping is present, converts just \
              as well when nothing touches the page meanwhile.",
             in_place_order,
         )
         .basis(&[HYPERCALL, "arch/x86/mm/pat/set_memory.c: __set_memory_enc_pgtable"]),
         Row::new(
-            "upm.convert.host_refuses",
+            "convert.host_refuses",
+            Types::UPM,
             "The host answers EINVAL: the guest sees it in RAX, every page-table entry is as it was, and no \
              content has changed.",
             |t| host_does_not_grant(t, Errno::EINVAL as u64),
         )
         .basis(&[HYPERCALL]),
         Row::new(
-            "upm.convert.host_asks_to_retry",
+            "convert.host_asks_to_retry",
+            Types::UPM,
             "The host answers EAGAIN: the guest sees it in RAX and nothing has changed; the second attempt is \
              granted.",
             |t| host_does_not_grant(t, Errno::EAGAIN as u64),
         )
         .basis(&[HYPERCALL]),
         Row::new(
-            "upm.convert.invalid_code_is_passed_on",
+            "convert.invalid_code_is_passed_on",
+            Types::UPM,
             "Any return code of userspace reaches the RAX of a plain hypercall unchanged; KVM_RUN does not fail. \
              (Only SNP page-state changes and TDX MapGPA validate it.)",
             invalid_code_is_passed_on,
         )
         .basis(&["arch/x86/kvm/x86.c: complete_hypercall_exit", "arch/x86/kvm/x86.h: kvm_is_valid_map_gpa_range_ret"]),
         Row::new(
-            "upm.convert.answer_is_zero_at_first",
+            "convert.answer_is_zero_at_first",
+            Types::UPM,
             "Each time the hypercall arrives, its answer is zero: a VMM that forgets to answer grants, and what it \
              answered last time is gone.",
             answer_is_zero_at_first,
         )
         .basis(&[HYPERCALL]),
         Row::new(
-            "upm.convert.one_allocation_at_a_time",
+            "convert.one_allocation_at_a_time",
+            Types::UPM,
             "Only one backing of the range is ever populated: the host's view is PROT_NONE and discarded while \
              the range is private, the guest_memfd is punched while it is shared.",
             one_allocation_at_a_time,
@@ -122,7 +132,8 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[ATTRIBUTES, "RFC V2 priv_memfd_test (Annapurve, 2022): PSAWDAT"])
         .upstream("priv_memfd_test: PSAWDAT"),
         Row::new(
-            "upm.convert.one_page_flips_beside_a_busy_vcpu",
+            "convert.one_page_flips_beside_a_busy_vcpu",
+            Types::UPM,
             "One page of a 2 MiB range flips 64 times while two other vCPUs increment all the others: no \
              increment is lost and neither backing of the flipping page mixes with the other.",
             one_page_flips,
@@ -132,34 +143,39 @@ pub(crate) fn rows() -> Vec<Row> {
             "arch/x86/kvm/mmu/mmu.c: kvm_arch_pre_set_memory_attributes",
         ]),
         Row::new(
-            "upm.convert.every_vcpu_follows",
+            "convert.every_vcpu_follows",
+            Types::UPM,
             "The host converts a page that four vCPUs have in their TLBs, back and forth: each of them sees the other \
              backing with its next access, though none of them has flushed anything.",
             every_vcpu_follows,
         )
         .basis(&["virt/kvm/kvm_main.c: kvm_vm_set_mem_attributes, kvm_handle_gfn_range: KVM_REQ_TLB_FLUSH"]),
         Row::new(
-            "upm.convert.attributes_of_the_call_are_passed_on",
+            "convert.attributes_of_the_call_are_passed_on",
+            Types::UPM,
             "KVM hands the third argument of KVM_HC_MAP_GPA_RANGE to userspace as it is, reserved bits and size \
              hints included, and does nothing itself.",
             attributes_are_passed_on,
         )
         .basis(&[HYPERCALL]),
         Row::new(
-            "upm.convert.bad_ranges_do_not_exit",
+            "convert.bad_ranges_do_not_exit",
+            Types::UPM,
             "An unaligned GPA, no pages and a range that wraps give the guest -KVM_EINVAL without an exit.",
             bad_ranges_do_not_exit,
         )
         .basis(&[HYPERCALL]),
         Row::new(
-            "upm.convert.exit_must_be_enabled",
+            "convert.exit_must_be_enabled",
+            Types::UPM,
             "Without KVM_CAP_EXIT_HYPERCALL the guest gets -KVM_ENOSYS; enabling and disabling it takes effect \
              on a running VM.",
             exit_must_be_enabled,
         )
         .basis(&["arch/x86/kvm/x86.c: kvm_vm_ioctl_enable_cap, KVM_CAP_EXIT_HYPERCALL"]),
         Row::new(
-            "plain.convert.hypercall_reaches_userspace",
+            "convert.hypercall_reaches_userspace",
+            Types::PLAIN,
             "A VM without private memory hands KVM_HC_MAP_GPA_RANGE to userspace too; the answer is RAX.",
             |t| {
                 let g = t.guest().boot()?;

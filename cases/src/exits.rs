@@ -19,7 +19,8 @@ use privet_protocol::{Op, Pattern, Width};
 
 use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_no_exit_but, expect_that};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const A: Pattern = Pattern(0xaa);
 const B: Pattern = Pattern(0xbb);
@@ -66,7 +67,8 @@ pub(crate) fn rows() -> Vec<Row> {
     for (name, access) in ACCESSES {
         rows.extend([
             Row::new(
-                format!("upm.exits.deleted_slot.{name}"),
+                format!("exits.deleted_slot.{name}"),
+                Types::UPM,
                 "A private access to a page whose slot was deleted exits with EFAULT and a memory fault: that \
                  page, 4096 bytes, the flag PRIVATE and no other. With a new slot the access finishes.",
                 move |t| missing(t, access, Missing::Slot, Repair::Slot),
@@ -74,7 +76,8 @@ pub(crate) fn rows() -> Vec<Row> {
             .basis(&[NO_SLOT, EXIT])
             .exceeds(DELETED),
             Row::new(
-                format!("upm.exits.slot_without_guest_memfd.{name}"),
+                format!("exits.slot_without_guest_memfd.{name}"),
+                Types::UPM,
                 "A private access to a slot without a guest_memfd exits with EFAULT and a memory fault: that \
                  page, 4096 bytes, the flag PRIVATE and no other. Made shared, the access finishes.",
                 move |t| missing(t, access, Missing::GuestMemfd, Repair::Attribute),
@@ -82,7 +85,8 @@ pub(crate) fn rows() -> Vec<Row> {
             .basis(&[GMEM, EXIT])
             .exceeds(NOT_PRIVATE),
             Row::new(
-                format!("upm.exits.closed_guest_memfd.{name}"),
+                format!("exits.closed_guest_memfd.{name}"),
+                Types::UPM,
                 "A private access to a slot whose guest_memfd was closed exits with EFAULT and a memory fault: \
                  that page, 4096 bytes, the flag PRIVATE and no other. Made shared, the access finishes.",
                 move |t| missing(t, access, Missing::OpenGuestMemfd, Repair::Attribute),
@@ -92,50 +96,58 @@ pub(crate) fn rows() -> Vec<Row> {
     }
     rows.extend([
         Row::new(
-            "upm.exits.new_slot_replaces_one_without_guest_memfd",
+            "exits.new_slot_replaces_one_without_guest_memfd",
+            Types::UPM,
             "A slot without a guest_memfd makes way for one that has it, and the private access finishes.",
             |t| missing(t, Access::Write, Missing::GuestMemfd, Repair::Slot),
         )
         .basis(&[GMEM]),
         Row::new(
-            "upm.exits.new_slot_replaces_a_closed_guest_memfd",
+            "exits.new_slot_replaces_a_closed_guest_memfd",
+            Types::UPM,
             "A slot whose guest_memfd was closed makes way for one with a new file, whose pages are zero.",
             |t| missing(t, Access::Read, Missing::OpenGuestMemfd, Repair::Slot),
         )
         .basis(&[GMEM, "virt/kvm/guest_memfd.c: kvm_gmem_unbind of a file that is gone"]),
         Row::new(
-            "upm.exits.closing_zaps",
+            "exits.closing_zaps",
+            Types::UPM,
             "Closing the guest_memfd unmaps the private pages that are mapped already: the next access exits.",
             closing_zaps,
         )
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_release"]),
         Row::new(
-            "upm.exits.again_until_repaired",
+            "exits.again_until_repaired",
+            Types::UPM,
             "Entering the guest without a repair gives the same exit again, as often as one likes.",
             again_until_repaired,
         )
         .basis(&[NO_SLOT, "arch/x86/kvm/x86.c: vcpu_run"]),
         Row::new(
-            "upm.exits.gpa_of_the_page",
+            "exits.gpa_of_the_page",
+            Types::UPM,
             "The exit tells the page of the access, not its bytes; an access over the end of a private page \
              without memory into another one exits for each of them in turn.",
             gpa_of_the_page,
         )
         .basis(&["arch/x86/kvm/mmu/mmu_internal.h: kvm_mmu_prepare_memory_fault_exit"]),
         Row::new(
-            "upm.exits.counts_as_a_fault",
+            "exits.counts_as_a_fault",
+            Types::UPM,
             "An access that ends in a memory fault is one of pf_taken and none of pf_fixed.",
             counts_as_a_fault,
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_mmu_page_fault"]),
         Row::new(
-            "upm.exits.only_the_vcpu_that_touches",
+            "exits.only_the_vcpu_that_touches",
+            Types::UPM,
             "The memory fault of one vCPU does not disturb another one on pages that are there.",
             only_the_vcpu_that_touches,
         )
         .basis(&[NO_SLOT]),
         Row::new(
-            "upm.exits.flips_under_a_busy_vcpu",
+            "exits.flips_under_a_busy_vcpu",
+            Types::UPM,
             "A page whose attribute flips 200 times under a busy vCPU makes it exit only as a memory fault of that \
              page, when a flip comes between KVM's two looks at the attribute; to run again is enough, and no \
              access is lost.",
@@ -146,7 +158,8 @@ pub(crate) fn rows() -> Vec<Row> {
             "arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn compares with the attribute again",
         ]),
         Row::new(
-            "upm.exits.racing_slot_deletion",
+            "exits.racing_slot_deletion",
+            Types::UPM,
             "The slot of a private page that a vCPU keeps incrementing is deleted 50 times: each time exactly \
              one exit, a memory fault of that page; each time the slot is back the guest goes on.",
             racing_slot_deletion,
@@ -154,31 +167,30 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[NO_SLOT, "virt/kvm/kvm_main.c: kvm_invalidate_memslot"])
         .exceeds(DELETED),
         Row::new(
-            "upm.exits.racing_close",
+            "exits.racing_close",
+            Types::UPM,
             "The guest_memfd of a private page that a vCPU keeps incrementing is closed 20 times: each time \
              exactly one exit, a memory fault of that page; with a new file the guest goes on.",
             racing_close,
         )
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_release, get_file_active"]),
+        Row::new(
+            "exits.inaccessible_host_memory",
+            Types::ALL,
+            "A shared access to a slot whose host memory is PROT_NONE fails with EFAULT and exit reason 0: no \
+             memory fault. Accessible again, the access finishes.",
+            inaccessible_host_memory,
+        )
+        .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_handle_error_pfn returns EFAULT and fills in nothing"]),
+        Row::new(
+            "exits.no_host_memory",
+            Types::ALL,
+            "A shared access to a slot whose host address has no memory fails with EFAULT and exit reason 0: \
+             no memory fault. With another slot in its place the access finishes.",
+            no_host_memory,
+        )
+        .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_handle_error_pfn returns EFAULT and fills in nothing"]),
     ]);
-    for (vm, backing) in [("plain", Backing::HostOnly), ("upm", Backing::HostAndGuestMemfd)] {
-        rows.extend([
-            Row::new(
-                format!("{vm}.exits.inaccessible_host_memory"),
-                "A shared access to a slot whose host memory is PROT_NONE fails with EFAULT and exit reason 0: no \
-                 memory fault. Accessible again, the access finishes.",
-                move |t| inaccessible_host_memory(t, backing),
-            )
-            .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_handle_error_pfn returns EFAULT and fills in nothing"]),
-            Row::new(
-                format!("{vm}.exits.no_host_memory"),
-                "A shared access to a slot whose host address has no memory fails with EFAULT and exit reason 0: \
-                 no memory fault. With another slot in its place the access finishes.",
-                move |t| no_host_memory(t, backing),
-            )
-            .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_handle_error_pfn returns EFAULT and fills in nothing"]),
-        ]);
-    }
     rows.into_iter().map(|row| row.needs(Need::GuestCode).needs(memory_fault())).collect()
 }
 
@@ -439,8 +451,8 @@ fn racing_close(t: &Case) -> Outcome {
 /// What KVM_RUN says about host memory that cannot be had.
 const UNEXPLAINED: Exit = Exit::Failed { errno: Errno::EFAULT, reason: 0 };
 
-fn inaccessible_host_memory(t: &Case, backing: Backing) -> Outcome {
-    let g = t.guest().range(RangeSpec::new(2).backing(backing)).boot()?;
+fn inaccessible_host_memory(t: &Case) -> Outcome {
+    let g = t.guest().range(RangeSpec::new(2).backing(t.platform().backing())).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     for op in [
@@ -459,8 +471,8 @@ fn inaccessible_host_memory(t: &Case, backing: Backing) -> Outcome {
     expect_eq("the word in the host's view", &range.host().read_u64(PAGE_SIZE)?, &0x5a5a)
 }
 
-fn no_host_memory(t: &Case, backing: Backing) -> Outcome {
-    let g = t.guest().range(RangeSpec::new(1).backing(backing)).boot()?;
+fn no_host_memory(t: &Case) -> Outcome {
+    let g = t.guest().range(RangeSpec::new(1).backing(t.platform().backing())).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     let slot = range.slots()[0].clone();

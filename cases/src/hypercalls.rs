@@ -14,7 +14,8 @@ use privet_harness::uapi::{Capability, HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
 use privet_protocol::{HypercallInstruction, Op, PAYLOAD_BASE};
 
 use crate::expect::{expect_eq, expect_no_exit_but, expect_ok, expect_that};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const QUIRK: &str = "Documentation/virt/kvm/api.rst 7.32: KVM_X86_QUIRK_FIX_HYPERCALL_INSN";
 const PATCH: &str = "arch/x86/kvm/x86.c: emulator_fix_hypercall; vmx/vmx.c: vmx_patch_hypercall; svm/svm.c: \
@@ -26,33 +27,34 @@ const UD: u64 = 6;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
-    let rows = ["plain", "upm"].into_iter().flat_map(|vm| {
-        [
-            Row::new(
-                format!("{vm}.hypercalls.own"),
-                "The instruction of the CPU's own vendor reaches userspace and returns, and the guest's code stays as \
-                 it was, with the quirk and without.",
-                own_instruction,
-            )
-            .basis(&[QUIRK]),
-            Row::new(
-                format!("{vm}.hypercalls.of_the_other_vendor"),
-                "With the quirk, as it is by default, KVM writes the CPU's own instruction over the other vendor's: \
-                 the hypercall arrives like any other, and these three bytes of the guest's code have changed, once.",
-                other_instruction_is_patched,
-            )
-            .basis(&[QUIRK, PATCH, UPSTREAM]),
-            Row::new(
-                format!("{vm}.hypercalls.of_the_other_vendor.quirk_off"),
-                "Without the quirk the other vendor's instruction is undefined: the guest gets #UD there, nothing \
-                 reaches userspace, and not a byte of the guest's code changes.",
-                other_instruction_is_undefined,
-            )
-            .basis(&[QUIRK, PATCH, UPSTREAM]),
-        ]
-    });
+    let rows = [
+        Row::new(
+            "hypercalls.own",
+            Types::ALL,
+            "The instruction of the CPU's own vendor reaches userspace and returns, and the guest's code stays as \
+             it was, with the quirk and without.",
+            own_instruction,
+        )
+        .basis(&[QUIRK]),
+        Row::new(
+            "hypercalls.of_the_other_vendor",
+            Types::ALL,
+            "With the quirk, as it is by default, KVM writes the CPU's own instruction over the other vendor's: \
+             the hypercall arrives like any other, and these three bytes of the guest's code have changed, once.",
+            other_instruction_is_patched,
+        )
+        .basis(&[QUIRK, PATCH, UPSTREAM]),
+        Row::new(
+            "hypercalls.of_the_other_vendor.quirk_off",
+            Types::ALL,
+            "Without the quirk the other vendor's instruction is undefined: the guest gets #UD there, nothing \
+             reaches userspace, and not a byte of the guest's code changes.",
+            other_instruction_is_undefined,
+        )
+        .basis(&[QUIRK, PATCH, UPSTREAM]),
+    ];
     let quirk = Need::Capability(Capability::DISABLE_QUIRKS2, QUIRK_FIX_HYPERCALL_INSN as i32);
-    let rows = rows.map(|row| row.needs(quirk.clone()));
+    let rows = rows.into_iter().map(|row| row.needs(quirk.clone()));
     let exits = Need::Capability(Capability::EXIT_HYPERCALL, 1 << HC_MAP_GPA_RANGE);
     let needs = |row: Row| row.needs(Need::GuestCode).needs(Need::Hypercall).needs(exits.clone());
     rows.chain(modes::rows()).map(needs).collect()

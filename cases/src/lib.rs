@@ -14,14 +14,18 @@ mod populate;
 mod prefault;
 mod punch;
 mod random;
+mod row;
 mod slots;
 mod table;
 mod transition;
+mod types;
 
-pub use table::{Counterpart, FixedBug, Ran, Row, Story};
+pub use row::{Counterpart, FixedBug, Row, Story};
+pub use table::{Entry, Ran};
+pub use types::Types;
 
 /// The whole table, in the order in which it is listed and run. Needs no host.
-pub fn table() -> Vec<Row> {
+pub fn table() -> Vec<Entry> {
     [
         access::rows(),
         convert::rows(),
@@ -39,5 +43,6 @@ pub fn table() -> Vec<Row> {
     ]
     .into_iter()
     .flatten()
+    .flat_map(Entry::all_of)
     .collect()
 }

@@ -18,27 +18,26 @@ use privet_harness::units::{PAGE_SIZE, PageCount};
 use privet_harness::vm::Vm;
 
 use crate::expect::{expect_eq, expect_errno, expect_ok};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
-    let mut rows = vec![
-        Row::new(
-            "plain.lifecycle.vm_types",
+    let mut rows =
+        vec![
+        Row::new("lifecycle.vm_types", Types::PLAIN,
             "KVM_CREATE_VM takes exactly the types of KVM_CAP_VM_TYPES; every other number is EINVAL.",
             vm_types,
         )
         .basis(&["arch/x86/kvm/x86.c: kvm_is_vm_type_supported, kvm_arch_init_vm"])
         .upstream("vm_types_test: main")
         .needs(Need::SystemCapability(Capability::VM_TYPES, 1)),
-        Row::new(
-            "upm.lifecycle.many_vms",
+        Row::new("lifecycle.many_vms", Types::UPM,
             "30 VMs with slots, a guest_memfd and private pages are made and closed by two threads.",
             many_vms,
         )
         .basis(&["virt/kvm/kvm_main.c: kvm_destroy_vm", "virt/kvm/guest_memfd.c: kvm_gmem_release"]),
-        Row::new(
-            "upm.lifecycle.another_process",
+        Row::new("lifecycle.another_process", Types::UPM,
             "A process that has the descriptors of VM and vCPU but not their maker's memory gets EIO from every ioctl, \
              before anything else is looked at, and changes nothing.",
             another_process,
@@ -46,21 +45,20 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl, kvm_vcpu_ioctl: kvm->mm != current->mm"])
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
     ];
-    for vm in ["plain", "upm"] {
-        rows.push(
-            Row::new(
-                format!("{vm}.lifecycle.capabilities"),
-                "What the VM says that it can do is what its type can do, and /dev/kvm speaks for all types.",
-                capabilities,
-            )
-            .basis(&[
-                "virt/kvm/kvm_main.c: kvm_vm_ioctl_check_extension_generic",
-                "arch/x86/kvm/x86.c: kvm_vm_ioctl_check_extension",
-            ])
-            .needs(Need::SystemCapability(Capability::GUEST_MEMFD_FLAGS, 3))
-            .needs(Need::SystemCapability(Capability::MEMORY_ATTRIBUTES, MEMORY_ATTRIBUTE_PRIVATE as i32)),
-        );
-    }
+    rows.push(
+        Row::new(
+            "lifecycle.capabilities",
+            Types::ALL,
+            "What the VM says that it can do is what its type can do, and /dev/kvm speaks for all types.",
+            capabilities,
+        )
+        .basis(&[
+            "virt/kvm/kvm_main.c: kvm_vm_ioctl_check_extension_generic",
+            "arch/x86/kvm/x86.c: kvm_vm_ioctl_check_extension",
+        ])
+        .needs(Need::SystemCapability(Capability::GUEST_MEMFD_FLAGS, 3))
+        .needs(Need::SystemCapability(Capability::MEMORY_ATTRIBUTES, MEMORY_ATTRIBUTE_PRIVATE as i32)),
+    );
     rows.extend(files::rows());
     rows
 }
@@ -79,7 +77,7 @@ fn vm_types(t: &Case) -> Outcome {
 }
 
 fn capabilities(t: &Case) -> Outcome {
-    let private = t.vm_type().has_private_memory();
+    let private = t.platform().has_private_memory();
     let vm = t.vm()?;
     let file_flags = (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED) as i32;
     let attributes = MEMORY_ATTRIBUTE_PRIVATE as i32;

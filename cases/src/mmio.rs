@@ -17,7 +17,7 @@ use privet_harness::outcome::Outcome;
 use privet_harness::units::{Gpa, Gva};
 use privet_protocol::{Op, Width};
 
-use crate::table::Row;
+use crate::row::Row;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
@@ -32,9 +32,6 @@ pub(crate) fn rows() -> Vec<Row> {
     ];
     rows.into_iter().flatten().map(|row| row.needs(Need::GuestCode)).collect()
 }
-
-/// The VM types whose MMIO the emulator serves. The rest of a row's id follows.
-const VMS: [&str; 2] = ["plain", "upm"];
 
 /// Where the guest maps a GPA of the MMIO window, or of the private alias of a test range: at itself.
 fn gva(gpa: Gpa) -> Gva {

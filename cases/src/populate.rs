@@ -18,7 +18,8 @@ use privet_protocol::{Op, Pattern, Width};
 
 use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_errno, expect_no_exit_but, expect_ok};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const A: Pattern = Pattern(0xaa);
 const B: Pattern = Pattern(0xbb);
@@ -40,7 +41,8 @@ const UPSTREAM_SIGBUS: &str = "guest_memfd_test: test_fault_overflow, test_fault
 pub(crate) fn rows() -> Vec<Row> {
     let guest_rows = [
         Row::new(
-            "plain.populate.one_memory",
+            "populate.one_memory",
+            Types::PLAIN,
             "Guest and host see each other's writes to a guest_memfd that the host maps, whoever touched a page \
              first.",
             one_memory,
@@ -48,41 +50,47 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[FAULTIN, USER_FAULT])
         .upstream(UPSTREAM_GUEST),
         Row::new(
-            "plain.populate.before_the_slot_exists",
+            "populate.before_the_slot_exists",
+            Types::PLAIN,
             "What the host writes into the file before any slot has it is what the guest finds.",
             before_the_slot_exists,
         )
         .basis(&[USER_FAULT, GMEM_ONLY]),
         Row::new(
-            "plain.populate.slot_without_a_host_address",
+            "populate.slot_without_a_host_address",
+            Types::PLAIN,
             "A slot over a mappable guest_memfd works without any memory at its host address: the guest is \
              served from the file.",
             slot_without_a_host_address,
         )
         .basis(&[GMEM_ONLY, FAULTIN]),
         Row::new(
-            "plain.populate.every_mapping_is_the_file",
+            "populate.every_mapping_is_the_file",
+            Types::PLAIN,
             "Two mappings of the file, one of them from an offset on, and the guest see one memory; giving up \
              pages of a mapping (MADV_DONTNEED) loses nothing.",
             every_mapping_is_the_file,
         )
         .basis(&[USER_FAULT]),
         Row::new(
-            "plain.populate.hole_zeroes_every_view",
+            "populate.hole_zeroes_every_view",
+            Types::PLAIN,
             "A hole takes its pages out of the guest and out of the host's mapping: both find zeros, and then \
              each other's writes again.",
             hole_zeroes_every_view,
         )
         .basis(&[PUNCH]),
         Row::new(
-            "plain.populate.hole_under_a_busy_guest",
+            "populate.hole_under_a_busy_guest",
+            Types::PLAIN,
             "100 holes under a page that a vCPU keeps incrementing and that the host has mapped: the guest never \
              exits, and both see the same number in the end.",
             hole_under_a_busy_guest,
         )
         .basis(&[PUNCH, "virt/kvm/guest_memfd.c: kvm_gmem_get_invalidate_filter"]),
         Row::new(
-            "plain.populate.prefault",
+            "populate.prefault",
+            Types::PLAIN,
             "Pages of a mappable guest_memfd are mapped ahead for the guest, which then reads and writes them \
              without a fault.",
             prefault,
@@ -90,34 +98,39 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[FAULTIN, "arch/x86/kvm/mmu/mmu.c: kvm_arch_vcpu_pre_fault_memory"])
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
         Row::new(
-            "plain.populate.file_that_cannot_be_mapped",
+            "populate.file_that_cannot_be_mapped",
+            Types::PLAIN,
             "A guest_memfd without the flag MMAP is never used in a VM without private memory: the guest's \
              accesses reach the host's memory.",
             |t| host_memory_is_used(t, INIT_SHARED),
         )
         .basis(&[FAULTIN, GMEM_ONLY]),
         Row::new(
-            "plain.populate.private_file_serves_the_guest",
+            "populate.private_file_serves_the_guest",
+            Types::PLAIN,
             "A file with MMAP and without INIT_SHARED serves the guest of a plain VM too; the host's mapping of \
              it ends in SIGBUS.",
             private_file_serves_the_guest,
         )
         .basis(&[FAULTIN, USER_FAULT]),
         Row::new(
-            "plain.populate.view_outlives_the_vm",
+            "populate.view_outlives_the_vm",
+            Types::PLAIN,
             "The host's mapping keeps what the guest wrote when slot, file and VM are closed.",
             view_outlives_the_vm,
         )
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_release: memory belongs to the inode"]),
         Row::new(
-            "upm.populate.mappable_file_serves_shared_faults",
+            "populate.mappable_file_serves_shared_faults",
+            Types::UPM,
             "In a slot over a mappable guest_memfd shared accesses are served from the file like private ones: \
              a conversion changes nothing that the guest sees, and the host's memory is never touched.",
             mappable_file_serves_shared_faults,
         )
         .basis(&[GMEM_ONLY, FAULTIN]),
         Row::new(
-            "upm.populate.private_pages_are_sigbus",
+            "populate.private_pages_are_sigbus",
+            Types::UPM,
             "Pages of a private guest_memfd that the guest has written are SIGBUS in the host's mapping, for \
              reads and writes; the guest keeps them.",
             private_pages_are_sigbus,
@@ -125,7 +138,8 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[USER_FAULT])
         .upstream(UPSTREAM_SIGBUS),
         Row::new(
-            "upm.populate.kvm_itself_writes_the_shared_view",
+            "populate.kvm_itself_writes_the_shared_view",
+            Types::UPM,
             "What KVM writes on the guest's behalf (the wall clock of MSR 0x4b564d00) reaches the host's memory, \
              also where the page is private: the guest does not see it there.",
             kvm_itself_writes_the_shared_view,
@@ -135,7 +149,8 @@ pub(crate) fn rows() -> Vec<Row> {
     let mut rows: Vec<Row> = guest_rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect();
     rows.extend([
         Row::new(
-            "plain.populate.past_the_end_is_sigbus",
+            "populate.past_the_end_is_sigbus",
+            Types::PLAIN,
             "A mapping may be longer than its file: the last page of the file is there, the page after it and \
              all others are SIGBUS at the address that was touched.",
             past_the_end_is_sigbus,
@@ -143,7 +158,8 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[USER_FAULT])
         .upstream(UPSTREAM_SIGBUS),
         Row::new(
-            "plain.populate.fresh_pages_are_zero",
+            "populate.fresh_pages_are_zero",
+            Types::PLAIN,
             "The host finds zeros in pages of a mappable guest_memfd that nobody has written, and in those that \
              were allocated beforehand.",
             fresh_pages_are_zero,
@@ -151,7 +167,8 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[USER_FAULT])
         .upstream("guest_memfd_test: test_mmap_supported"),
         Row::new(
-            "plain.populate.no_huge_pages",
+            "populate.no_huge_pages",
+            Types::PLAIN,
             "The pages of a guest_memfd cannot be made a huge one: MADV_COLLAPSE is EINVAL where it works for \
              ordinary memory, and nothing is lost.",
             no_huge_pages,
@@ -159,38 +176,26 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["mm/khugepaged.c: madvise_collapse", "virt/kvm/guest_memfd.c: pages of order 0 only"])
         .upstream("guest_memfd_test: test_collapse"),
         Row::new(
-            "plain.populate.private_file_is_sigbus",
-            "Without INIT_SHARED a file can be mapped, and every page of it is SIGBUS.",
+            "populate.private_file_is_sigbus",
+            Types::ALL,
+            "Without INIT_SHARED, which a VM with private memory does not have, a file can be mapped, and every page of \
+             it is SIGBUS.",
             private_file_is_sigbus,
         )
         .basis(&[USER_FAULT])
         .upstream(UPSTREAM_SIGBUS),
         Row::new(
-            "upm.populate.private_file_is_sigbus",
-            "A VM with private memory has only such files: they can be mapped, and every page is SIGBUS.",
-            private_file_is_sigbus,
+            "populate.no_copy_on_write",
+            Types::ALL,
+            "A guest_memfd with MMAP can be mapped shared only: MAP_PRIVATE is EINVAL, and without the flag both are \
+             ENODEV.",
+            no_copy_on_write,
         )
-        .basis(&[USER_FAULT])
-        .upstream(UPSTREAM_SIGBUS),
+        .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_mmap"])
+        .upstream("guest_memfd_test: test_mmap_cow, test_mmap_not_supported"),
     ]);
-    for vm in ["plain", "upm"] {
-        rows.push(
-            Row::new(
-                format!("{vm}.populate.no_copy_on_write"),
-                "A guest_memfd with MMAP can be mapped shared only: MAP_PRIVATE is EINVAL, and without the flag \
-                 both are ENODEV.",
-                no_copy_on_write,
-            )
-            .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_mmap"])
-            .upstream("guest_memfd_test: test_mmap_cow, test_mmap_not_supported"),
-        );
-    }
-    rows.into_iter()
-        .map(|row| {
-            let flags = if row.vm.has_private_memory() { MMAP } else { MMAP | INIT_SHARED };
-            row.needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, flags as i32))
-        })
-        .collect()
+    // A kernel that has the one flag has the other one, too, where there is no private memory.
+    rows.into_iter().map(|row| row.needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, MMAP as i32))).collect()
 }
 
 /// A guest whose test range is one guest_memfd that the host maps too.

@@ -18,12 +18,12 @@ use privet_harness::test_range::{Backing, RangeSpec, TEST_BASE, TestRange};
 use privet_harness::uapi::{Capability, KVM_PRE_FAULT_MEMORY, QUIRK_SLOT_ZAP_ALL};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_harness::vcpu::PreFault;
-use privet_harness::vm_type::VmType;
 use privet_protocol::Pattern;
 
 use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_errno, expect_ok, expect_that};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const A: Pattern = Pattern(0xaa);
 const B: Pattern = Pattern(0xbb);
@@ -49,85 +49,85 @@ enum Kind {
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
-    for (vm, suffix, kind, backing) in [
-        ("plain", "shared", Kind::Shared, Backing::HostOnly),
-        ("upm", "shared", Kind::Shared, Backing::HostAndGuestMemfd),
-        ("upm", "private", Kind::Private, Backing::HostAndGuestMemfd),
-    ] {
+    for (suffix, kind, types) in
+        [("shared", Kind::Shared, Types::ALL), ("private", Kind::Private, Types::WITH_PRIVATE_MEMORY)]
+    {
         rows.extend([
             Row::new(
-                format!("{vm}.prefault.maps.{suffix}"),
+                format!("prefault.maps.{suffix}"),
+                types,
                 "Every page that was mapped ahead is one more of pages_4k, and the guest reads and writes all of \
                  them without a fault; mapping ahead counts as none itself.",
-                move |t| maps(t, kind, backing),
+                move |t| maps(t, kind),
             )
             .basis(&[ARCH, "arch/x86/kvm/mmu/mmu.c: kvm_mmu_do_page_fault: prefetches are not counted in pf_taken"])
             .exceeds(UPSTREAM),
             Row::new(
-                format!("{vm}.prefault.left_over.{suffix}"),
+                format!("prefault.left_over.{suffix}"),
+                types,
                 "A range that reaches over the end of its slot is mapped up to there: the call succeeds and \
                  leaves GPA and size of the rest; asked for the rest alone it fails and changes nothing.",
-                move |t| left_over(t, kind, backing),
+                move |t| left_over(t, kind),
             )
             .basis(&[GENERIC])
             .upstream(UPSTREAM),
             Row::new(
-                format!("{vm}.prefault.twice.{suffix}"),
+                format!("prefault.twice.{suffix}"),
+                types,
                 "Mapping what is mapped succeeds and maps nothing more.",
-                move |t| twice(t, kind, backing),
+                move |t| twice(t, kind),
             )
             .basis(&[ARCH, "arch/x86/kvm/mmu/mmu.c: RET_PF_SPURIOUS"]),
         ]);
     }
     rows.extend([
         Row::new(
-            "upm.prefault.mixed",
+            "prefault.mixed",
+            Types::UPM,
             "One call maps shared pages from the host's memory and private ones from the guest_memfd, page by \
              page as the attributes say.",
             mixed,
         )
         .basis(&[ARCH]),
         Row::new(
-            "upm.prefault.is_a_read",
+            "prefault.is_a_read",
+            Types::UPM,
             "Shared memory that nobody has written is mapped as by a read: the guest reads zeros without a \
              fault, and its writes fault and reach the host.",
             is_a_read,
         )
         .basis(&["Documentation/virt/kvm/api.rst 4.143 KVM_PRE_FAULT_MEMORY: no CoW is broken"]),
         Row::new(
-            "upm.prefault.conversion_zaps",
+            "prefault.conversion_zaps",
+            Types::UPM,
             "A change of the attribute unmaps what was mapped ahead; the guest then faults once for each page \
              and finds the other backing.",
             conversion_zaps,
         )
         .basis(&[ARCH, "arch/x86/kvm/mmu/mmu.c: kvm_arch_pre_set_memory_attributes"]),
         Row::new(
-            "upm.prefault.racing_slot_deletion.shared",
-            "A slot is deleted and made again 100 times under calls for its pages: each call maps some, or \
-             fails with EAGAIN (going away) or ENOENT (gone), and all of them end.",
-            |t| racing_slot_deletion(t, Kind::Shared, Backing::HostAndGuestMemfd),
-        )
-        .basis(&["commit 3ccbf6f47098: EAGAIN instead of a dead-lock", GENERIC])
-        .upstream("pre_fault_memory_test: pre_fault_memory, delete_slot_worker"),
-        Row::new(
-            "upm.prefault.racing_slot_deletion.private",
+            "prefault.racing_slot_deletion.private",
+            Types::UPM,
             "A slot is deleted and made again 100 times under calls for its private pages: each call maps some, \
              or fails with EAGAIN (going away) or EFAULT (gone, told as a memory fault), and all of them end.",
-            |t| racing_slot_deletion(t, Kind::Private, Backing::HostAndGuestMemfd),
+            |t| racing_slot_deletion(t, Kind::Private),
         )
         .basis(&["commit 3ccbf6f47098: EAGAIN instead of a dead-lock", GENERIC])
         .upstream("pre_fault_memory_test: pre_fault_memory, delete_slot_worker"),
         Row::new(
-            "plain.prefault.racing_slot_deletion.shared",
-            "As in a UPM VM, without the quirk by which a deletion invalidates all page tables at once: \
-             racing_fast_zap has that one.",
-            |t| racing_slot_deletion(t, Kind::Shared, Backing::HostOnly),
+            "prefault.racing_slot_deletion.shared",
+            Types::ALL,
+            "A slot is deleted and made again 100 times under calls for its pages: each call maps some, or fails with \
+             EAGAIN (going away) or ENOENT (gone), and all of them end. In a VM without private memory the quirk by \
+             which a deletion invalidates all page tables at once is off: racing_fast_zap has that one.",
+            |t| racing_slot_deletion(t, Kind::Shared),
         )
         .needs(Need::Capability(Capability::DISABLE_QUIRKS2, QUIRK_SLOT_ZAP_ALL as i32))
         .basis(&["commit 3ccbf6f47098: EAGAIN instead of a dead-lock", GENERIC])
         .upstream("pre_fault_memory_test: pre_fault_memory, delete_slot_worker"),
         Row::new(
-            "plain.prefault.racing_fast_zap",
+            "prefault.racing_fast_zap",
+            Types::PLAIN,
             "Another slot comes and goes, which invalidates all page tables, under calls for 512 pages: each call \
              ends by itself or, at the latest, by a signal, and so does the deletion that waits for it. \
              (Linux 7.3.4 needs the signal: it retries for ever with a page table that is no longer valid.)",
@@ -136,41 +136,44 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["commits 20a6cff3b283, 355323a4dc94: obsolete roots while prefaulting", ARCH]),
     ]);
     let mut rows: Vec<Row> = rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect();
-    for vm in ["plain", "upm"] {
-        rows.extend([
-            Row::new(
-                format!("{vm}.prefault.bad_arguments"),
-                "A GPA or a size that is not whole pages, no size at all, a range that wraps and any flag are \
-                 EINVAL, and nothing is done.",
-                bad_arguments,
-            )
-            .basis(&[GENERIC]),
-            Row::new(
-                format!("{vm}.prefault.no_slot"),
-                "Where no slot is, shared memory cannot be mapped: ENOENT, and nothing of the range is done.",
-                |t| nothing_there(t, &[TEST_BASE], Kind::Shared),
-            )
-            .basis(&[ARCH, "arch/x86/kvm/mmu/mmu.c: RET_PF_EMULATE"])
-            .upstream(UPSTREAM),
-            Row::new(
-                format!("{vm}.prefault.out_of_range"),
-                "A GPA that no CPU can reach is one without a slot: ENOENT, and no warning in the kernel log.",
-                |t| nothing_there(t, &OUT_OF_RANGE, Kind::Shared),
-            )
-            .basis(&[
-                "arch/x86/kvm/mmu/mmu.c: kvm_handle_noslot_fault: gfn > kvm_mmu_max_gfn()",
-                "warning for a GPA out of range (Fixes: 6e01b7601dfe)",
-            ]),
-            Row::new(
-                format!("{vm}.prefault.unreadable_argument"),
-                "An argument that cannot be read is EFAULT, and no memory fault.",
-                unreadable_argument,
-            )
-            .basis(&["virt/kvm/kvm_main.c: kvm_vcpu_ioctl, KVM_PRE_FAULT_MEMORY"]),
-        ]);
-    }
+    rows.extend([
+        Row::new(
+            "prefault.bad_arguments",
+            Types::ALL,
+            "A GPA or a size that is not whole pages, no size at all, a range that wraps and any flag are \
+             EINVAL, and nothing is done.",
+            bad_arguments,
+        )
+        .basis(&[GENERIC]),
+        Row::new(
+            "prefault.no_slot",
+            Types::ALL,
+            "Where no slot is, shared memory cannot be mapped: ENOENT, and nothing of the range is done.",
+            |t| nothing_there(t, &[TEST_BASE], Kind::Shared),
+        )
+        .basis(&[ARCH, "arch/x86/kvm/mmu/mmu.c: RET_PF_EMULATE"])
+        .upstream(UPSTREAM),
+        Row::new(
+            "prefault.out_of_range",
+            Types::ALL,
+            "A GPA that no CPU can reach is one without a slot: ENOENT, and no warning in the kernel log.",
+            |t| nothing_there(t, &OUT_OF_RANGE, Kind::Shared),
+        )
+        .basis(&[
+            "arch/x86/kvm/mmu/mmu.c: kvm_handle_noslot_fault: gfn > kvm_mmu_max_gfn()",
+            "warning for a GPA out of range (Fixes: 6e01b7601dfe)",
+        ]),
+        Row::new(
+            "prefault.unreadable_argument",
+            Types::ALL,
+            "An argument that cannot be read is EFAULT, and no memory fault.",
+            unreadable_argument,
+        )
+        .basis(&["virt/kvm/kvm_main.c: kvm_vcpu_ioctl, KVM_PRE_FAULT_MEMORY"]),
+    ]);
     let shadow_paging = Row::new(
-        "plain.prefault.shadow_paging",
+        "prefault.shadow_paging",
+        Types::PLAIN,
         "Without two-dimensional paging nothing can be mapped ahead: EOPNOTSUPP, for memory and for nothing alike, and \
          nothing of the range is done.",
         shadow_paging,
@@ -179,27 +182,31 @@ pub(crate) fn rows() -> Vec<Row> {
     .needs(Need::Any(vec![Need::Parameter("kvm_amd.npt", "N"), Need::Parameter("kvm_intel.ept", "N")]));
     rows.extend([
         Row::new(
-            "upm.prefault.no_slot.private",
+            "prefault.no_slot.private",
+            Types::UPM,
             "Private memory without a slot is EFAULT, with the memory fault that a guest's access would give.",
             |t| nothing_there(t, &[TEST_BASE], Kind::Private),
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_handle_noslot_fault"]),
         Row::new(
-            "upm.prefault.out_of_range.private",
+            "prefault.out_of_range.private",
+            Types::UPM,
             "A private GPA that no CPU can reach is EFAULT with a memory fault of exactly that page, and no \
              warning in the kernel log.",
             |t| nothing_there(t, &OUT_OF_RANGE, Kind::Private),
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_handle_noslot_fault"]),
         Row::new(
-            "upm.prefault.no_guest_memfd",
+            "prefault.no_guest_memfd",
+            Types::UPM,
             "Private memory in a slot without a guest_memfd is EFAULT with a memory fault; once it is shared \
              again, it is mapped.",
             no_guest_memfd,
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn_gmem"]),
         Row::new(
-            "upm.prefault.closed_guest_memfd",
+            "prefault.closed_guest_memfd",
+            Types::UPM,
             "Private memory whose guest_memfd was closed is EFAULT with a memory fault.",
             closed_guest_memfd,
         )
@@ -214,8 +221,8 @@ const OUT_OF_RANGE: [Gpa; 3] = [Gpa(1 << 52), Gpa(1 << 63), Gpa(0_u64.wrapping_s
 
 /// A guest with [`PAGES`] pages that it has not touched and that the host filled with A, and one page more,
 /// by which the payload has shown KVM its code and stack. Also the pattern that the guest will see.
-fn guest(t: &Case, kind: Kind, backing: Backing) -> Outcome<(Guest, Pattern)> {
-    let g = t.guest().range(RangeSpec::new(PAGES + 1).backing(backing)).boot()?;
+fn guest(t: &Case, kind: Kind) -> Outcome<(Guest, Pattern)> {
+    let g = t.guest().range(RangeSpec::new(PAGES + 1).backing(t.platform().backing())).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(0..PAGES, A)?;
     v.fill(range.private(PAGES), 1, A, 0)?;
@@ -246,8 +253,8 @@ fn expect_part(done: &PreFault, gpa: Gpa, size: u64) -> Outcome {
     expect_that(is_part, || format!("KVM_PRE_FAULT_MEMORY of {size:#x} bytes at gpa {gpa} left {done:x?}"))
 }
 
-fn maps(t: &Case, kind: Kind, backing: Backing) -> Outcome {
-    let (g, seen) = guest(t, kind, backing)?;
+fn maps(t: &Case, kind: Kind) -> Outcome {
+    let (g, seen) = guest(t, kind)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let (vm_counters, vcpu_counters) = (Counters::of_vm(&g)?, Counters::of_vcpu(&g)?);
     vcpu_counters.expect_growth("pf_taken", 0, || {
@@ -260,8 +267,8 @@ fn maps(t: &Case, kind: Kind, backing: Backing) -> Outcome {
     range.host_expect(0..PAGES, if kind == Kind::Shared { B } else { A })
 }
 
-fn left_over(t: &Case, kind: Kind, backing: Backing) -> Outcome {
-    let (g, _) = guest(t, kind, backing)?;
+fn left_over(t: &Case, kind: Kind) -> Outcome {
+    let (g, _) = guest(t, kind)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let end = range.gpa(PAGES + 1);
     if kind == Kind::Private {
@@ -274,8 +281,8 @@ fn left_over(t: &Case, kind: Kind, backing: Backing) -> Outcome {
     expect_none(v.kvm().pre_fault(end, PageCount(3))?, errno, end, 3 * PAGE_SIZE)
 }
 
-fn twice(t: &Case, kind: Kind, backing: Backing) -> Outcome {
-    let (g, seen) = guest(t, kind, backing)?;
+fn twice(t: &Case, kind: Kind) -> Outcome {
+    let (g, seen) = guest(t, kind)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let all = || expect_all(v.kvm().pre_fault(range.gpa(0), PageCount(PAGES))?, range.gpa(PAGES));
     all()?;
@@ -284,7 +291,7 @@ fn twice(t: &Case, kind: Kind, backing: Backing) -> Outcome {
 }
 
 fn mixed(t: &Case) -> Outcome {
-    let (g, _) = guest(t, Kind::Shared, Backing::HostAndGuestMemfd)?;
+    let (g, _) = guest(t, Kind::Shared)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     for page in (0..PAGES).step_by(2) {
         range.set_private(g.vm(), page..page + 1)?;
@@ -303,7 +310,7 @@ fn mixed(t: &Case) -> Outcome {
 }
 
 fn is_a_read(t: &Case) -> Outcome {
-    let (g, _) = guest(t, Kind::Shared, Backing::HostAndGuestMemfd)?;
+    let (g, _) = guest(t, Kind::Shared)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host().discard(0, PAGES * PAGE_SIZE)?;
     let faults = Counters::of_vcpu(&g)?;
@@ -319,19 +326,19 @@ fn is_a_read(t: &Case) -> Outcome {
 }
 
 fn conversion_zaps(t: &Case) -> Outcome {
-    let (g, _) = guest(t, Kind::Private, Backing::HostAndGuestMemfd)?;
+    let (g, _) = guest(t, Kind::Private)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     expect_all(v.kvm().pre_fault(range.gpa(0), PageCount(PAGES))?, range.gpa(PAGES))?;
     Counters::of_vm(&g)?.expect_growth("pages_4k", -(PAGES as i64), || range.set_shared(g.vm(), 0..PAGES))?;
     Counters::of_vcpu(&g)?.expect_growth("pf_taken", PAGES as i64, || v.expect(range.private(0), PAGES, A, 0))
 }
 
-fn racing_slot_deletion(t: &Case, kind: Kind, backing: Backing) -> Outcome {
-    let (g, seen) = guest(t, kind, backing)?;
+fn racing_slot_deletion(t: &Case, kind: Kind) -> Outcome {
+    let (g, seen) = guest(t, kind)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let gone = if kind == Kind::Shared { Errno::ENOENT } else { Errno::EFAULT };
     let (gpa, all) = (range.gpa(0), PageCount(PAGES));
-    if t.vm_type() == VmType::Plain {
+    if !t.platform().has_private_memory() {
         expect_ok(
             "switching the quirk off",
             g.vm().enable_cap(Capability::DISABLE_QUIRKS2, [QUIRK_SLOT_ZAP_ALL, 0, 0, 0]),

@@ -14,7 +14,8 @@ use privet_harness::units::PAGE_SIZE;
 use privet_protocol::{Op, Pattern, Width};
 
 use crate::expect::{expect_eq, expect_errno, expect_ok, expect_that};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const A: Pattern = Pattern(0xaa);
 const B: Pattern = Pattern(0xbb);
@@ -28,52 +29,59 @@ const UPSTREAM_FALLOCATE: &str = "guest_memfd_test: test_fallocate, test_invalid
 pub(crate) fn rows() -> Vec<Row> {
     let guest_rows = vec![
         Row::new(
-            "upm.punch.precise",
+            "punch.precise",
+            Types::UPM,
             "A hole of exactly the private pages makes exactly them read as zero; they stay private.",
             |t| punch(t, 8..16, 8..16),
         )
         .basis(&[PUNCH])
         .upstream(UPSTREAM_PUNCH),
         Row::new(
-            "upm.punch.around",
+            "punch.around",
+            Types::UPM,
             "A hole that is larger than the private pages zeroes them and leaves the shared pages around alone.",
             |t| punch(t, 8..16, 0..32),
         )
         .basis(&[PUNCH])
         .upstream(UPSTREAM_PUNCH),
-        Row::new("upm.punch.within", "A hole inside a private range zeroes its pages and no others.", |t| {
+        Row::new("punch.within", Types::UPM, "A hole inside a private range zeroes its pages and no others.", |t| {
             punch(t, 4..28, 9..11)
         })
         .basis(&[PUNCH])
         .exceeds(UPSTREAM_PUNCH),
         Row::new(
-            "upm.punch.past_the_end",
+            "punch.past_the_end",
+            Types::UPM,
             "A hole that begins inside the file and ends past it zeroes what there is.",
             |t| punch(t, 16..32, 24..4096),
         )
         .basis(&[PUNCH])
         .exceeds(UPSTREAM_PUNCH),
         Row::new(
-            "upm.punch.across_slots",
+            "punch.across_slots",
+            Types::UPM,
             "A hole over the end of one slot into the next zeroes the pages of both.",
             across_slots,
         )
         .basis(&[PUNCH, "virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin"]),
         Row::new(
-            "upm.punch.under_a_running_guest",
+            "punch.under_a_running_guest",
+            Types::UPM,
             "200 holes under a page that a running vCPU keeps incrementing: every value that it can have is \
              small again after the last hole, and the guest never leaves for it.",
             under_a_running_guest,
         )
         .basis(&[PUNCH, "virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin, mmu_invalidate_retry"]),
         Row::new(
-            "upm.punch.while_shared",
+            "punch.while_shared",
+            Types::UPM,
             "A hole under a page that is shared at the moment loses the private content and not the shared one.",
             while_shared,
         )
         .basis(&[PUNCH]),
         Row::new(
-            "upm.punch.allocation_keeps_content",
+            "punch.allocation_keeps_content",
+            Types::UPM,
             "Allocating pages that exist changes nothing.",
             allocation_keeps_content,
         )
@@ -83,32 +91,28 @@ pub(crate) fn rows() -> Vec<Row> {
     let mut rows: Vec<Row> = guest_rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect();
     rows.extend([
         Row::new(
-            "upm.punch.after_the_vm_is_closed",
+            "punch.after_the_vm_is_closed",
+            Types::UPM,
             "A guest_memfd whose VM and slots are gone can still be allocated and punched.",
             after_the_vm_is_closed,
         )
         .basis(&[PUNCH, "virt/kvm/guest_memfd.c: kvm_gmem_release"])
         .upstream("x86/private_mem_conversions_test: test_mem_conversions"),
         Row::new(
-            "upm.punch.fallocate_errors",
+            "punch.fallocate_errors",
+            Types::ALL,
             "fallocate answers every bad mode, offset and length with its errno and allows every good one.",
             fallocate_errors,
         )
         .basis(&[FALLOCATE])
         .upstream(UPSTREAM_FALLOCATE),
         Row::new(
-            "upm.punch.allocation_is_interrupted",
+            "punch.allocation_is_interrupted",
+            Types::UPM,
             "A signal ends an allocation that takes long with EINTR, and the file is as good as before.",
             allocation_is_interrupted,
         )
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_allocate: signal_pending"]),
-        Row::new(
-            "plain.punch.fallocate_errors",
-            "fallocate on the guest_memfd of a plain VM answers as on that of a VM with private memory.",
-            fallocate_errors,
-        )
-        .basis(&[FALLOCATE])
-        .upstream(UPSTREAM_FALLOCATE),
     ]);
     rows.into_iter().map(|row| row.needs(Need::Capability(Capability::GUEST_MEMFD, 1))).collect()
 }

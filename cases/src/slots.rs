@@ -10,15 +10,12 @@ mod races;
 use privet_harness::need::Need;
 use privet_harness::uapi::Capability;
 
-use crate::table::Row;
+use crate::row::Row;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
     let guest_rows = [binding::guest_rows(), changes::guest_rows(), deletion::guest_rows()].into_iter().flatten();
     let mut rows: Vec<Row> = guest_rows.map(|row| row.needs(Need::GuestCode)).collect();
-    for vm in ["plain", "upm"] {
-        rows.extend([creation::rows(vm), changes::rows(vm), binding::rows(vm)].into_iter().flatten());
-    }
-    rows.extend([creation::rows_by_type(), races::rows()].into_iter().flatten());
+    rows.extend([creation::rows(), changes::rows(), binding::rows(), races::rows()].into_iter().flatten());
     rows.into_iter().map(|row| row.needs(Need::Capability(Capability::GUEST_MEMFD, 1))).collect()
 }

@@ -19,7 +19,8 @@ use privet_harness::units::Gva;
 use privet_protocol::{Op, Order, Pattern, Sharing, Values};
 
 use crate::expect::{expect_eq, expect_no_exit_but, expect_that};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 /// The pages: P, and Q after it.
 const P: u64 = 0;
@@ -44,52 +45,61 @@ pub(crate) fn rows() -> Vec<Row> {
     use Sharing::{Private, Shared};
     let mut rows = vec![
         Row::new(
-            "upm.transition.present_shared",
+            "transition.present_shared",
+            Types::UPM,
             "Q is shared and present: a load that strays into it gets P's tail and the host's view of Q.",
             |t| at_rest(t, Shared, true),
         ),
         Row::new(
-            "upm.transition.present_private",
+            "transition.present_private",
+            Types::UPM,
             "Q is private and present: a load that strays into it gets P's tail and Q's private content.",
             |t| at_rest(t, Private, true),
         ),
         Row::new(
-            "upm.transition.not_present_shared",
+            "transition.not_present_shared",
+            Types::UPM,
             "Q is shared and not present: a load that strays into it takes a #PF at Q's first byte and is padded \
              with zeros.",
             |t| at_rest(t, Shared, false),
         ),
         Row::new(
-            "upm.transition.not_present_private",
+            "transition.not_present_private",
+            Types::UPM,
             "Q is private and not present: a load that strays into it takes a #PF at Q's first byte and is padded \
              with zeros.",
             |t| at_rest(t, Private, false),
         ),
         Row::new(
-            "upm.transition.not_present_without_a_slot",
+            "transition.not_present_without_a_slot",
+            Types::UPM,
             "Q is private and has no slot: not present, it is as safe as any; present, the stray load is a \
              KVM_EXIT_MEMORY_FAULT for Q.",
             without_a_slot,
         ),
         Row::new(
-            "upm.transition.alias_left_behind",
+            "transition.alias_left_behind",
+            Types::UPM,
             "A second mapping of Q that nobody made not present shows the other backing as soon as the host has \
              changed the attribute: this is why aliases are dropped first.",
             alias_left_behind,
         ),
         Row::new(
-            "upm.transition.alias_dropped_first",
+            "transition.alias_dropped_first",
+            Types::UPM,
             "With every alias of Q dropped before its conversion, no load sees anything but padding until the end.",
             alias_dropped_first,
         ),
         Row::new(
-            "upm.transition.hammered",
+            "transition.hammered",
+            Types::UPM,
             "One vCPU strays into Q all the time while another converts it to private and back 35 times: it sees the \
              old backing, the new one or padding, and no other fault or exit.",
             |t| hammered(t, Order::NotPresentFirst),
         ),
         Row::new(
-            "upm.transition.hammered_in_place",
+            "transition.hammered_in_place",
+            Types::UPM,
             "The same without ever clearing PRESENT: the stray loads see the one backing or the other, and none is \
              padded; some may end in a KVM_EXIT_MEMORY_FAULT for Q, which a new attempt mends.",
             |t| hammered(t, Order::InPlace),
@@ -98,13 +108,15 @@ pub(crate) fn rows() -> Vec<Row> {
     for (name, to) in [("to_private", Private), ("to_shared", Shared)] {
         rows.extend([
             Row::new(
-                format!("upm.transition.pending.{name}"),
+                format!("transition.pending.{name}"),
+                Types::UPM,
                 "While the conversion waits for the host, and after each step that the host does, stray loads of \
                  another vCPU are padded; afterwards they see the new backing.",
                 move |t| pending(t, to),
             ),
             Row::new(
-                format!("upm.transition.in_place.{name}"),
+                format!("transition.in_place.{name}"),
+                Types::UPM,
                 "Without clearing PRESENT, stray loads of another vCPU see the old backing until the host changes the \
                  attribute and the new one from then on, in the middle of the guest's conversion.",
                 move |t| in_place(t, to),
@@ -112,7 +124,8 @@ pub(crate) fn rows() -> Vec<Row> {
         ]);
         for errno in [Errno::EINVAL, Errno::EAGAIN] {
             rows.push(Row::new(
-                format!("upm.transition.refused.{name}.{}", format!("{errno:?}").to_lowercase()),
+                format!("transition.refused.{name}.{}", format!("{errno:?}").to_lowercase()),
+                Types::UPM,
                 "The host changes the attribute, changes it back and refuses: the guest makes Q present again, and \
                  stray loads see the old content; the next attempt is granted.",
                 move |t| refused(t, to, errno),

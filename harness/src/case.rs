@@ -7,9 +7,9 @@ use crate::guest::GuestBuilder;
 use crate::host::Host;
 use crate::outcome::{Outcome, Stop};
 use crate::payload::LoadPlan;
+use crate::platform::{ByType, Platform};
 use crate::trace::{LONGEST_INSTRUCTION, Trace};
 use crate::vm::Vm;
-use crate::vm_type::VmType;
 
 /// A payload as the story's row has it: a name for messages and an ELF file.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ pub struct PayloadFile {
 /// One row being told.
 pub struct Case {
     host: Arc<Host>,
-    vm_type: VmType,
+    platform: Platform,
     seed: u64,
     limit: Duration,
     file: PayloadFile,
@@ -31,9 +31,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// A case on `host` with VMs of type `vm_type`.
-    pub fn new(host: Arc<Host>, vm_type: VmType, payload: PayloadFile, seed: u64, limit: Duration) -> Self {
-        Self { host, vm_type, seed, limit, file: payload, plan: OnceLock::new() }
+    /// A case on `host` with VMs of `platform`.
+    pub fn new(host: Arc<Host>, platform: Platform, payload: PayloadFile, seed: u64, limit: Duration) -> Self {
+        Self { host, platform, seed, limit, file: payload, plan: OnceLock::new() }
     }
 
     /// The host.
@@ -41,9 +41,14 @@ impl Case {
         &self.host
     }
 
-    /// The VM type of the row.
-    pub fn vm_type(&self) -> VmType {
-        self.vm_type
+    /// The platform of the row's VMs.
+    pub fn platform(&self) -> Platform {
+        self.platform
+    }
+
+    /// What the row expects where VM types differ: that of its own type.
+    pub fn by_type<T>(&self, each: ByType<T>) -> T {
+        each.of(self.platform)
     }
 
     /// The seed of everything random.
@@ -73,7 +78,7 @@ impl Case {
 
     /// A VM of the row's type, empty.
     pub fn vm(&self) -> Outcome<Vm> {
-        Vm::create(&self.host, self.vm_type)
+        Vm::create(&self.host, self.platform.vm_type())
     }
 
     /// A guest with the general payload, to be configured and booted.

@@ -24,6 +24,7 @@ pub mod need;
 pub mod outcome;
 pub mod page_tables;
 pub mod payload;
+pub mod platform;
 pub mod probe;
 mod raw;
 pub mod run_page;

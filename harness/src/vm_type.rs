@@ -47,11 +47,6 @@ impl VmType {
             VmType::Tdx => "tdx",
         }
     }
-
-    /// Whether the attribute PRIVATE can be set in VMs of this type (`kvm_arch_has_private_mem`).
-    pub const fn has_private_memory(self) -> bool {
-        matches!(self, VmType::Upm | VmType::Snp | VmType::Tdx)
-    }
 }
 
 impl fmt::Display for VmType {

@@ -13,7 +13,8 @@ use privet_protocol::{
 
 use super::{expect_error, mailbox, ring, words};
 use crate::expect::{expect_eq, expect_that};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const FAILURES: &str = "payloads/runtime: failure";
 const DECODING: &str = "payloads/protocol: HostMailbox::reply, Reply::decode";
@@ -24,58 +25,61 @@ const FILE: &str = "general/src/lib.rs";
 const UNDEFINED_OPCODE: u64 = 6;
 
 pub(super) fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for vm in ["plain", "upm"] {
-        rows.extend([
-            Row::new(
-                format!("{vm}.channel.panic_arrives_whole"),
-                "A panic in the guest is an error with its message, file and line, and with the operation.",
-                panic_arrives,
-            )
-            .basis(&[FAILURES]),
-            Row::new(
-                format!("{vm}.channel.assertion_arrives_with_operands"),
-                "A failed assertion in the guest is an error with the expression, both operands, file and line.",
-                assertion_arrives,
-            )
-            .basis(&[FAILURES]),
-            Row::new(
-                format!("{vm}.channel.exception_arrives_with_its_place"),
-                "An exception that nobody expects is an error with vector, error code, RIP and the function there.",
-                exception_arrives,
-            )
-            .basis(&[FAILURES]),
-            Row::new(
-                format!("{vm}.channel.failed_guest_only_rings"),
-                "A vCPU that has failed answers nothing more, but leaves each time it is entered, with its failure \
-                 untouched; the other vCPU goes on.",
-                failed_guest_only_rings,
-            )
-            .basis(&[FAILURES]),
-            Row::new(
-                format!("{vm}.channel.corrupted_answer"),
-                "Nonsense in any field of an answer is an error with the name of the field and what it holds, and the \
-                 next call works.",
-                corrupted_answer,
-            )
-            .basis(&[DECODING]),
-            Row::new(
-                format!("{vm}.channel.corrupted_request"),
-                "The guest refuses a request that means nothing, with the word that it cannot read, and serves the \
-                 next one.",
-                corrupted_request,
-            )
-            .basis(&[SERVING]),
-            Row::new(
-                format!("{vm}.channel.entered_without_request"),
-                "Entered without a new request, or with a number that does not follow, the guest refuses and does \
-                 nothing twice.",
-                entered_without_request,
-            )
-            .basis(&[SERVING]),
-        ]);
-    }
-    rows
+    vec![
+        Row::new(
+            "channel.panic_arrives_whole",
+            Types::ALL,
+            "A panic in the guest is an error with its message, file and line, and with the operation.",
+            panic_arrives,
+        )
+        .basis(&[FAILURES]),
+        Row::new(
+            "channel.assertion_arrives_with_operands",
+            Types::ALL,
+            "A failed assertion in the guest is an error with the expression, both operands, file and line.",
+            assertion_arrives,
+        )
+        .basis(&[FAILURES]),
+        Row::new(
+            "channel.exception_arrives_with_its_place",
+            Types::ALL,
+            "An exception that nobody expects is an error with vector, error code, RIP and the function there.",
+            exception_arrives,
+        )
+        .basis(&[FAILURES]),
+        Row::new(
+            "channel.failed_guest_only_rings",
+            Types::ALL,
+            "A vCPU that has failed answers nothing more, but leaves each time it is entered, with its failure \
+             untouched; the other vCPU goes on.",
+            failed_guest_only_rings,
+        )
+        .basis(&[FAILURES]),
+        Row::new(
+            "channel.corrupted_answer",
+            Types::ALL,
+            "Nonsense in any field of an answer is an error with the name of the field and what it holds, and the \
+             next call works.",
+            corrupted_answer,
+        )
+        .basis(&[DECODING]),
+        Row::new(
+            "channel.corrupted_request",
+            Types::ALL,
+            "The guest refuses a request that means nothing, with the word that it cannot read, and serves the \
+             next one.",
+            corrupted_request,
+        )
+        .basis(&[SERVING]),
+        Row::new(
+            "channel.entered_without_request",
+            Types::ALL,
+            "Entered without a new request, or with a number that does not follow, the guest refuses and does \
+             nothing twice.",
+            entered_without_request,
+        )
+        .basis(&[SERVING]),
+    ]
 }
 
 /// Makes the guest fail, expects the harness' line to have all of `fragments`, and returns the failure with its

@@ -12,58 +12,61 @@ use privet_protocol::{Fault, MAX_BYTES, Op, REPLY_SEQ, Width};
 
 use super::{expect_error, mailbox, words};
 use crate::expect::{expect_eq, expect_no_exit_but, expect_that};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const CHANNEL: &str = "payloads/protocol: HostMailbox, GuestMailbox";
 const LOST_CALLS: &str = "the GHCB ucall series (Gonda, 2024), in which nobody had made a second call";
 
 pub(super) fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for vm in ["plain", "upm"] {
-        rows.extend([
-            Row::new(
-                format!("{vm}.channel.interleaved_calls"),
-                "Four vCPUs are called at once and harvested in another order, 25 times: each answers its own \
-                 question, with the next number, by exactly one exit.",
-                interleaved_calls,
-            )
-            .basis(&[CHANNEL, LOST_CALLS]),
-            Row::new(
-                format!("{vm}.channel.concurrent_calls"),
-                "Four host threads make 100 calls each, on a vCPU each: no answer is lost, mixed up or late.",
-                concurrent_calls,
-            )
-            .basis(&[CHANNEL, LOST_CALLS]),
-            Row::new(
-                format!("{vm}.channel.bytes_travel_both_ways"),
-                "Up to 2048 bytes of any value travel in each direction; one more is refused.",
-                bytes_travel,
-            )
-            .basis(&[CHANNEL]),
-            Row::new(
-                format!("{vm}.channel.cpuid_and_msrs"),
-                "CPUID and model-specific registers of the guest can be read and written.",
-                cpuid_and_msrs,
-            )
-            .basis(&["Documentation/virt/kvm/x86/cpuid.rst", "arch/x86/kvm/x86.c: kvm_get_msr_common"])
-            .needs(Need::Parameter("kvm.ignore_msrs", "N")),
-            Row::new(
-                format!("{vm}.channel.faults_are_results"),
-                "A fault in an access that the host asked for is a result with vector, error code and CR2, and the guest \
-                 goes on.",
-                faults_are_results,
-            )
-            .basis(&["Intel SDM vol. 3, 7.15", "payloads/runtime: probe"]),
-            Row::new(
-                format!("{vm}.channel.hammering"),
-                "A vCPU that hammers a page until it is stopped has begun when the host goes on, and has done exactly \
-                 the rounds that it reports; one that faults before its first round is told apart.",
-                hammering,
-            )
-            .basis(&[CHANNEL]),
-        ]);
-    }
-    rows
+    vec![
+        Row::new(
+            "channel.interleaved_calls",
+            Types::ALL,
+            "Four vCPUs are called at once and harvested in another order, 25 times: each answers its own \
+             question, with the next number, by exactly one exit.",
+            interleaved_calls,
+        )
+        .basis(&[CHANNEL, LOST_CALLS]),
+        Row::new(
+            "channel.concurrent_calls",
+            Types::ALL,
+            "Four host threads make 100 calls each, on a vCPU each: no answer is lost, mixed up or late.",
+            concurrent_calls,
+        )
+        .basis(&[CHANNEL, LOST_CALLS]),
+        Row::new(
+            "channel.bytes_travel_both_ways",
+            Types::ALL,
+            "Up to 2048 bytes of any value travel in each direction; one more is refused.",
+            bytes_travel,
+        )
+        .basis(&[CHANNEL]),
+        Row::new(
+            "channel.cpuid_and_msrs",
+            Types::ALL,
+            "CPUID and model-specific registers of the guest can be read and written.",
+            cpuid_and_msrs,
+        )
+        .basis(&["Documentation/virt/kvm/x86/cpuid.rst", "arch/x86/kvm/x86.c: kvm_get_msr_common"])
+        .needs(Need::Parameter("kvm.ignore_msrs", "N")),
+        Row::new(
+            "channel.faults_are_results",
+            Types::ALL,
+            "A fault in an access that the host asked for is a result with vector, error code and CR2, and the guest \
+             goes on.",
+            faults_are_results,
+        )
+        .basis(&["Intel SDM vol. 3, 7.15", "payloads/runtime: probe"]),
+        Row::new(
+            "channel.hammering",
+            Types::ALL,
+            "A vCPU that hammers a page until it is stopped has begun when the host goes on, and has done exactly \
+             the rounds that it reports; one that faults before its first round is told apart.",
+            hammering,
+        )
+        .basis(&[CHANNEL]),
+    ]
 }
 
 fn ram(pages: u64) -> RangeSpec {

@@ -16,7 +16,8 @@ use privet_harness::vcpu::Vcpu;
 
 use super::opcode;
 use crate::expect::expect_eq;
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const HYPERCALL: &str = "arch/x86/kvm/x86.c: ____kvm_emulate_hypercall, complete_hypercall_exit";
 
@@ -37,22 +38,22 @@ const CR0_PG: u64 = 1 << 31;
 const HIGH: u64 = 0x5a5a_a5a5 << 32;
 
 pub(super) fn rows() -> Vec<Row> {
-    let rows = ["plain", "upm"].into_iter().flat_map(|vm| {
-        [
-            Row::new(
-                format!("{vm}.hypercalls.of_user_mode"),
-                "A hypercall of ring 3 is -KVM_EPERM: it never reaches userspace, whatever it asks for.",
-                of_user_mode,
-            ),
-            Row::new(
-                format!("{vm}.hypercalls.in_32_bit_mode"),
-                "Outside of 64-bit mode a hypercall reaches userspace without the flag for it and with the low 32 bits \
-                 of its arguments, and the low 32 bits of the answer are RAX.",
-                in_32_bit_mode,
-            ),
-        ]
-    });
-    rows.map(|row| row.basis(&[HYPERCALL])).collect()
+    let rows = [
+        Row::new(
+            "hypercalls.of_user_mode",
+            Types::ALL,
+            "A hypercall of ring 3 is -KVM_EPERM: it never reaches userspace, whatever it asks for.",
+            of_user_mode,
+        ),
+        Row::new(
+            "hypercalls.in_32_bit_mode",
+            Types::ALL,
+            "Outside of 64-bit mode a hypercall reaches userspace without the flag for it and with the low 32 bits \
+             of its arguments, and the low 32 bits of the answer are RAX.",
+            in_32_bit_mode,
+        ),
+    ];
+    rows.into_iter().map(|row| row.basis(&[HYPERCALL])).collect()
 }
 
 /// A vCPU that is about to make a hypercall with these registers, in 64-bit ring 0 but for what `change` does.

@@ -19,7 +19,8 @@ use privet_harness::uapi::{
 use privet_harness::units::{PAGE_SIZE, PageCount};
 
 use crate::expect::{expect_eq, expect_errno, expect_ok};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const CREATE: &str = "virt/kvm/guest_memfd.c: kvm_gmem_create";
 const SIZE: u64 = 4 * PAGE_SIZE;
@@ -29,65 +30,66 @@ const MAGIC: i64 = 0x474d_454d;
 
 /// The rows.
 pub(super) fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for vm in ["plain", "upm"] {
-        rows.extend([
-            Row::new(
-                format!("{vm}.lifecycle.guest_memfd_flags"),
-                "KVM_CREATE_GUEST_MEMFD takes MMAP in every VM and INIT_SHARED where there is no private memory, \
-                 alone and together; every other flag is EINVAL.",
-                flags,
-            )
-            .basis(&[CREATE, "kvm_gmem_get_supported_flags"])
-            .upstream("guest_memfd_test: test_guest_memfd_flags")
-            .needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, GUEST_MEMFD_FLAG_MMAP as i32)),
-            Row::new(
-                format!("{vm}.lifecycle.guest_memfd_sizes"),
-                "Sizes that are 0, not whole pages or negative as a signed number are EINVAL; all others are \
-                 fine up to the largest.",
-                sizes,
-            )
-            .basis(&[CREATE])
-            .upstream("guest_memfd_test: test_create_guest_memfd_invalid_sizes"),
-            Row::new(
-                format!("{vm}.lifecycle.guest_memfd_arguments"),
-                "An argument that cannot be read is EFAULT, a full table of descriptors is EMFILE, and the \
-                 reserved words are not looked at.",
-                arguments,
-            )
-            .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl, KVM_CREATE_GUEST_MEMFD", CREATE]),
-            Row::new(
-                format!("{vm}.lifecycle.guest_memfd_is_a_file_of_its_own"),
-                "A guest_memfd is a regular file of the size asked for and 4 KiB blocks, by the name of [kvm-gmem], that \
-                 can be neither read nor written nor resized nor, without the flag, mapped; two of them are two files.",
-                is_a_file_of_its_own,
-            )
-            .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_fops, kvm_gmem_setattr, kvm_gmem_mmap"])
-            .upstream("guest_memfd_test: test_file_read_write, test_file_size, test_create_guest_memfd_multiple"),
-        ]);
-    }
-    rows.extend([
+    let rows = [
         Row::new(
-            "upm.lifecycle.guest_memfd_has_its_own_file_system",
+            "lifecycle.guest_memfd_flags",
+            Types::ALL,
+            "KVM_CREATE_GUEST_MEMFD takes MMAP in every VM and INIT_SHARED where there is no private memory, \
+             alone and together; every other flag is EINVAL.",
+            flags,
+        )
+        .basis(&[CREATE, "kvm_gmem_get_supported_flags"])
+        .upstream("guest_memfd_test: test_guest_memfd_flags")
+        .needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, GUEST_MEMFD_FLAG_MMAP as i32)),
+        Row::new(
+            "lifecycle.guest_memfd_sizes",
+            Types::ALL,
+            "Sizes that are 0, not whole pages or negative as a signed number are EINVAL; all others are \
+             fine up to the largest.",
+            sizes,
+        )
+        .basis(&[CREATE])
+        .upstream("guest_memfd_test: test_create_guest_memfd_invalid_sizes"),
+        Row::new(
+            "lifecycle.guest_memfd_arguments",
+            Types::ALL,
+            "An argument that cannot be read is EFAULT, a full table of descriptors is EMFILE, and the \
+             reserved words are not looked at.",
+            arguments,
+        )
+        .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl, KVM_CREATE_GUEST_MEMFD", CREATE]),
+        Row::new(
+            "lifecycle.guest_memfd_is_a_file_of_its_own",
+            Types::ALL,
+            "A guest_memfd is a regular file of the size asked for and 4 KiB blocks, by the name of [kvm-gmem], that \
+             can be neither read nor written nor resized nor, without the flag, mapped; two of them are two files.",
+            is_a_file_of_its_own,
+        )
+        .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_fops, kvm_gmem_setattr, kvm_gmem_mmap"])
+        .upstream("guest_memfd_test: test_file_read_write, test_file_size, test_create_guest_memfd_multiple"),
+        Row::new(
+            "lifecycle.guest_memfd_has_its_own_file_system",
+            Types::UPM,
             "statfs of a guest_memfd tells the magic number of its own file system.",
             file_system,
         )
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_init_fs_context"])
         .needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, GUEST_MEMFD_FLAG_MMAP as i32)),
         Row::new(
-            "upm.lifecycle.guest_memfd_outlives_the_vm",
+            "lifecycle.guest_memfd_outlives_the_vm",
+            Types::UPM,
             "A guest_memfd whose VM is closed keeps its size and cannot be bound by another VM: it still belongs \
              to the first one.",
             outlives_the_vm,
         )
         .basis(&["virt/kvm/guest_memfd.c: __kvm_gmem_create takes a reference to the VM"]),
-    ]);
+    ];
     rows.into_iter().map(|row| row.needs(Need::Capability(Capability::GUEST_MEMFD, 1))).collect()
 }
 
 fn flags(t: &Case) -> Outcome {
     let vm = t.vm()?;
-    let supported = match t.vm_type().has_private_memory() {
+    let supported = match t.platform().has_private_memory() {
         true => GUEST_MEMFD_FLAG_MMAP,
         false => GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
     };

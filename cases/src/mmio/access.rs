@@ -10,9 +10,10 @@ use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::units::{Gpa, PAGE_SIZE};
 use privet_protocol::{Fault, Op, Pattern, Width};
 
-use super::{VMS, answer_read, gva, read, read_exit, read_op, take_write, write, write_exit, write_op};
+use super::{answer_read, gva, read, read_exit, read_op, take_write, write, write_exit, write_op};
 use crate::expect::{expect_eq, expect_no_exit_but, expect_that};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const EMULATOR: &str = "arch/x86/kvm/x86.c: emulator_read_write, emulator_read_write_onepage";
 const COMPLETION: &str = "arch/x86/kvm/x86.c: complete_emulated_mmio";
@@ -23,73 +24,78 @@ const LONGEST_INSTRUCTION: u64 = 15;
 const UNDEFINED_OPCODE: u64 = 6;
 
 pub(super) fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for vm in VMS {
-        rows.extend([
-            Row::new(
-                format!("{vm}.mmio.write"),
-                "A store of 1, 2, 4 or 8 bytes at any offset is one exit with its address, its length and the low \
-                 bytes of the value.",
-                writes,
-            )
-            .basis(&[EMULATOR]),
-            Row::new(
-                format!("{vm}.mmio.read"),
-                "A load of 1, 2, 4 or 8 bytes at any offset is one exit; as many bytes of userspace's answer as it \
-                 is long reach the guest, and no more.",
-                reads,
-            )
-            .basis(&[EMULATOR, COMPLETION]),
-            Row::new(
-                format!("{vm}.mmio.write_is_complete_at_its_exit"),
-                "When a store exits, its instruction is over: completing what is pending changes no register.",
-                write_is_complete,
-            )
-            .basis(&["Documentation/virt/kvm/api.rst 5 KVM_EXIT_MMIO", COMPLETION]),
-            Row::new(
-                format!("{vm}.mmio.read_completes_without_running_the_guest"),
-                "KVM_RUN with immediate_exit finishes a load, RIP and destination included, and the guest does not \
-                 run; a later answer is too late.",
-                read_completes,
-            )
-            .basis(&["Documentation/virt/kvm/api.rst 5 KVM_EXIT_MMIO", COMPLETION]),
-            Row::new(
-                format!("{vm}.mmio.split_write"),
-                "A store over the edge between two MMIO pages is two exits, one a page, with exactly their bytes, at \
-                 every possible split.",
-                split_writes,
-            )
-            .basis(&[EMULATOR, COMPLETION]),
-            Row::new(
-                format!("{vm}.mmio.split_read"),
-                "A load over the edge between two MMIO pages is two exits, and the guest gets the two answers as one \
-                 value, at every possible split.",
-                split_reads,
-            )
-            .basis(&[EMULATOR, COMPLETION]),
-            Row::new(
-                format!("{vm}.mmio.split_enter_on_another_thread"),
-                "ENTER pushes RBP over the edge between two MMIO pages, from a variable on the kernel's stack, and \
-                 another thread takes the second half: both halves are RBP's.",
-                split_enter,
-            )
-            .basis(&["CVE-2026-31588", EMULATOR]),
-            Row::new(
-                format!("{vm}.mmio.execute"),
-                "Code cannot be executed from MMIO: KVM_EXIT_INTERNAL_ERROR (emulation) without instruction bytes, and \
-                 #UD in the guest if userspace goes on.",
-                execute,
-            )
-            .basis(&["arch/x86/kvm/x86.c: handle_emulation_failure, kvm_fetch_guest_virt"]),
-            Row::new(
-                format!("{vm}.mmio.rep_stos"),
-                "A repeated store over a page of MMIO is one exit for each iteration, in order, and none is lost.",
-                rep_stos,
-            )
-            .basis(&[EMULATOR]),
-        ]);
-    }
-    rows
+    vec![
+        Row::new(
+            "mmio.write",
+            Types::ALL,
+            "A store of 1, 2, 4 or 8 bytes at any offset is one exit with its address, its length and the low \
+             bytes of the value.",
+            writes,
+        )
+        .basis(&[EMULATOR]),
+        Row::new(
+            "mmio.read",
+            Types::ALL,
+            "A load of 1, 2, 4 or 8 bytes at any offset is one exit; as many bytes of userspace's answer as it \
+             is long reach the guest, and no more.",
+            reads,
+        )
+        .basis(&[EMULATOR, COMPLETION]),
+        Row::new(
+            "mmio.write_is_complete_at_its_exit",
+            Types::ALL,
+            "When a store exits, its instruction is over: completing what is pending changes no register.",
+            write_is_complete,
+        )
+        .basis(&["Documentation/virt/kvm/api.rst 5 KVM_EXIT_MMIO", COMPLETION]),
+        Row::new(
+            "mmio.read_completes_without_running_the_guest",
+            Types::ALL,
+            "KVM_RUN with immediate_exit finishes a load, RIP and destination included, and the guest does not \
+             run; a later answer is too late.",
+            read_completes,
+        )
+        .basis(&["Documentation/virt/kvm/api.rst 5 KVM_EXIT_MMIO", COMPLETION]),
+        Row::new(
+            "mmio.split_write",
+            Types::ALL,
+            "A store over the edge between two MMIO pages is two exits, one a page, with exactly their bytes, at \
+             every possible split.",
+            split_writes,
+        )
+        .basis(&[EMULATOR, COMPLETION]),
+        Row::new(
+            "mmio.split_read",
+            Types::ALL,
+            "A load over the edge between two MMIO pages is two exits, and the guest gets the two answers as one \
+             value, at every possible split.",
+            split_reads,
+        )
+        .basis(&[EMULATOR, COMPLETION]),
+        Row::new(
+            "mmio.split_enter_on_another_thread",
+            Types::ALL,
+            "ENTER pushes RBP over the edge between two MMIO pages, from a variable on the kernel's stack, and \
+             another thread takes the second half: both halves are RBP's.",
+            split_enter,
+        )
+        .basis(&["CVE-2026-31588", EMULATOR]),
+        Row::new(
+            "mmio.execute",
+            Types::ALL,
+            "Code cannot be executed from MMIO: KVM_EXIT_INTERNAL_ERROR (emulation) without instruction bytes, and \
+             #UD in the guest if userspace goes on.",
+            execute,
+        )
+        .basis(&["arch/x86/kvm/x86.c: handle_emulation_failure, kvm_fetch_guest_virt"]),
+        Row::new(
+            "mmio.rep_stos",
+            Types::ALL,
+            "A repeated store over a page of MMIO is one exit for each iteration, in order, and none is lost.",
+            rep_stos,
+        )
+        .basis(&[EMULATOR]),
+    ]
 }
 
 /// Offsets at which an access of this width stays in its page: all around both of its ends.

@@ -15,10 +15,11 @@ use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_protocol::{Op, Width};
 
 use super::cost::{Cost, Meter};
+use super::gva;
 use super::memory::{GAP, open_gap, ram_and_gap};
-use super::{VMS, gva};
 use crate::expect::expect_errno;
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const CACHE: &str = "arch/x86/kvm/mmu/mmu.c: handle_mmio_page_fault, mark_mmio_spte, check_mmio_spte";
 const NO_CACHE: &str = "arch/x86/kvm/mmu/mmu.c: kvm_handle_noslot_fault without enable_mmio_caching";
@@ -37,63 +38,65 @@ pub(super) fn caching(on: bool) -> Need {
 }
 
 pub(super) fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for vm in VMS {
-        rows.extend([
-            Row::new(
-                format!("{vm}.mmio.second_access_is_cached"),
-                "The first access to an MMIO page takes a fault and leaves an MMIO SPTE; every later one, load or \
-                 store, anywhere in the page, is emulated at once.",
-                second_access_is_cached,
-            )
-            .basis(&[CACHE])
-            .needs(caching(true)),
-            Row::new(
-                format!("{vm}.mmio.two_pages_stay_cached"),
-                "Accesses that alternate between two pages evict the vCPU's own one-entry cache and not the SPTEs: \
-                 two are created in total.",
-                two_pages_stay_cached,
-            )
-            .basis(&[CACHE, "arch/x86/kvm/x86.h: vcpu_cache_mmio_info"])
-            .needs(caching(true)),
-            Row::new(
-                format!("{vm}.mmio.slot_changes_end_the_cache"),
-                "Adding, flagging, moving and deleting a slot elsewhere makes the next access look again, once each; a \
-                 refused change does not.",
-                slot_changes_end_the_cache,
-            )
-            .basis(&[CACHE, GENERATION])
-            .needs(caching(true)),
-            Row::new(
-                format!("{vm}.mmio.vcpus_share_the_cache"),
-                "Of four vCPUs the first to touch an MMIO page creates its SPTE, and the others start with it; after \
-                 a change of the slots it is so again.",
-                vcpus_share_the_cache,
-            )
-            .basis(&[CACHE])
-            .needs(caching(true)),
-            Row::new(
-                format!("{vm}.mmio.mapping_ahead_caches"),
-                "KVM_PRE_FAULT_MEMORY of a page without a slot fails with ENOENT and leaves an MMIO SPTE all the same: \
-                 the guest's first access finds the page cached.",
-                mapping_ahead_caches,
-            )
-            .basis(&[CACHE, "arch/x86/kvm/mmu/mmu.c: kvm_tdp_page_prefault, RET_PF_EMULATE"])
-            .needs(caching(true))
-            .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
-            Row::new(
-                format!("{vm}.mmio.nothing_is_cached"),
-                "With caching off every access takes the whole way through the fault handler, and no MMIO SPTE is \
-                 ever created.",
-                nothing_is_cached,
-            )
-            .basis(&[NO_CACHE])
-            .needs(caching(false)),
-        ]);
-    }
-    rows.extend([
+    vec![
         Row::new(
-            "upm.mmio.attribute_changes_keep_the_cache",
+            "mmio.second_access_is_cached",
+            Types::ALL,
+            "The first access to an MMIO page takes a fault and leaves an MMIO SPTE; every later one, load or \
+             store, anywhere in the page, is emulated at once.",
+            second_access_is_cached,
+        )
+        .basis(&[CACHE])
+        .needs(caching(true)),
+        Row::new(
+            "mmio.two_pages_stay_cached",
+            Types::ALL,
+            "Accesses that alternate between two pages evict the vCPU's own one-entry cache and not the SPTEs: \
+             two are created in total.",
+            two_pages_stay_cached,
+        )
+        .basis(&[CACHE, "arch/x86/kvm/x86.h: vcpu_cache_mmio_info"])
+        .needs(caching(true)),
+        Row::new(
+            "mmio.slot_changes_end_the_cache",
+            Types::ALL,
+            "Adding, flagging, moving and deleting a slot elsewhere makes the next access look again, once each; a \
+             refused change does not.",
+            slot_changes_end_the_cache,
+        )
+        .basis(&[CACHE, GENERATION])
+        .needs(caching(true)),
+        Row::new(
+            "mmio.vcpus_share_the_cache",
+            Types::ALL,
+            "Of four vCPUs the first to touch an MMIO page creates its SPTE, and the others start with it; after \
+             a change of the slots it is so again.",
+            vcpus_share_the_cache,
+        )
+        .basis(&[CACHE])
+        .needs(caching(true)),
+        Row::new(
+            "mmio.mapping_ahead_caches",
+            Types::ALL,
+            "KVM_PRE_FAULT_MEMORY of a page without a slot fails with ENOENT and leaves an MMIO SPTE all the same: \
+             the guest's first access finds the page cached.",
+            mapping_ahead_caches,
+        )
+        .basis(&[CACHE, "arch/x86/kvm/mmu/mmu.c: kvm_tdp_page_prefault, RET_PF_EMULATE"])
+        .needs(caching(true))
+        .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
+        Row::new(
+            "mmio.nothing_is_cached",
+            Types::ALL,
+            "With caching off every access takes the whole way through the fault handler, and no MMIO SPTE is \
+             ever created.",
+            nothing_is_cached,
+        )
+        .basis(&[NO_CACHE])
+        .needs(caching(false)),
+        Row::new(
+            "mmio.attribute_changes_keep_the_cache",
+            Types::UPM,
             "Attributes and guest_memfd do not count as changes of the slots: conversions, allocations and holes \
              elsewhere leave MMIO SPTEs valid.",
             attribute_changes_keep_the_cache,
@@ -101,15 +104,15 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[CACHE, "virt/kvm/kvm_main.c: kvm_vm_set_mem_attributes"])
         .needs(caching(true)),
         Row::new(
-            "plain.mmio.generation_wraps",
+            "mmio.generation_wraps",
+            Types::PLAIN,
             "An MMIO SPTE keeps 18 bits of the slots' generation. After exactly so many changes that the bits are the \
              same again, the page that has become memory meanwhile is memory: the wrap zaps everything.",
             generation_wraps,
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_mmu_invalidate_mmio_sptes", "commit e1359e2beb8b", GENERATION])
         .needs(caching(true)),
-    ]);
-    rows
+    ]
 }
 
 /// A guest with memory, and with pages of MMIO beside it.

@@ -12,9 +12,10 @@ use privet_protocol::Width;
 use super::cached::{add_elsewhere, caching};
 use super::cost::{Cost, Meter};
 use super::memory::{GAP, open_gap, ram_and_gap};
-use super::{VMS, gva, write};
+use super::{gva, write};
 use crate::expect::{expect_eq, expect_no_exit_but};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const FAST: &str = "arch/x86/kvm/svm/svm.c: npf_interception; vmx/vmx.c: handle_ept_misconfig: KVM_FAST_MMIO_BUS";
 const SLOW: &str = "virt/kvm/eventfd.c: ioeventfd_write, kvm_assign_ioeventfd";
@@ -30,41 +31,40 @@ const EMULATED: Cost = Cost { mmio_exits: 0, ..Cost::CACHED };
 const FIRST: Cost = Cost { mmio_exits: 0, ..Cost::FIRST };
 
 pub(super) fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for vm in VMS {
-        rows.extend([
-            Row::new(format!("{vm}.mmio.ioeventfd.ept"), NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
-                .basis(&[FAST, SLOW])
-                .needs(caching(true))
-                .needs(Need::Vendor(Vendor::Intel, NEXT_RIP)),
-            Row::new(format!("{vm}.mmio.ioeventfd.npt"), NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
-                .basis(&[FAST, SLOW])
-                .needs(caching(true))
-                .needs(Need::Vendor(Vendor::Amd, NEXT_RIP))
-                .needs(Need::Parameter("kvm_amd.nrips", "1")),
-            Row::new(
-                format!("{vm}.mmio.ioeventfd.without_next_rip"),
-                "On a CPU that does not tell where the next instruction is, stores to the address of an ioeventfd ring \
-                 it and never exit, but each of them is emulated, and looked into after the slots have changed.",
-                |t| rings(t, FIRST, EMULATED, FIRST),
-            )
+    let rows = [
+        Row::new("mmio.ioeventfd.ept", Types::ALL, NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
+            .basis(&[FAST, SLOW])
+            .needs(caching(true))
+            .needs(Need::Vendor(Vendor::Intel, NEXT_RIP)),
+        Row::new("mmio.ioeventfd.npt", Types::ALL, NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
             .basis(&[FAST, SLOW])
             .needs(caching(true))
             .needs(Need::Vendor(Vendor::Amd, NEXT_RIP))
-            .needs(Need::Parameter("kvm_amd.nrips", "0")),
-            Row::new(
-                format!("{vm}.mmio.ioeventfd.without_caching"),
-                "Without caching, stores to the address of an ioeventfd ring it and never exit; each of them takes \
-                 the whole way through the fault handler and the emulator.",
-                |t| {
-                    let uncached = Cost { mmio_exits: 0, ..Cost::UNCACHED };
-                    rings(t, uncached, uncached, uncached)
-                },
-            )
-            .basis(&[SLOW])
-            .needs(caching(false)),
-        ]);
-    }
+            .needs(Need::Parameter("kvm_amd.nrips", "1")),
+        Row::new(
+            "mmio.ioeventfd.without_next_rip",
+            Types::ALL,
+            "On a CPU that does not tell where the next instruction is, stores to the address of an ioeventfd ring \
+             it and never exit, but each of them is emulated, and looked into after the slots have changed.",
+            |t| rings(t, FIRST, EMULATED, FIRST),
+        )
+        .basis(&[FAST, SLOW])
+        .needs(caching(true))
+        .needs(Need::Vendor(Vendor::Amd, NEXT_RIP))
+        .needs(Need::Parameter("kvm_amd.nrips", "0")),
+        Row::new(
+            "mmio.ioeventfd.without_caching",
+            Types::ALL,
+            "Without caching, stores to the address of an ioeventfd ring it and never exit; each of them takes \
+             the whole way through the fault handler and the emulator.",
+            |t| {
+                let uncached = Cost { mmio_exits: 0, ..Cost::UNCACHED };
+                rings(t, uncached, uncached, uncached)
+            },
+        )
+        .basis(&[SLOW])
+        .needs(caching(false)),
+    ];
     rows.into_iter().map(|row| row.needs(Need::Capability(Capability::IOEVENTFD, 1))).collect()
 }
 

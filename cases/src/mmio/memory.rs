@@ -16,9 +16,10 @@ use privet_protocol::{Op, Pattern, Width};
 
 use super::cached::caching;
 use super::cost::{Cost, Meter};
-use super::{VMS, answer_read, gva, read, read_op, take_write, write, write_op};
+use super::{answer_read, gva, read, read_op, take_write, write, write_op};
 use crate::expect::{expect_eq, expect_no_exit_but};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const FAULT: &str = "arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn, handle_mmio_page_fault";
 const EMULATOR: &str = "arch/x86/kvm/x86.c: emulator_read_write, emulator_read_write_onepage";
@@ -55,85 +56,81 @@ pub(super) fn open_gap(g: Guest) -> Outcome<Guest> {
 pub(super) const GAP: Gpa = Gpa(TEST_BASE.0 + BEFORE_THE_GAP * PAGE_SIZE);
 
 pub(super) fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for vm in VMS {
-        rows.extend([
-            Row::new(
-                format!("{vm}.mmio.slot_appears_and_goes"),
-                "A GPA that was MMIO is memory as soon as a slot covers it, without an exit, and MMIO again when the \
-                 slot is deleted; the memory keeps its content meanwhile. Three times.",
-                slot_appears_and_goes,
-            )
-            .basis(&[FAULT])
-            .upstream("set_memory_region_test: test_move_memory_region"),
-            Row::new(
-                format!("{vm}.mmio.slot_appears.cost"),
-                "The first access to memory that has appeared over a cached MMIO page takes one fault, which maps it; \
-                 nothing is emulated.",
-                |t| slot_appears_cost(t, true, Cost::MAPPED),
-            )
-            .basis(&[FAULT])
-            .needs(caching(true)),
-            Row::new(
-                format!("{vm}.mmio.slot_appears.cost_of_fresh_memory.npt"),
-                "The first store to memory that nobody has touched, and that has appeared over a cached MMIO page, \
-                 takes one fault: a nested page fault with a reserved bit says that it is a store.",
-                |t| slot_appears_cost(t, false, Cost::MAPPED),
-            )
-            .basis(&[FAULT, "arch/x86/kvm/svm/svm.c: npf_interception"])
-            .needs(caching(true))
-            .needs(Need::Vendor(Vendor::Amd, "an EPT misconfiguration does not tell stores from loads")),
-            Row::new(
-                format!("{vm}.mmio.slot_appears.cost_of_fresh_memory.ept"),
-                "The first store to memory that nobody has touched, and that has appeared over a cached MMIO page, \
-                 takes three faults: an EPT misconfiguration does not say that it is a store, so the page of zeros is \
-                 mapped, read-only; the next one replaces that page in the host, which makes KVM retry; the last \
-                 maps the new page.",
-                |t| slot_appears_cost(t, false, Cost { pf_taken: 3, pf_fixed: 2, ..Cost::NONE }),
-            )
-            .basis(&[
-                FAULT,
-                "arch/x86/kvm/vmx/vmx.c: handle_ept_misconfig",
-                "arch/x86/kvm/mmu/mmu.c: is_page_fault_stale",
-            ])
-            .needs(caching(true))
-            .needs(Need::Vendor(Vendor::Intel, "a nested page fault tells stores from loads")),
-            Row::new(
-                format!("{vm}.mmio.straddle_ram_then_mmio"),
-                "An access over the end of memory into MMIO is one exit, for the part in MMIO; the part in memory is \
-                 read or written there. At every possible split.",
-                |t| straddle(t, 0),
-            )
-            .basis(&[EMULATOR]),
-            Row::new(
-                format!("{vm}.mmio.straddle_mmio_then_ram"),
-                "An access over the end of MMIO into memory is one exit, for the part in MMIO; the part in memory is \
-                 read or written there. At every possible split.",
-                |t| straddle(t, 1),
-            )
-            .basis(&[EMULATOR]),
-            Row::new(
-                format!("{vm}.mmio.read_only_slot"),
-                "A store to a read-only slot is an MMIO exit and changes nothing; loads and code from there are none. \
-                 The fault is looked into each time: only pages without a slot are cached.",
-                read_only_slot,
-            )
-            .basis(&[
-                READ_ONLY,
-                "virt/kvm/kvm_main.c: __gfn_to_hva_many",
-                "arch/x86/kvm/mmu/mmu.c: kvm_handle_error_pfn",
-            ])
-            .needs(Need::Capability(Capability::READONLY_MEM, 1)),
-            Row::new(
-                format!("{vm}.mmio.vcpus_at_once"),
-                "Four vCPUs store to one MMIO address at once: each exits with its own value, and completing one \
-                 completes no other.",
-                vcpus_at_once,
-            )
-            .basis(&[EMULATOR]),
-        ]);
-    }
-    rows
+    vec![
+        Row::new(
+            "mmio.slot_appears_and_goes",
+            Types::ALL,
+            "A GPA that was MMIO is memory as soon as a slot covers it, without an exit, and MMIO again when the \
+             slot is deleted; the memory keeps its content meanwhile. Three times.",
+            slot_appears_and_goes,
+        )
+        .basis(&[FAULT])
+        .upstream("set_memory_region_test: test_move_memory_region"),
+        Row::new(
+            "mmio.slot_appears.cost",
+            Types::ALL,
+            "The first access to memory that has appeared over a cached MMIO page takes one fault, which maps it; \
+             nothing is emulated.",
+            |t| slot_appears_cost(t, true, Cost::MAPPED),
+        )
+        .basis(&[FAULT])
+        .needs(caching(true)),
+        Row::new(
+            "mmio.slot_appears.cost_of_fresh_memory.npt",
+            Types::ALL,
+            "The first store to memory that nobody has touched, and that has appeared over a cached MMIO page, \
+             takes one fault: a nested page fault with a reserved bit says that it is a store.",
+            |t| slot_appears_cost(t, false, Cost::MAPPED),
+        )
+        .basis(&[FAULT, "arch/x86/kvm/svm/svm.c: npf_interception"])
+        .needs(caching(true))
+        .needs(Need::Vendor(Vendor::Amd, "an EPT misconfiguration does not tell stores from loads")),
+        Row::new(
+            "mmio.slot_appears.cost_of_fresh_memory.ept",
+            Types::ALL,
+            "The first store to memory that nobody has touched, and that has appeared over a cached MMIO page, \
+             takes three faults: an EPT misconfiguration does not say that it is a store, so the page of zeros is \
+             mapped, read-only; the next one replaces that page in the host, which makes KVM retry; the last \
+             maps the new page.",
+            |t| slot_appears_cost(t, false, Cost { pf_taken: 3, pf_fixed: 2, ..Cost::NONE }),
+        )
+        .basis(&[FAULT, "arch/x86/kvm/vmx/vmx.c: handle_ept_misconfig", "arch/x86/kvm/mmu/mmu.c: is_page_fault_stale"])
+        .needs(caching(true))
+        .needs(Need::Vendor(Vendor::Intel, "a nested page fault tells stores from loads")),
+        Row::new(
+            "mmio.straddle_ram_then_mmio",
+            Types::ALL,
+            "An access over the end of memory into MMIO is one exit, for the part in MMIO; the part in memory is \
+             read or written there. At every possible split.",
+            |t| straddle(t, 0),
+        )
+        .basis(&[EMULATOR]),
+        Row::new(
+            "mmio.straddle_mmio_then_ram",
+            Types::ALL,
+            "An access over the end of MMIO into memory is one exit, for the part in MMIO; the part in memory is \
+             read or written there. At every possible split.",
+            |t| straddle(t, 1),
+        )
+        .basis(&[EMULATOR]),
+        Row::new(
+            "mmio.read_only_slot",
+            Types::ALL,
+            "A store to a read-only slot is an MMIO exit and changes nothing; loads and code from there are none. \
+             The fault is looked into each time: only pages without a slot are cached.",
+            read_only_slot,
+        )
+        .basis(&[READ_ONLY, "virt/kvm/kvm_main.c: __gfn_to_hva_many", "arch/x86/kvm/mmu/mmu.c: kvm_handle_error_pfn"])
+        .needs(Need::Capability(Capability::READONLY_MEM, 1)),
+        Row::new(
+            "mmio.vcpus_at_once",
+            Types::ALL,
+            "Four vCPUs store to one MMIO address at once: each exits with its own value, and completing one \
+             completes no other.",
+            vcpus_at_once,
+        )
+        .basis(&[EMULATOR]),
+    ]
 }
 
 fn slot_appears_and_goes(t: &Case) -> Outcome {

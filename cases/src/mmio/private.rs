@@ -17,7 +17,8 @@ use privet_protocol::{Op, Pattern, Width};
 use super::cached::caching;
 use super::{answer_read, gva, read, read_op, take_write, write, write_exit, write_op};
 use crate::expect::{expect_eq, expect_no_exit_but};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const NO_SLOT: &str = "arch/x86/kvm/mmu/mmu.c: kvm_handle_noslot_fault, kvm_mmu_prepare_memory_fault_exit";
 const RESERVED: &str = "arch/x86/kvm/mmu/mmu.c: kvm_mmu_page_fault sets PFERR_PRIVATE_ACCESS, but not with PFERR_RSVD";
@@ -27,46 +28,40 @@ const PAGE: PageCount = PageCount(1);
 
 pub(super) fn rows() -> Vec<Row> {
     vec![
-        Row::new(
-            "upm.mmio.private_read_without_a_slot",
+        Row::new("mmio.private_read_without_a_slot", Types::UPM,
             "A private load where no slot is is no MMIO: KVM_EXIT_MEMORY_FAULT with the private flag, the page and its \
              size; once userspace makes the page shared, the same load is MMIO.",
             |t| without_a_slot(t, read_op(MMIO_BASE + 0x123, Width::B4), Then::Read),
         )
         .basis(&[NO_SLOT, RESERVED])
         .upstream("x86/private_mem_kvm_exits_test: test_private_access_memslot_deleted"),
-        Row::new(
-            "upm.mmio.private_write_without_a_slot",
+        Row::new("mmio.private_write_without_a_slot", Types::UPM,
             "A private store where no slot is is no MMIO: KVM_EXIT_MEMORY_FAULT with the private flag, the page and its \
              size; once userspace makes the page shared, the same store is MMIO.",
             |t| without_a_slot(t, write_op(MMIO_BASE + 0x123, Width::B4, VALUE), Then::Write),
         )
         .basis(&[NO_SLOT, RESERVED]),
-        Row::new(
-            "upm.mmio.private_execute_without_a_slot",
+        Row::new("mmio.private_execute_without_a_slot", Types::UPM,
             "Executing private memory where no slot is is a KVM_EXIT_MEMORY_FAULT with the private flag as well: nothing \
              is emulated.",
             |t| without_a_slot(t, Op::Execute { gva: gva(MMIO_BASE + 0x123).0, argument: 0 }, Then::Nothing),
         )
         .basis(&[NO_SLOT, RESERVED]),
-        Row::new(
-            "upm.mmio.private_after_caching",
+        Row::new("mmio.private_after_caching", Types::UPM,
             "An MMIO page that is cached stays MMIO when it becomes private, until the slots change; then it is a \
              KVM_EXIT_MEMORY_FAULT that calls the access shared, for the fault was a reserved-bit one.",
             private_after_caching,
         )
         .basis(&[RESERVED, "arch/x86/kvm/mmu/mmu.c: handle_mmio_page_fault, kvm_mmu_faultin_pfn"])
         .needs(caching(true)),
-        Row::new(
-            "upm.mmio.private_after_no_caching",
+        Row::new("mmio.private_after_no_caching", Types::UPM,
             "Without caching, an MMIO page that becomes private is a KVM_EXIT_MEMORY_FAULT with the private flag at \
              once.",
             private_after_no_caching,
         )
         .basis(&[NO_SLOT, RESERVED])
         .needs(caching(false)),
-        Row::new(
-            "upm.mmio.private_slot_over_cached_mmio",
+        Row::new("mmio.private_slot_over_cached_mmio", Types::UPM,
             "A slot appears over a cached MMIO page and the page becomes private: the stale MMIO SPTE still makes KVM \
              call the access shared, KVM_EXIT_MEMORY_FAULT, until pre-faulting the page replaces it.",
             private_slot_over_cached_mmio,
@@ -74,16 +69,14 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[RESERVED, "arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn, kvm_arch_vcpu_pre_fault_memory"])
         .needs(caching(true))
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
-        Row::new(
-            "upm.mmio.private_slot_over_mmio",
+        Row::new("mmio.private_slot_over_mmio", Types::UPM,
             "Without caching, a slot appears over an MMIO page and the page becomes private: the guest reads and writes \
              its guest_memfd without an exit.",
             private_slot_over_mmio,
         )
         .basis(&[RESERVED, "arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn_gmem"])
         .needs(caching(false)),
-        Row::new(
-            "upm.mmio.emulator_knows_no_private_memory",
+        Row::new("mmio.emulator_knows_no_private_memory", Types::UPM,
             "A store over the end of a private page into MMIO is emulated, and KVM's emulator only knows the host's \
              view: the part in memory goes there and the private page does not change.",
             emulator_knows_no_private_memory,

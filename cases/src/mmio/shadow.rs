@@ -12,12 +12,12 @@ use privet_protocol::{Op, Width};
 use super::memory::ram;
 use super::take_write;
 use crate::expect::expect_eq;
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 pub(super) fn rows() -> Vec<Row> {
     vec![
-        Row::new(
-            "plain.mmio.remapped_under_shadow_paging",
+        Row::new("mmio.remapped_under_shadow_paging", Types::PLAIN,
             "Userspace turns a guest page-table entry from memory to MMIO while its SPTE is present and write-protected: \
              the guest's store is an MMIO exit, the memory is untouched, and the way back works.",
             remapped,

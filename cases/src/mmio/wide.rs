@@ -7,9 +7,10 @@ use privet_protocol::Op;
 
 use super::cost::Meter;
 use super::memory::{GAP, open_gap, ram_and_gap};
-use super::{VMS, answer_read, gva, take_write};
+use super::{answer_read, gva, take_write};
 use crate::expect::expect_eq;
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const FRAGMENTS: &str = "arch/x86/kvm/x86.c: emulator_read_write_onepage, complete_emulated_mmio: vcpu->mmio_fragments";
 
@@ -17,23 +18,23 @@ const LOW: u64 = 0x8877_6655_4433_2211;
 const HIGH: u64 = 0x1f2e_3d4c_5b6a_7988;
 
 pub(super) fn rows() -> Vec<Row> {
-    let rows = VMS.into_iter().flat_map(|vm| {
-        [
-            Row::new(
-                format!("{vm}.mmio.wide_write"),
-                "A store of 16 bytes is two exits of 8 bytes; over the edge between two pages each page's part is \
-                 split so. It counts as one exit of an instruction.",
-                wide_writes,
-            ),
-            Row::new(
-                format!("{vm}.mmio.wide_read"),
-                "A load of 16 bytes is two exits of 8 bytes; over the edge between two pages each page's part is \
-                 split so, and the guest gets all answers as one value.",
-                wide_reads,
-            ),
-        ]
-    });
-    rows.map(|row| row.basis(&[FRAGMENTS])).collect()
+    let rows = [
+        Row::new(
+            "mmio.wide_write",
+            Types::ALL,
+            "A store of 16 bytes is two exits of 8 bytes; over the edge between two pages each page's part is \
+             split so. It counts as one exit of an instruction.",
+            wide_writes,
+        ),
+        Row::new(
+            "mmio.wide_read",
+            Types::ALL,
+            "A load of 16 bytes is two exits of 8 bytes; over the edge between two pages each page's part is \
+             split so, and the guest gets all answers as one value.",
+            wide_reads,
+        ),
+    ];
+    rows.into_iter().map(|row| row.basis(&[FRAGMENTS])).collect()
 }
 
 /// `mov rax, LOW; movq xmm0, rax; mov rax, HIGH; movq xmm1, rax; punpcklqdq xmm0, xmm1; movups [rdi], xmm0; ret`

@@ -16,7 +16,8 @@ use privet_protocol::{Pattern, Width};
 use super::parts::{Parts, Region, SIZE, SLOT};
 use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_errno, expect_ok};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const A: Pattern = Pattern(0xaa);
 const B: Pattern = Pattern(0xbb);
@@ -27,20 +28,26 @@ const LARGE: u64 = 512;
 const BIND: &str = "virt/kvm/guest_memfd.c: kvm_gmem_commit_memory_region";
 const MIXED: &str = "arch/x86/kvm/mmu/mmu.c: kvm_mmu_init_memslot_memory_attributes";
 
-/// Rows that tell the same of every VM type.
-pub(super) fn rows(vm: &str) -> Vec<Row> {
+/// Rows without guests.
+pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::new(
-            format!("{vm}.slots.double_bind"),
+            "slots.double_bind",
+            Types::ALL,
             "A page of a guest_memfd belongs to one slot at most: a second slot over the same pages or some of \
              them is EEXIST; over others, or after the first is deleted, it is fine.",
             double_bind,
         )
         .basis(&[BIND])
-        .fixed_since((7, 2), "KVM guest_memfd changes for 7.2: the errno of a double binding")
+        .fixed_since(
+            (7, 2),
+            "KVM guest_memfd changes for 7.2: the errno of a double binding",
+            "the same pages: failed with EINVAL, expected EEXIST",
+        )
         .upstream("set_memory_region_test: test_add_overlapping_private_memory_regions"),
         Row::new(
-            format!("{vm}.slots.failed_creation_binds_nothing"),
+            "slots.failed_creation_binds_nothing",
+            Types::ALL,
             "A slot that is refused after its guest_memfd was looked at leaves the file's pages free.",
             failed_creation_binds_nothing,
         )
@@ -50,47 +57,47 @@ pub(super) fn rows(vm: &str) -> Vec<Row> {
 
 /// Rows with guests.
 pub(super) fn guest_rows() -> Vec<Row> {
-    let mut rows = vec![
+    vec![
         Row::new(
-            "upm.slots.over_private_gfns",
+            "slots.over_private_gfns",
+            Types::UPM,
             "A slot that is made over GPAs that are private already is private from the first access on, page \
              by page.",
             over_private_gfns,
         )
         .basis(&[MIXED, "virt/kvm/kvm_main.c: mem_attr_array"]),
         Row::new(
-            "upm.slots.every_page_of_the_file_anywhere",
+            "slots.every_page_of_the_file_anywhere",
+            Types::UPM,
             "100 times a slot binds another page of the file at another GPA: the guest finds there what it wrote \
              into that page.",
             every_page_of_the_file_anywhere,
         )
         .basis(&[BIND, "virt/kvm/guest_memfd.c: kvm_gmem_get_index, kvm_gmem_unbind"]),
         Row::new(
-            "upm.slots.huge_page_beside_a_private_page",
+            "slots.huge_page_beside_a_private_page",
+            Types::UPM,
             "Shared memory is mapped by a 2 MiB page only while all of it is shared: one private page takes it \
              away and its neighbours are mapped by 4 KiB pages; all shared again, the huge page is back.",
             huge_page_beside_a_private_page,
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: hugepage_set_mixed, kvm_arch_post_set_memory_attributes", MIXED]),
         Row::new(
-            "upm.slots.huge_page_not_over_private_gfns",
+            "slots.huge_page_not_over_private_gfns",
+            Types::UPM,
             "A slot that is made over a 2 MiB range with one private page in it is not mapped by a huge page.",
             huge_page_not_over_private_gfns,
         )
         .basis(&[MIXED]),
-    ];
-    for vm in ["plain", "upm"] {
-        rows.push(
-            Row::new(
-                format!("{vm}.slots.dirty_log"),
-                "The dirty log of a slot without a guest_memfd tells exactly the pages that the guest wrote since \
-                 it was asked last; without the flag there is none: ENOENT.",
-                dirty_log,
-            )
-            .basis(&["virt/kvm/kvm_main.c: kvm_get_dirty_log_protect", "Documentation/virt/kvm/api.rst 4.8"]),
-        );
-    }
-    rows
+        Row::new(
+            "slots.dirty_log",
+            Types::ALL,
+            "The dirty log of a slot without a guest_memfd tells exactly the pages that the guest wrote since \
+             it was asked last; without the flag there is none: ENOENT.",
+            dirty_log,
+        )
+        .basis(&["virt/kvm/kvm_main.c: kvm_get_dirty_log_protect", "Documentation/virt/kvm/api.rst 4.8"]),
+    ]
 }
 
 fn double_bind(t: &Case) -> Outcome {

@@ -10,15 +10,17 @@ use privet_protocol::Pattern;
 
 use super::parts::{Parts, Region, SIZE, SLOT};
 use crate::expect::{expect_errno, expect_no_exit_but, expect_ok};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const CHECKS: &str = "virt/kvm/kvm_main.c: kvm_set_memory_region";
 
-/// Rows that tell the same of every VM type.
-pub(super) fn rows(vm: &str) -> Vec<Row> {
+/// Rows without guests.
+pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::new(
-            format!("{vm}.slots.change_with_guest_memfd"),
+            "slots.change_with_guest_memfd",
+            Types::ALL,
             "A slot with a guest_memfd cannot be changed at all: not moved, resized, rebound, flagged, nor \
              repeated as it is, and the flag cannot be taken away: EINVAL. It can be deleted.",
             change_with_guest_memfd,
@@ -26,14 +28,16 @@ pub(super) fn rows(vm: &str) -> Vec<Row> {
         .basis(&[CHECKS, "commit 9935df5333aa: clearing KVM_MEM_GUEST_MEMFD left the binding behind"])
         .upstream("set_memory_region_test: test_invalid_memory_region_flags"),
         Row::new(
-            format!("{vm}.slots.change_without_guest_memfd"),
+            "slots.change_without_guest_memfd",
+            Types::ALL,
             "A slot without a guest_memfd can be moved, dirty-logged and repeated as it is; another host address \
              or size, READONLY and GUEST_MEMFD are EINVAL.",
             change_without_guest_memfd,
         )
         .basis(&[CHECKS]),
         Row::new(
-            format!("{vm}.slots.move"),
+            "slots.move",
+            Types::ALL,
             "A slot moves where no other slot is: EEXIST where one is, EINVAL where no CPU reaches; refused, it \
              stays where it was.",
             moves,
@@ -47,7 +51,8 @@ pub(super) fn rows(vm: &str) -> Vec<Row> {
 pub(super) fn guest_rows() -> Vec<Row> {
     vec![
         Row::new(
-            "upm.slots.refused_changes_leave_the_guest_alone",
+            "slots.refused_changes_leave_the_guest_alone",
+            Types::UPM,
             "Every refused change of a slot with a guest_memfd leaves its private and shared content to the \
              guest, and the guest does not exit.",
             refused_changes_leave_the_guest_alone,

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::platform::ByType;
 use privet_harness::test_range::TEST_BASE;
 use privet_harness::uapi::{
     Capability, KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2, MEM_GUEST_MEMFD, MEM_LOG_DIRTY_PAGES,
@@ -16,7 +17,8 @@ use privet_harness::units::PAGE_SIZE;
 
 use super::parts::{FILE_SIZE, Parts, Region, SIZE, SLOT, aligned_down, bytes};
 use crate::expect::{expect_eq, expect_errno, expect_ok};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const CHECKS: &str = "virt/kvm/kvm_main.c: kvm_set_memory_region";
 const FLAGS: &str = "virt/kvm/kvm_main.c: check_memory_region_flags";
@@ -24,67 +26,80 @@ const BIND: &str = "virt/kvm/guest_memfd.c: kvm_gmem_prepare_memory_region";
 const UPSTREAM_FLAGS: &str = "set_memory_region_test: test_invalid_memory_region_flags";
 const UPSTREAM_PRIVATE: &str = "set_memory_region_test: test_add_private_memory_region";
 
-/// Rows that tell the same of every VM type.
-pub(super) fn rows(vm: &str) -> Vec<Row> {
+/// Rows without guests.
+pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::new(
-            format!("{vm}.slots.id_limit"),
+            "slots.id_limit",
+            Types::ALL,
             "Slot ids below KVM_CAP_NR_MEMSLOTS are for everybody, those above are EINVAL.",
             id_limit,
         )
         .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl_set_memory_region"])
         .upstream("set_memory_region_test: test_add_max_memory_regions"),
         Row::new(
-            format!("{vm}.slots.flags_of_the_older_ioctl"),
+            "slots.flags_of_the_older_ioctl",
+            Types::ALL,
             "KVM_SET_USER_MEMORY_REGION knows LOG_DIRTY_PAGES and READONLY; GUEST_MEMFD and all else is EINVAL.",
             flags_of_the_older_ioctl,
         )
         .basis(&["virt/kvm/kvm_main.c: KVM_SET_USER_MEMORY_REGION_V1_FLAGS"])
         .upstream(UPSTREAM_FLAGS),
         Row::new(
-            format!("{vm}.slots.unknown_flags"),
+            "slots.unknown_flags",
+            Types::ALL,
             "Every flag that KVM does not know is EINVAL, those that it uses itself (bits 16 and 17) included.",
             unknown_flags,
         )
         .basis(&[FLAGS])
         .upstream(UPSTREAM_FLAGS),
         Row::new(
-            format!("{vm}.slots.guest_memfd_excludes_flags"),
+            "slots.guest_memfd_excludes_flags",
+            Types::ALL,
             "A slot with a guest_memfd can be neither read-only nor dirty-logged: EINVAL; one without can be both.",
             guest_memfd_excludes_flags,
         )
         .basis(&[FLAGS, "guest_memfd fix: read-only slots (Fixes: a7800aa80ea4)"])
         .upstream(UPSTREAM_FLAGS),
         Row::new(
-            format!("{vm}.slots.unaligned"),
+            "slots.unaligned",
+            Types::ALL,
             "Size, GPA, host address and offset in the guest_memfd must be multiples of the page size: EINVAL.",
             unaligned,
         )
         .basis(&[CHECKS]),
         Row::new(
-            format!("{vm}.slots.host_address"),
+            "slots.host_address",
+            Types::ALL,
             "The host address must be one that a program can have, up to the slot's end: EINVAL. It need not be \
              mapped.",
             host_address,
         )
         .basis(&[CHECKS]),
         Row::new(
-            format!("{vm}.slots.offset_extremes"),
+            "slots.offset_extremes",
+            Types::ALL,
             "Offsets into the guest_memfd that leave no room for the slot, wrap, or are negative as a signed \
              number are EINVAL; the last one that fits is accepted.",
             offset_extremes,
         )
         .basis(&[CHECKS, BIND])
-        .fixed_since((7, 2), "KVM: guest_memfd: Fix possible signed integer overflow (Fixes: a7800aa80ea4)")
+        .fixed_since(
+            (7, 2),
+            "KVM: guest_memfd: Fix possible signed integer overflow (Fixes: a7800aa80ea4)",
+            "offset 0x7fffffffffffc000: succeeded, expected EINVAL",
+        )
         .exceeds("guest_memfd_test: test_invalid_binding"),
         Row::new(
-            format!("{vm}.slots.wrap_and_length"),
+            "slots.wrap_and_length",
+            Types::ALL,
             "A range of GPAs that wraps and a slot of more than 2^31 - 1 pages are EINVAL.",
             wrap_and_length,
         )
         .basis(&[CHECKS]),
         Row::new(
-            format!("{vm}.slots.above_maxphyaddr"),
+            "slots.above_maxphyaddr",
+            Types::ALL,
             "A slot that ends at the last GPA that the host's CPUs can address is accepted, one that reaches a \
              page further is EINVAL.",
             above_maxphyaddr,
@@ -92,20 +107,23 @@ pub(super) fn rows(vm: &str) -> Vec<Row> {
         .basis(&["arch/x86/kvm/x86.c: kvm_arch_prepare_memory_region, kvm_mmu_max_gfn"])
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
         Row::new(
-            format!("{vm}.slots.delete_of_nothing"),
+            "slots.delete_of_nothing",
+            Types::ALL,
             "Deleting a slot that does not exist, or no longer, is EINVAL.",
             delete_of_nothing,
         )
         .basis(&[CHECKS])
         .upstream("set_memory_region_test: test_invalid_memory_region_flags"),
         Row::new(
-            format!("{vm}.slots.overlap"),
+            "slots.overlap",
+            Types::ALL,
             "A slot that shares a GPA with another one is EEXIST, however they overlap; neighbours are fine.",
             overlap,
         )
         .basis(&["virt/kvm/kvm_main.c: kvm_check_memslot_overlap"]),
         Row::new(
-            format!("{vm}.slots.no_guest_memfd"),
+            "slots.no_guest_memfd",
+            Types::ALL,
             "A descriptor that is not open is EBADF; one of anything but a guest_memfd, or of another VM's, is \
              EINVAL.",
             no_guest_memfd,
@@ -113,38 +131,29 @@ pub(super) fn rows(vm: &str) -> Vec<Row> {
         .basis(&[BIND])
         .upstream(UPSTREAM_PRIVATE),
         Row::new(
-            format!("{vm}.slots.unchecked_fields"),
+            "slots.unchecked_fields",
+            Types::ALL,
             "KVM ignores the padding, and all about the guest_memfd in a slot without the flag.",
             unchecked_fields,
         )
         .basis(&[CHECKS]),
         Row::new(
-            format!("{vm}.slots.unreadable_argument"),
+            "slots.unreadable_argument",
+            Types::ALL,
             "An argument that cannot be read is EFAULT, of both ioctls.",
             unreadable_argument,
         )
         .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl, KVM_SET_USER_MEMORY_REGION2"]),
-    ]
-}
-
-/// Rows in which the VM types differ.
-pub(super) fn rows_by_type() -> Vec<Row> {
-    vec![
         Row::new(
-            "plain.slots.address_spaces",
-            "A VM without private memory has two address spaces, whose slots do not overlap each other; a third \
-             one is EINVAL.",
-            two_address_spaces,
+            "slots.address_spaces",
+            Types::ALL,
+            "A VM without private memory has two address spaces, whose slots do not overlap each other; one with \
+             private memory has a single one. Every other one is EINVAL.",
+            address_spaces,
         )
         .basis(&["kvm_arch_nr_memslot_as_ids", CHECKS])
-        .needs(Need::Capability(Capability::MULTI_ADDRESS_SPACE, 2)),
-        Row::new(
-            "upm.slots.address_spaces",
-            "A VM with private memory has one address space only: every other one is EINVAL.",
-            one_address_space,
-        )
-        .basis(&["kvm_arch_nr_memslot_as_ids", CHECKS])
-        .upstream(UPSTREAM_PRIVATE),
+        .upstream(UPSTREAM_PRIVATE)
+        .needs(Need::SystemCapability(Capability::MULTI_ADDRESS_SPACE, 2)),
     ]
 }
 
@@ -380,27 +389,21 @@ fn in_space(space: u32) -> u32 {
     space << 16 | SLOT
 }
 
-fn two_address_spaces(t: &Case) -> Outcome {
+fn address_spaces(t: &Case) -> Outcome {
     let parts = Parts::new(t)?;
-    expect_eq("KVM_CAP_MULTI_ADDRESS_SPACE", &parts.vm.check_extension(Capability::MULTI_ADDRESS_SPACE), &2)?;
-    for space in [2, 3, 0x7fff, 0xffff] {
-        let region = Region { slot: in_space(space), ..parts.region() };
-        parts.refuses(&format!("address space {space}"), region, Errno::EINVAL)?;
-    }
-    expect_ok("a slot in address space 0", parts.set(parts.region()))?;
-    let other = Region { slot: in_space(1), guest_memfd_offset: SIZE, ..parts.region() };
-    parts.accepts("a slot of the same id at the same GPA in address space 1", other)
-}
-
-fn one_address_space(t: &Case) -> Outcome {
-    let parts = Parts::new(t)?;
-    let spaces = parts.vm.check_extension(Capability::MULTI_ADDRESS_SPACE);
-    expect_eq("KVM_CAP_MULTI_ADDRESS_SPACE beyond 1", &(spaces & !1), &0)?;
-    for space in [1, 2, 3, 0x7fff, 0xffff] {
+    let spaces = t.by_type(ByType { plain: 2, upm: 1 });
+    let said = parts.vm.check_extension(Capability::MULTI_ADDRESS_SPACE);
+    expect_eq("KVM_CAP_MULTI_ADDRESS_SPACE", &said, &spaces)?;
+    for space in [1, 2, 3, 0x7fff, 0xffff].into_iter().filter(|space| *space >= spaces as u32) {
         for region in [parts.region(), parts.shared_region()] {
             let region = Region { slot: in_space(space), ..region };
             parts.refuses(&format!("address space {space}"), region, Errno::EINVAL)?;
         }
     }
-    parts.accepts("address space 0", parts.region())
+    expect_ok("a slot in address space 0", parts.set(parts.region()))?;
+    for space in 1..spaces as u32 {
+        let other = Region { slot: in_space(space), guest_memfd_offset: SIZE, ..parts.region() };
+        parts.accepts(&format!("a slot of the same id at the same GPA in address space {space}"), other)?;
+    }
+    Ok(())
 }

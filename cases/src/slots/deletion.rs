@@ -10,7 +10,8 @@ use privet_protocol::Pattern;
 
 use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_ok};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const FLUSH: &str = "arch/x86/kvm/mmu/mmu.c: kvm_arch_flush_shadow_memslot";
 const QUIRK: &str = "Documentation/virt/kvm/api.rst 7.32: KVM_X86_QUIRK_SLOT_ZAP_ALL";
@@ -24,7 +25,8 @@ pub(super) fn guest_rows() -> Vec<Row> {
     let quirk = Need::Capability(Capability::DISABLE_QUIRKS2, QUIRK_SLOT_ZAP_ALL as i32);
     vec![
         Row::new(
-            "plain.slots.deletion_zaps_everything",
+            "slots.deletion_zaps_everything",
+            Types::PLAIN,
             "In a plain VM the deletion of any slot takes away every mapping that there is: nothing stays mapped, and \
              the guest finds its other slots again, by faults.",
             zaps_everything,
@@ -32,32 +34,14 @@ pub(super) fn guest_rows() -> Vec<Row> {
         .basis(&[FLUSH, QUIRK])
         .needs(quirk.clone()),
         Row::new(
-            "plain.slots.deletion_zaps_its_own_pages",
-            "Without the quirk the deletion of a slot takes away the mappings of its own pages and no others: the \
-             guest goes on in its other slots without a fault.",
-            |t| {
-                let g = two_slots(t, Backing::HostOnly)?;
-                let off = g.vm().enable_cap(Capability::DISABLE_QUIRKS2, [QUIRK_SLOT_ZAP_ALL, 0, 0, 0]);
-                expect_ok("KVM_ENABLE_CAP(DISABLE_QUIRKS2, SLOT_ZAP_ALL)", off)?;
-                zaps_its_own_pages(&g)
-            },
+            "slots.deletion_zaps_its_own_pages",
+            Types::ALL,
+            "The deletion of a slot takes away the mappings of its own pages, shared and private, and no others: the \
+             guest goes on in its other slots without a fault. A VM without private memory needs the quirk off for it.",
+            zaps_its_own_pages,
         )
         .basis(&[FLUSH, QUIRK])
         .needs(quirk),
-        Row::new(
-            "upm.slots.deletion_zaps_its_own_pages",
-            "In a VM with private memory the deletion of a slot takes away the mappings of its own pages, shared and \
-             private, and no others: the guest goes on in its other slots without a fault.",
-            |t| {
-                let g = two_slots(t, Backing::HostAndGuestMemfd)?;
-                // Half of each slot.
-                let range = g.range(0);
-                range.set_private(g.vm(), PAGES / 2..PAGES + PAGES / 2)?;
-                g.vcpu(0).fill(range.private(0), 2 * PAGES, A, 0)?;
-                zaps_its_own_pages(&g)
-            },
-        )
-        .basis(&[FLUSH]),
     ]
 }
 
@@ -78,10 +62,19 @@ fn zaps_everything(t: &Case) -> Outcome {
     v.expect(range.private(0), PAGES, A, 0)
 }
 
-fn zaps_its_own_pages(g: &Guest) -> Outcome {
+fn zaps_its_own_pages(t: &Case) -> Outcome {
+    let g = two_slots(t, t.platform().backing())?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    Counters::of_vm(g)?.expect_growth("pages_4k", -(PAGES as i64), || g.vm().delete_slot(TEST_SLOT + 1))?;
-    Counters::of_vcpu(g)?.expect_growth("pf_taken", 0, || {
+    if t.platform().has_private_memory() {
+        // Half of each slot.
+        range.set_private(g.vm(), PAGES / 2..PAGES + PAGES / 2)?;
+        v.fill(range.private(0), 2 * PAGES, A, 0)?;
+    } else {
+        let off = g.vm().enable_cap(Capability::DISABLE_QUIRKS2, [QUIRK_SLOT_ZAP_ALL, 0, 0, 0]);
+        expect_ok("KVM_ENABLE_CAP(DISABLE_QUIRKS2, SLOT_ZAP_ALL)", off)?;
+    }
+    Counters::of_vm(&g)?.expect_growth("pages_4k", -(PAGES as i64), || g.vm().delete_slot(TEST_SLOT + 1))?;
+    Counters::of_vcpu(&g)?.expect_growth("pf_taken", 0, || {
         v.expect(range.private(0), PAGES, A, 0)?;
         v.fill(range.private(0), PAGES, A, 0)
     })

@@ -16,7 +16,8 @@ use privet_harness::vm::Vm;
 
 use super::parts::{Parts, Region, SIZE, SLOT};
 use crate::expect::{expect_errno, expect_ok};
-use crate::table::Row;
+use crate::row::Row;
+use crate::types::Types;
 
 const UNBIND: &str = "virt/kvm/guest_memfd.c: kvm_gmem_unbind, kvm_gmem_release";
 
@@ -24,35 +25,40 @@ const UNBIND: &str = "virt/kvm/guest_memfd.c: kvm_gmem_unbind, kvm_gmem_release"
 pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::new(
-            "upm.slots.close_races_delete",
+            "slots.close_races_delete",
+            Types::UPM,
             "100 times the last descriptor of a guest_memfd is closed while its slot is deleted: the slot is gone \
              each time, and the next one can be made.",
             |t| close_races_delete(t, false),
         )
         .basis(&["commit ae431059e75d: use after free of a binding (Fixes: a7800aa80ea4)", UNBIND]),
         Row::new(
-            "upm.slots.punch_and_close_race_delete",
+            "slots.punch_and_close_race_delete",
+            Types::UPM,
             "As before, with a hole punched into the file first: the zap of the hole and the one of the close \
              meet the deletion.",
             |t| close_races_delete(t, true),
         )
         .basis(&["commit 1f3359c873db: unbind of a dying file", UNBIND]),
         Row::new(
-            "upm.slots.punch_races_bind",
+            "slots.punch_races_bind",
+            Types::UPM,
             "100 slots are made over a file and deleted again while holes are punched into it: every call \
              succeeds, and the file can be bound afterwards.",
             punch_races_bind,
         )
         .basis(&["commits 513333a55460, 83411f32b8ad: bindings visible too early", UNBIND]),
         Row::new(
-            "upm.slots.punch_races_refused_bind",
+            "slots.punch_races_refused_bind",
+            Types::UPM,
             "100 slots that KVM refuses are asked for over a file while holes are punched into it: each is \
              EINVAL, and the file can be bound afterwards.",
             punch_races_refused_bind,
         )
         .basis(&["commits 513333a55460, 83411f32b8ad: bindings visible too early", UNBIND]),
         Row::new(
-            "upm.slots.binders_race",
+            "slots.binders_race",
+            Types::UPM,
             "Two threads bind the same pages of a file at different GPAs, 100 times: exactly one of them gets \
              them, the other one EEXIST.",
             binders_race,

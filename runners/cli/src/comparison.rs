@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use privet_cases::Row;
+use privet_cases::Entry;
 use privet_kselftest::catalogue::Test;
 use privet_kselftest::reading::{self, Reading};
 use privet_report::{CaseReport, Verdict};
@@ -178,7 +178,12 @@ impl Compared {
 
 /// The lines of one test: one for each result that its program printed, and one for the whole test if it
 /// printed none. `reports` has the rows that ran, by id.
-pub fn lines(test: &Test, ran: Option<&Ran>, table: &[Row], reports: &BTreeMap<String, CaseReport>) -> Vec<Comparison> {
+pub fn lines(
+    test: &Test,
+    ran: Option<&Ran>,
+    table: &[Entry],
+    reports: &BTreeMap<String, CaseReport>,
+) -> Vec<Comparison> {
     let rows = |function: Option<&str>| rows(test, function, table, reports);
     let is_covered = |function: &str| !rows(Some(function)).is_empty();
     let line = |subtest: Option<String>, upstream: Option<UpstreamResult>, functions: &[&str], rows: Vec<RowResult>| {
@@ -216,8 +221,13 @@ pub fn lines(test: &Test, ran: Option<&Ran>, table: &[Row], reports: &BTreeMap<S
 }
 
 /// The rows that name this test, and this function if there is one.
-fn rows(test: &Test, function: Option<&str>, table: &[Row], reports: &BTreeMap<String, CaseReport>) -> Vec<RowResult> {
-    let names = |row: &Row| {
+fn rows(
+    test: &Test,
+    function: Option<&str>,
+    table: &[Entry],
+    reports: &BTreeMap<String, CaseReport>,
+) -> Vec<RowResult> {
+    let names = |row: &Entry| {
         let of_test = || row.upstream.iter().filter(|counterpart| counterpart.test == test.name);
         let mut named =
             of_test().filter(|counterpart| function.is_none_or(|name| name == counterpart.function)).peekable();
@@ -240,6 +250,7 @@ mod tests {
 
     use super::*;
     use crate::kselftest_worker;
+    use privet_cases::{Row, Types};
     use privet_report::Place;
     use std::time::Duration;
 
@@ -279,8 +290,8 @@ mod tests {
     }
 
     /// A table of one row for a function, and its report.
-    fn side(test: &'static str, verdict: Verdict) -> (Vec<Row>, BTreeMap<String, CaseReport>) {
-        let row = Row::new("upm.a.b", "", |_| Ok(())).exceeds(test);
+    fn side(test: &'static str, verdict: Verdict) -> (Vec<Entry>, BTreeMap<String, CaseReport>) {
+        let row = Entry::all_of(Row::new("a.b", Types::UPM, "", |_| Ok(())).exceeds(test)).pop().unwrap();
         let job = kselftest_worker::job("x", Duration::ZERO);
         let mut report = Context::here(Place::Host).report(&job, verdict, String::new());
         report.id = row.id.clone();

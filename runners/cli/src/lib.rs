@@ -8,6 +8,7 @@ pub mod comparison;
 pub mod exit;
 pub mod follow;
 pub mod interrupt;
+pub mod known_bug;
 pub mod kselftest_worker;
 pub mod model;
 pub mod output;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use privet_cases::Row;
+use privet_cases::Entry;
 use privet_harness::host::Host;
 use privet_harness::module::Modules;
 use privet_harness::vendor::Vendor;
@@ -108,7 +108,7 @@ pub enum Assigned {
 /// Left to decide, it prefers what tells most: hardware, then a real kernel, then the model.
 pub fn assign(
     on: On,
-    row: &Row,
+    row: &Entry,
     host: impl FnOnce() -> Result<Arc<Host>, String>,
     rig: impl FnOnce() -> Result<(), String>,
     model: impl FnOnce() -> Result<(), String>,

@@ -1,6 +1,6 @@
 //! `--require VM`: on a machine that is supposed to have a VM type, a skip for want of it is a failure.
 
-use privet_cases::Row;
+use privet_cases::Entry;
 use privet_harness::need::Need;
 use privet_harness::vm_type::VmType;
 use privet_report::{CaseReport, Verdict};
@@ -8,7 +8,7 @@ use privet_report::{CaseReport, Verdict};
 /// Turns a skip of `row` into a failure if its VM type is required. A row about another setting of a module
 /// parameter, about the other vendor's half of KVM, or about kernels that lack something, stays skipped: no
 /// machine can run both at once.
-pub fn hold_to(required: &[VmType], row: &Row, report: &mut CaseReport) {
+pub fn hold_to(required: &[VmType], row: &Entry, report: &mut CaseReport) {
     let is_required = required.contains(&row.vm);
     if report.verdict == Verdict::Skip && is_required && !row.needs.iter().any(|need| is_the_other_half(need, report)) {
         report.verdict = Verdict::Fail;
@@ -39,11 +39,22 @@ mod tests {
     use privet_harness::uapi::Capability;
     use privet_harness::vendor::Vendor;
 
+    use privet_cases::{Row, Types};
+
     use super::*;
     use crate::place::Context;
     use crate::plan;
 
-    fn held(verdict: Verdict, row: &Row, params: &[&str]) -> Verdict {
+    /// A row as the table has it for UPM VMs.
+    fn upm(row: Row) -> Entry {
+        Entry::all_of(row).pop().unwrap()
+    }
+
+    fn row() -> Row {
+        Row::new("slots.x", Types::UPM, "", |_| Ok(()))
+    }
+
+    fn held(verdict: Verdict, row: &Entry, params: &[&str]) -> Verdict {
         let jobs = plan::jobs(std::slice::from_ref(&row.id), 1, 1, Duration::ZERO);
         let params = params.iter().map(|param| param.to_string()).collect();
         let place = Context { module_params: params, ..Context::rig_without_guest("7.3", Vendor::Amd) };
@@ -55,16 +66,17 @@ mod tests {
 
     #[test]
     fn only_skips_of_required_types_become_failures() {
-        let upm = Row::new("upm.slots.x", "", |_| Ok(()));
-        assert_eq!(held(Verdict::Skip, &upm, &[]), Verdict::Fail);
-        assert_eq!(held(Verdict::Pass, &upm, &[]), Verdict::Pass);
-        assert_eq!(held(Verdict::Skip, &Row::new("plain.slots.x", "", |_| Ok(())), &[]), Verdict::Skip);
+        let required = upm(row());
+        assert_eq!(held(Verdict::Skip, &required, &[]), Verdict::Fail);
+        assert_eq!(held(Verdict::Pass, &required, &[]), Verdict::Pass);
+        let plain = Entry::all_of(Row::new("slots.x", Types::PLAIN, "", |_| Ok(()))).pop().unwrap();
+        assert_eq!(held(Verdict::Skip, &plain, &[]), Verdict::Skip);
     }
 
     #[test]
     fn rows_about_another_setting_stay_skipped() {
         let need = Need::All(vec![Need::Hypercall, Need::Parameter("kvm.mmio_caching", "N")]);
-        let row = Row::new("upm.mmio.x", "", |_| Ok(())).needs(need);
+        let row = upm(row().needs(need));
         assert_eq!(held(Verdict::Skip, &row, &["kvm.tdp_mmu=Y", "kvm.mmio_caching=Y"]), Verdict::Skip);
         assert_eq!(held(Verdict::Skip, &row, &["kvm.tdp_mmu=Y", "kvm.mmio_caching=N"]), Verdict::Fail);
         assert_eq!(held(Verdict::Skip, &row, &[]), Verdict::Fail);
@@ -73,14 +85,14 @@ mod tests {
     #[test]
     fn rows_about_kernels_that_lack_something_stay_skipped() {
         let need = Need::NoSystemCapability(Capability::GUEST_MEMFD);
-        assert_eq!(held(Verdict::Skip, &Row::new("upm.slots.x", "", |_| Ok(())).needs(need), &[]), Verdict::Skip);
+        assert_eq!(held(Verdict::Skip, &upm(row().needs(need)), &[]), Verdict::Skip);
         let need = Need::SystemCapability(Capability::GUEST_MEMFD, 1);
-        assert_eq!(held(Verdict::Skip, &Row::new("upm.slots.x", "", |_| Ok(())).needs(need), &[]), Verdict::Fail);
+        assert_eq!(held(Verdict::Skip, &upm(row().needs(need)), &[]), Verdict::Fail);
     }
 
     #[test]
     fn rows_about_another_vendor_stay_skipped() {
-        let about = |vendor| Row::new("upm.mmio.x", "", |_| Ok(())).needs(Need::Vendor(vendor, "so"));
+        let about = |vendor| upm(row().needs(Need::Vendor(vendor, "so")));
         assert_eq!(held(Verdict::Skip, &about(Vendor::Intel), &[]), Verdict::Skip);
         assert_eq!(held(Verdict::Skip, &about(Vendor::Amd), &[]), Verdict::Fail);
     }

@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use privet::interrupt::Interrupt;
+use privet::known_bug;
 use privet::place::Context;
 use privet::plan::{self, Job};
 use privet::pool::{Event, KernelLogs, MARGIN, Pool};
 use privet::worker;
-use privet_cases::Row;
+use privet_cases::Entry;
 use privet_harness::host::Host;
 use privet_harness::probe::Proven;
 use privet_report::{CaseReport, Place, Verdict};
@@ -31,20 +32,18 @@ fn main() -> ExitCode {
     let host = Host::open().map_err(|error| error.to_string());
     let context = Arc::new(Context::here(Place::Host));
     let flag_matters = args.list || args.ignored;
-    let why_not = |row: &Row| match &host {
+    let why_not = |row: &Entry| match &host {
         Ok(host) => row.unmet(host),
         Err(why) => Some(why.clone()),
     };
-    let kernel = host.as_ref().map(Host::kernel).unwrap_or_default();
-    let rows: Vec<(String, Option<String>, Option<String>)> =
-        privet_cases::table().into_iter().map(|row| (row.id.clone(), why_not(&row), row.known_bug(kernel))).collect();
     let proven: Arc<[Proven]> = host.as_ref().map(Host::proven).unwrap_or_default().into();
-    let trials = rows.into_iter().map(|(id, unmet, known_bug)| {
+    let trials = privet_cases::table().into_iter().map(|row| {
+        let unmet = why_not(&row);
         let flag = flag_matters && unmet.is_some();
         let (context, proven) = (Arc::clone(&context), Arc::clone(&proven));
-        Trial::ignorable_test(id.clone(), move || match unmet {
+        Trial::ignorable_test(row.id.clone(), move || match unmet {
             Some(why) => Ok(ignored(&why)),
-            None => run(&id, &context, &proven, known_bug.is_some()),
+            None => run(&row, &context, &proven),
         })
         .with_ignored_flag(flag)
     });
@@ -55,8 +54,8 @@ fn ignored(why: &str) -> Completion {
     Completion::ignored_with(format!("{why}; `privet run --on rig` runs it on a real kernel without hardware"))
 }
 
-fn run(id: &str, context: &Context, proven: &[Proven], bug_is_known: bool) -> Result<Completion, Failed> {
-    let job = plan::jobs(&[id.to_owned()], 1, plan::fresh_seed(), LIMIT);
+fn run(row: &Entry, context: &Context, proven: &[Proven]) -> Result<Completion, Failed> {
+    let job = plan::jobs(std::slice::from_ref(&row.id), 1, plan::fresh_seed(), LIMIT);
     let worker = |job: &Job| worker::command(Path::new(env!("CARGO_BIN_EXE_privet")), job, proven);
     let pool = Pool {
         worker: &worker,
@@ -72,11 +71,13 @@ fn run(id: &str, context: &Context, proven: &[Proven], bug_is_known: bool) -> Re
             report = Some(finished.report);
         }
     });
-    let report = report.ok_or("the worker was interrupted")?;
+    let mut report = report.ok_or("the worker was interrupted")?;
+    let is_known = row.known_bug(&report.kernel, &report.reason).is_some();
+    known_bug::name(row, &mut report);
     match report.verdict {
         Verdict::Pass => Ok(Completion::Completed),
         Verdict::Skip => Ok(ignored(&report.reason)),
-        Verdict::Fail if bug_is_known => Ok(Completion::ignored_with(format!("fails: {}", report.reason))),
+        Verdict::Fail if is_known => Ok(Completion::ignored_with(format!("fails: {}", report.reason))),
         Verdict::Fail | Verdict::Error | Verdict::Timeout => Err(story(&report).into()),
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use privet_cases::Row;
+use privet_cases::Entry;
 use privet_harness::host::Host;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
@@ -24,6 +24,7 @@ use crate::comparison::{self, Compared, Ran, Relation, json, junit, ktap, pretty
 use crate::exit::{Early, Status};
 use crate::follow::Followers;
 use crate::interrupt::Interrupt;
+use crate::known_bug;
 use crate::kselftest_worker;
 use crate::model::{Model, Ready};
 use crate::output::Output;
@@ -62,7 +63,10 @@ pub fn compare(args: &Compare, mut out: impl Write) -> Result<Status, Early> {
     let seen = Rc::new(RefCell::new(BTreeMap::new()));
     let reports: Vec<Box<dyn Report>> = vec![Box::new(Seen::into(&seen)), Box::new(Pretty::with_bar(io::sink()))];
     let repro = Repro { rig: &args.rig, timeout: Some(args.timeout), vendor_on_model: false, defect: None };
-    let mut followers = Followers::begin(&jobs, reports, None, repro, &|_, _| {}, &interrupt);
+    let name_known_bug = |job: &Job, report: &mut CaseReport| {
+        table.iter().filter(|row| row.id == job.id).for_each(|row| known_bug::name(row, report));
+    };
+    let mut followers = Followers::begin(&jobs, reports, None, repro, &name_known_bug, &interrupt);
     place.run(args, &kselftests, &programs, &jobs, &interrupt, &mut followers)?;
     let (summary, _) = followers.end(0).map_err(|error| Early::nothing_ran(error.to_string()))?;
     if let Some(signal) = summary.signal {
@@ -101,7 +105,7 @@ pub fn compare(args: &Compare, mut out: impl Write) -> Result<Status, Early> {
 
 /// The tests and rows that the filters select, each with what belongs to it: a test brings the rows that name
 /// it, and a row the tests that it names.
-fn selected<'a>(filters: &[String], table: &'a [Row]) -> Result<(Vec<&'static Test>, Vec<&'a Row>), Early> {
+fn selected<'a>(filters: &[String], table: &'a [Entry]) -> Result<(Vec<&'static Test>, Vec<&'a Entry>), Early> {
     let matches = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     for filter in filters {
         let mut names = TESTS.iter().map(|test| test.name.to_owned()).chain(table.iter().map(|row| row.id.clone()));
@@ -117,24 +121,24 @@ fn selected<'a>(filters: &[String], table: &'a [Row]) -> Result<(Vec<&'static Te
         .flat_map(|row| row.upstream.iter().map(|counterpart| counterpart.test))
         .collect();
     let tests: Vec<&Test> = TESTS.iter().filter(|test| matches(test.name) || of_rows.contains(test.name)).collect();
-    let names_one = |row: &Row| row.upstream.iter().any(|c| tests.iter().any(|test| test.name == c.test));
+    let names_one = |row: &Entry| row.upstream.iter().any(|c| tests.iter().any(|test| test.name == c.test));
     let rows = table.iter().filter(|row| matches(&row.id) || names_one(row)).collect();
     Ok((tests, rows))
 }
 
 /// Each test that can run, followed by the rows that name it; at the end the rows that name none.
-fn jobs(args: &Compare, tests: &[&Test], rows: &[&Row], is_built: impl Fn(&str) -> bool) -> Vec<Job> {
+fn jobs(args: &Compare, tests: &[&Test], rows: &[&Entry], is_built: impl Fn(&str) -> bool) -> Vec<Job> {
     let mut jobs = Vec::new();
-    let mut left: Vec<&&Row> = rows.iter().collect();
+    let mut left: Vec<&&Entry> = rows.iter().collect();
     let seed = plan::fresh_seed();
     let of_row =
-        |row: &Row| Job { id: row.id.clone(), label: row.id.clone(), seed, limit: args.timeout, vendor: Vendor::Amd };
+        |row: &Entry| Job { id: row.id.clone(), label: row.id.clone(), seed, limit: args.timeout, vendor: Vendor::Amd };
     for test in tests {
         if is_built(test.name) {
             jobs.push(kselftest_worker::job(test.name, args.timeout));
         }
         let (theirs, others) = left.into_iter().partition(|row| row.upstream.iter().any(|c| c.test == test.name));
-        jobs.extend(Vec::<&&Row>::into_iter(theirs).map(|row| of_row(row)));
+        jobs.extend(Vec::<&&Entry>::into_iter(theirs).map(|row| of_row(row)));
         left = others;
     }
     jobs.extend(left.into_iter().map(|row| of_row(row)));
@@ -268,8 +272,8 @@ fn compared(
     place: &Where,
     kselftests: &Kselftests,
     tests: &[&Test],
-    rows: &[&Row],
-    table: &[Row],
+    rows: &[&Entry],
+    table: &[Entry],
     seen: &BTreeMap<String, CaseReport>,
 ) -> Compared {
     let mut context = place.context();

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use privet_cases::Row;
+use privet_cases::Entry;
 use serde::Serialize;
 
 use super::{list_defects, list_upstream};
@@ -60,7 +60,7 @@ pub fn show(text: &str, mut out: impl Write) -> Result<Status, Early> {
     }
 }
 
-fn json(row: &Row) -> serde_json::Value {
+fn json(row: &Entry) -> serde_json::Value {
     let needs = row.needs.iter().map(ToString::to_string).collect();
     let upstream = row.upstream.iter().map(ToString::to_string).collect();
     let listed = Listed { id: &row.id, vm: row.vm.name(), about: row.about, basis: row.basis, upstream, needs };

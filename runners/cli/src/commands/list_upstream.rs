@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use privet_cases::Row;
+use privet_cases::Entry;
 use privet_kselftest::catalogue::{Function, Origin, Standing, TESTS, Test};
 use serde::Serialize;
 
@@ -45,15 +45,15 @@ pub fn list(args: &List, out: impl Write) -> Result<Status, Early> {
 }
 
 /// The rows that name this function, and whether they exceed it.
-fn rows<'a>(table: &'a [Row], test: &Test, function: &Function) -> Vec<(&'a str, bool)> {
-    let names = |row: &'a Row| {
+fn rows<'a>(table: &'a [Entry], test: &Test, function: &Function) -> Vec<(&'a str, bool)> {
+    let names = |row: &'a Entry| {
         let counterpart = row.upstream.iter().find(|c| c.test == test.name && c.function == function.name)?;
         Some((row.id.as_str(), counterpart.is_exceeded))
     };
     table.iter().filter_map(names).collect()
 }
 
-fn pretty(tests: &[&Test], table: &[Row]) -> String {
+fn pretty(tests: &[&Test], table: &[Entry]) -> String {
     let mut text = String::new();
     let (mut covered, mut functions) = (0, 0);
     for test in tests {
@@ -95,7 +95,7 @@ fn stems(rows: &[(&str, bool)]) -> String {
     named.collect::<Vec<_>>().join(", ")
 }
 
-fn json(tests: &[&Test], table: &[Row]) -> String {
+fn json(tests: &[&Test], table: &[Entry]) -> String {
     let functions = tests.iter().flat_map(|test| test.functions.iter().map(move |function| (test, function)));
     let lines = functions.map(|(test, function)| {
         let rows = rows(table, test, function);

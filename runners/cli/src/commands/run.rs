@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use privet_cases::Row;
+use privet_cases::Entry;
 use privet_harness::host::Host;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
@@ -17,6 +17,7 @@ use crate::artifacts::{Artifacts, RunFacts};
 use crate::exit::{Early, Status};
 use crate::follow::Followers;
 use crate::interrupt::Interrupt;
+use crate::known_bug;
 use crate::model::Model;
 use crate::output::Output;
 use crate::place::{Assigned, Context, assign};
@@ -122,7 +123,10 @@ pub(super) fn run_on<'a>(
     let (vendor_on_model, defect) = (args.vendor.is_some(), args.defect);
     let repro = Repro { rig: &args.rig, timeout: args.timeout, vendor_on_model, defect };
     let row_of = |job: &Job| table.iter().find(|row| row.id == job.id).expect("jobs are made of rows");
-    let hold_to = |job: &Job, report: &mut CaseReport| require::hold_to(&args.require, row_of(job), report);
+    let hold_to = |job: &Job, report: &mut CaseReport| {
+        known_bug::name(row_of(job), report);
+        require::hold_to(&args.require, row_of(job), report);
+    };
     let mut followers = Followers::begin(jobs, reports, artifacts, repro, &hold_to, interrupt);
     let (mut on_host, mut in_rig, mut on_model) = (Vec::new(), Vec::new(), Vec::new());
     for (index, job) in jobs.iter().enumerate().take_while(|_| interrupt.signal().is_none()) {
@@ -189,7 +193,7 @@ pub(super) fn run_on<'a>(
 }
 
 /// The ids that the command line selects.
-fn selected(args: &Run, table: &[Row]) -> Result<Vec<String>, Early> {
+fn selected(args: &Run, table: &[Entry]) -> Result<Vec<String>, Early> {
     let ids: Vec<String> = table.iter().map(|row| row.id.clone()).collect();
     let selected = select(&ids, &args.selection.filters, args.selection.exact)?;
     for vm in &args.require {
