@@ -4,7 +4,7 @@ use crate::core::Core;
 use crate::exception::Exception;
 use crate::exit::CpuExit;
 use crate::flags;
-use crate::state::{Injection, Shadow};
+use crate::state::Shadow;
 
 impl Core<'_> {
     fn breakpoints(&self) -> ([u64; 4], u64) {
@@ -43,7 +43,7 @@ impl Core<'_> {
         }
         // A fault, unlike the other causes of #DB: RF keeps it from recurring on return.
         self.s.rflags |= flags::RF;
-        self.deliver_all(Injection::Exception(Exception::db(dr6)))?;
+        self.raised(Exception::db(dr6))?;
         Ok(true)
     }
 

@@ -1,8 +1,14 @@
-//! What a CPU is plugged into: memory, CPUID, MSRs, time, interrupts and intercepts.
+//! What a CPU is plugged into: memory, devices, CPUID, MSRs, time, interrupts and intercepts.
 //!
-//! A [`Bus`] is one vCPU's handle to its VM. The CPU calls it on the vCPU's thread only, and never
+//! A [`Bus`] is one processor's handle to its VM or board. The CPU calls it on its own thread only, and never
 //! while it holds a host pointer: a bus may block (on the VM's memory lock, say) for as long as it
 //! likes without delaying another vCPU's invalidation (see [`crate::Kick`]).
+//!
+//! There are two ways to build one. KVM's leaves `run` for each access to a device ([`Resolve::Mmio`], ports) and
+//! has the CPU complete the instruction later. A board answers in place ([`Resolve::Device`], [`Bus::port_read`]),
+//! and puts another world under the CPU where a hypervisor's silicon does: see [`crate::state::World`].
+
+use serde::{Deserialize, Serialize};
 
 use crate::exception::Exception;
 use crate::state::CpuState;
@@ -24,6 +30,9 @@ pub enum AccessKind {
 /// One access to a guest-physical page, as much as a nested page table would see of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
+    /// The linear address that the instruction or the processor accesses; of a page walk, the one that is
+    /// translated.
+    pub linear: u64,
     /// Read, write or fetch. A page walk that sets accessed or dirty bits is a write.
     pub kind: AccessKind,
     /// Where in the page it begins.
@@ -42,7 +51,7 @@ pub struct Access {
 
 /// How a guest tells private from shared in its page tables. The bit is never part of the `gpa`
 /// that a [`Bus`] sees: [`Access::private`] carries it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Encryption {
     /// It does not: the VMM decides, or nothing is private.
     #[default]
@@ -134,11 +143,19 @@ pub enum Resolve {
     /// The instruction is over without an effect, and `run` ends with [`crate::CpuExit::Bus`]. Only for data that an
     /// instruction accesses; where an event's delivery does, it is [`crate::CpuExit::NoMemory`].
     Skip,
+    /// No memory but registers, at this system-physical address: the CPU makes the access at once through
+    /// [`Bus::device_read`] or [`Bus::device_write`], and remembers nothing. For a fetch or a page walk it is
+    /// [`Resolve::Mmio`].
+    Device(u64),
     /// The guest gets this exception in place of the access (#VC, #VE).
     Reflect(Exception),
+    /// The access has ended in another world: see [`Intercepted::Switched`].
+    Switched,
 }
 
-/// A hypercall or another instruction that only means something to the VMM or firmware.
+/// An instruction that only means something to the VMM, to firmware, or to the silicon below a hypervisor.
+///
+/// The bus makes all of its checks, those of privilege included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     /// VMCALL.
@@ -153,6 +170,54 @@ pub enum Call {
     Pvalidate,
     /// RMPADJUST: RAX linear address, RCX size, RDX attributes. Result in RAX.
     Rmpadjust,
+    /// RMPUPDATE: RAX system-physical address, RCX linear address of the new entry. Result in RAX.
+    Rmpupdate,
+    /// RMPQUERY: RAX linear address, RCX VMPL. Result in RAX, RCX, RDX.
+    Rmpquery,
+    /// PSMASH: RAX system-physical address. Result in RAX.
+    Psmash,
+    /// VMRUN: rAX system-physical address of the VMCB.
+    Vmrun,
+    /// VMLOAD: rAX system-physical address of the VMCB.
+    Vmload,
+    /// VMSAVE: rAX system-physical address of the VMCB.
+    Vmsave,
+    /// STGI.
+    Stgi,
+    /// CLGI.
+    Clgi,
+    /// INVLPGA: rAX linear address, ECX ASID.
+    Invlpga,
+    /// SKINIT: EAX system-physical address.
+    Skinit,
+    /// RSM.
+    Rsm,
+}
+
+/// How an instruction accesses a control register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrAccess {
+    /// MOV from or to this general register.
+    Mov(u8),
+    /// CLTS.
+    Clts,
+    /// LMSW.
+    Lmsw,
+    /// SMSW.
+    Smsw,
+}
+
+/// A descriptor-table register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableRegister {
+    /// LGDT, SGDT.
+    Gdtr,
+    /// LIDT, SIDT.
+    Idtr,
+    /// LLDT, SLDT.
+    Ldtr,
+    /// LTR, STR.
+    Tr,
 }
 
 /// An instruction that a hypervisor may intercept.
@@ -179,6 +244,18 @@ pub enum Intercept {
     },
     /// HLT.
     Hlt,
+    /// PAUSE.
+    Pause,
+    /// IRET, whichever width.
+    Iret,
+    /// PUSHF, whichever width.
+    Pushf,
+    /// POPF, whichever width.
+    Popf,
+    /// INT n with its vector; INT3 and INTO are exceptions ([`Bus::exception`]).
+    SoftwareInterrupt(u8),
+    /// INT1, before the #DB that it raises.
+    Icebp,
     /// RDTSC.
     Rdtsc,
     /// RDTSCP.
@@ -193,12 +270,70 @@ pub enum Intercept {
     Monitor,
     /// MWAIT.
     Mwait,
-    /// MOV from this debug register.
-    ReadDr(u8),
-    /// MOV to this debug register.
-    WriteDr(u8),
-    /// A hypercall and its relatives. Without a bus that takes it, #UD.
+    /// A read of a control register.
+    ReadCr {
+        /// Its number.
+        cr: u8,
+        /// The instruction.
+        by: CrAccess,
+    },
+    /// A write of a control register, before its value is checked.
+    WriteCr {
+        /// Its number.
+        cr: u8,
+        /// What it would become.
+        value: u64,
+        /// The instruction.
+        by: CrAccess,
+    },
+    /// MOV from a debug register.
+    ReadDr {
+        /// Its number; 6 and 7 for their aliases, too.
+        dr: u8,
+        /// The general register.
+        register: u8,
+    },
+    /// MOV to a debug register, before its value is checked.
+    WriteDr {
+        /// Its number; 6 and 7 for their aliases, too.
+        dr: u8,
+        /// The general register.
+        register: u8,
+        /// What is in it.
+        value: u64,
+    },
+    /// XSETBV of EDX:EAX to ECX.
+    Xsetbv,
+    /// INVLPG.
+    Invlpg {
+        /// The linear address.
+        linear: u64,
+    },
+    /// INVPCID, before its descriptor is read.
+    Invpcid {
+        /// The type, 0 to 3 if it is valid.
+        kind: u64,
+        /// Linear address of the descriptor.
+        descriptor: u64,
+    },
+    /// A descriptor-table register is read (SGDT ...) or written (LGDT ...).
+    Table {
+        /// Which.
+        register: TableRegister,
+        /// Written.
+        write: bool,
+    },
+    /// A call, and its relatives. Without a bus that takes it, #UD.
     Call(Call),
+}
+
+/// What an instruction has done, for hypervisors that are told afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trap {
+    /// Control register `0`, 4 or 8 was written.
+    WriteCr(u8),
+    /// EFER was written.
+    WriteEfer,
 }
 
 /// What becomes of an intercepted instruction.
@@ -208,6 +343,9 @@ pub enum Intercepted {
     Native,
     /// The bus has done it, state included: go on behind the instruction.
     Done,
+    /// The bus has put another world's state in place of this one (a guest was entered, or left). The CPU drops
+    /// what it was doing, and goes on at the new state's RIP.
+    Switched,
     /// `run` ends with [`crate::CpuExit::Bus`], RIP at the instruction. Unless the caller moves RIP
     /// ([`crate::Cpu::skip_instruction`]) it runs again.
     Exit,
@@ -218,6 +356,15 @@ pub enum Intercepted {
     Rewrite([u8; 3]),
 }
 
+/// What a bus makes of something that is no instruction's to decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reaction {
+    /// The CPU does what happens on bare metal.
+    Native,
+    /// As [`Intercepted::Switched`].
+    Switched,
+}
+
 /// Something from outside the instruction stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
@@ -225,6 +372,8 @@ pub enum Event {
     Nmi,
     /// External interrupt with its vector; taking it acknowledged it.
     Interrupt(u8),
+    /// It was for another world, in which the CPU goes on: see [`Intercepted::Switched`].
+    Switched,
 }
 
 /// Result of CPUID.
@@ -237,10 +386,37 @@ pub struct CpuidResult {
     pub edx: u32,
 }
 
-/// One vCPU's way to everything outside the CPU.
+/// One processor's way to everything outside the CPU.
 pub trait Bus {
     /// What the page at `gpa` (page aligned, without the encryption bit) is to `access`.
-    fn resolve(&mut self, gpa: u64, access: Access) -> Resolve;
+    ///
+    /// How often it is asked depends on what the CPU remembers, so the answer must not depend on that.
+    fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve;
+
+    /// Reads registers of a device: 1 to 32 bytes at a system-physical address, in one page.
+    ///
+    /// Only a bus that answers [`Resolve::Device`] is asked.
+    fn device_read(&mut self, state: &mut CpuState, address: u64, data: &mut [u8]) {
+        let _ = (state, address);
+        data.fill(0xff);
+    }
+
+    /// Writes registers of a device, likewise.
+    fn device_write(&mut self, state: &mut CpuState, address: u64, data: &[u8]) {
+        let _ = (state, address, data);
+    }
+
+    /// Reads `size` (1, 2 or 4) bytes from a port; `None` has `run` end in [`crate::CpuExit::PortIn`].
+    fn port_read(&mut self, state: &mut CpuState, port: u16, size: u8) -> Option<u32> {
+        let _ = (state, port, size);
+        None
+    }
+
+    /// Writes `size` (1, 2 or 4) bytes to a port; false has `run` end in [`crate::CpuExit::PortOut`].
+    fn port_write(&mut self, state: &mut CpuState, port: u16, size: u8, value: u32) -> bool {
+        let _ = (state, port, size, value);
+        false
+    }
 
     /// CPUID of this vCPU.
     fn cpuid(&mut self, state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult;
@@ -258,7 +434,7 @@ pub trait Bus {
     fn wrmsr(&mut self, state: &mut CpuState, index: u32, value: u64) -> Result<(), Exception>;
 
     /// The time stamp counter.
-    fn tsc(&mut self) -> u64;
+    fn tsc(&mut self, state: &CpuState) -> u64;
 
     /// An instruction that may be intercepted is about to execute (after its privilege checks).
     /// `state.rip` is at the instruction, `length` its bytes.
@@ -267,15 +443,36 @@ pub trait Bus {
         Intercepted::Native
     }
 
-    /// Takes the next event that the CPU can accept now; asked after [`crate::Kick::raise_event`]
-    /// and again whenever the guest opens a window that was closed then.
-    fn take_event(&mut self, interrupts_open: bool, nmis_open: bool) -> Option<Event> {
-        let _ = (interrupts_open, nmis_open);
+    /// An instruction has done something; `state.rip` is behind it.
+    fn after(&mut self, state: &mut CpuState, what: Trap) -> Reaction {
+        let _ = (state, what);
+        Reaction::Native
+    }
+
+    /// An exception was raised, and nothing of it is delivered yet; `state.rip` is where it came from,
+    /// [`CpuState::vectoring`] what was being delivered. Asked once for each exception that is raised, and again
+    /// for the double fault that it makes together with the one that was being delivered. Not asked for
+    /// [`CpuState::injection`].
+    fn exception(&mut self, state: &mut CpuState, exception: Exception) -> Reaction {
+        let _ = (state, exception);
+        Reaction::Native
+    }
+
+    /// A triple fault, which ends in [`crate::CpuExit::Shutdown`] natively.
+    fn shutdown(&mut self, state: &mut CpuState) -> Reaction {
+        let _ = state;
+        Reaction::Native
+    }
+
+    /// Takes the next event that the CPU can accept now; asked after [`crate::Kick::raise_event`], when `run`
+    /// begins, in a new world, and again whenever the guest opens a window that was closed then.
+    fn take_event(&mut self, state: &mut CpuState, interrupts_open: bool, nmis_open: bool) -> Option<Event> {
+        let _ = (state, interrupts_open, nmis_open);
         None
     }
 
     /// CR8 was written: the task priority of the local APIC.
-    fn set_task_priority(&mut self, cr8: u64) {
-        let _ = cr8;
+    fn set_task_priority(&mut self, state: &mut CpuState, cr8: u64) {
+        let _ = (state, cr8);
     }
 }

@@ -1,6 +1,5 @@
 //! What kind of CPU this is, as far as it matters to execution; CPUID itself is the bus'.
 
-use crate::bus::Encryption;
 use crate::fpu;
 use crate::state::{cr4, efer};
 
@@ -8,10 +7,8 @@ use crate::state::{cr4, efer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// Width of guest-physical addresses, 36 to 52: address bits of a PTE from here on are reserved
-    /// (except the encryption bit).
+    /// (except the encryption bit, see [`crate::CpuState::encryption`]).
     pub physical_bits: u8,
-    /// How the guest's page tables tell private from shared.
-    pub encryption: Encryption,
     /// Bits of CR4 that may be set.
     pub cr4_allowed: u64,
     /// Bits of EFER that may be set.
@@ -26,7 +23,6 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             physical_bits: 48,
-            encryption: Encryption::None,
             cr4_allowed: cr4::BASELINE | cr4::UMIP | cr4::LA57 | cr4::FSGSBASE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP,
             efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE,
             xcr0_allowed: fpu::XCR0_X87 | fpu::XCR0_SSE | fpu::XCR0_AVX,

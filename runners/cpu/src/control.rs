@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use crate::bus::Intercept;
+use crate::bus::{CrAccess, Intercept, Trap};
 use crate::core::{Abort, Core};
 use crate::exception::Exception;
 use crate::fpu::{XCR0_AVX, XCR0_SSE, XCR0_X87};
@@ -66,7 +66,7 @@ impl Core<'_> {
         }
         self.s.cr0 = value;
         self.tlbs.flush();
-        Ok(())
+        self.after(Trap::WriteCr(0))
     }
 
     fn set_cr4(&mut self, value: u64) -> Result<(), Abort> {
@@ -80,8 +80,33 @@ impl Core<'_> {
         }
         self.s.cr4 = value;
         self.tlbs.flush();
+        self.after(Trap::WriteCr(4))
+    }
+
+    fn set_cr3(&mut self, value: u64) -> Result<(), Abort> {
+        let allowed = u64::MAX >> (64 - self.config.physical_bits) | self.s.encryption.mask() | 1 << 63;
+        if self.s.long_mode() && value & !allowed != 0 {
+            return self.raise(Exception::gp(0));
+        }
+        // Bit 63 says to keep translations of a PCID; dropping more than asked is allowed always.
+        self.s.cr3 = value & !(1 << 63);
+        self.tlbs.flush();
         Ok(())
     }
+
+    fn set_cr8(&mut self, value: u64) -> Result<(), Abort> {
+        if value > 15 {
+            return self.raise(Exception::gp(0));
+        }
+        self.s.cr8 = value;
+        self.with_bus(|core| core.bus.set_task_priority(core.s, value));
+        self.after(Trap::WriteCr(8))
+    }
+}
+
+/// The number of the general register that an operand names.
+fn register(operand: Operand) -> u8 {
+    if let Operand::Gpr(register) = operand { register } else { 0 }
 }
 
 fn index(operand: Operand) -> u8 {
@@ -93,40 +118,32 @@ fn index(operand: Operand) -> u8 {
 
 fn mov_to_cr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
+    let cr = index(op.a);
     let value = core.get::<u64>(op, op.b)?;
     let value = if core.bits == 64 { value } else { value & 0xffff_ffff };
-    match index(op.a) {
+    if core.intercept(op, Intercept::WriteCr { cr, value, by: CrAccess::Mov(register(op.b)) })? == Outcome::Done {
+        return Ok(());
+    }
+    match cr {
         0 => core.set_cr0(op, value),
         2 => {
             core.s.cr2 = value;
             Ok(())
         }
-        3 => {
-            let allowed = u64::MAX >> (64 - core.config.physical_bits) | core.config.encryption.mask() | 1 << 63;
-            if core.s.long_mode() && value & !allowed != 0 {
-                return core.raise(Exception::gp(0));
-            }
-            // Bit 63 says to keep translations of a PCID; dropping more than asked is allowed always.
-            core.s.cr3 = value & !(1 << 63);
-            core.tlbs.flush();
-            Ok(())
-        }
+        3 => core.set_cr3(value),
         4 => core.set_cr4(value),
-        8 => {
-            if value > 15 {
-                return core.raise(Exception::gp(0));
-            }
-            core.s.cr8 = value;
-            core.with_bus(|core| core.bus.set_task_priority(value));
-            Ok(())
-        }
+        8 => core.set_cr8(value),
         _ => core.raise(Exception::ud()),
     }
 }
 
 fn mov_from_cr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
-    let value = match index(op.b) {
+    let cr = index(op.b);
+    if core.intercept(op, Intercept::ReadCr { cr, by: CrAccess::Mov(register(op.a)) })? == Outcome::Done {
+        return Ok(());
+    }
+    let value = match cr {
         0 => core.s.cr0,
         2 => core.s.cr2,
         3 => core.s.cr3,
@@ -157,10 +174,10 @@ fn debug_register(core: &mut Core<'_>, operand: Operand) -> Result<u8, Abort> {
 
 fn mov_to_dr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let index = debug_register(core, op.a)?;
-    if core.intercept(op, Intercept::WriteDr(index))? == Outcome::Done {
+    let value = core.get::<u64>(op, op.b)?;
+    if core.intercept(op, Intercept::WriteDr { dr: index, register: register(op.b), value })? == Outcome::Done {
         return Ok(());
     }
-    let value = core.get::<u64>(op, op.b)?;
     match index {
         0..4 => core.s.dr[usize::from(index)] = value,
         _ if value >> 32 != 0 => return core.raise(Exception::gp(0)),
@@ -172,7 +189,7 @@ fn mov_to_dr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 
 fn mov_from_dr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let index = debug_register(core, op.b)?;
-    if core.intercept(op, Intercept::ReadDr(index))? == Outcome::Done {
+    if core.intercept(op, Intercept::ReadDr { dr: index, register: register(op.a) })? == Outcome::Done {
         return Ok(());
     }
     let value = match index {
@@ -184,10 +201,14 @@ fn mov_from_dr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     Ok(())
 }
 
-fn clts(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
+fn clts(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
-    core.s.cr0 &= !cr0::TS;
-    Ok(())
+    let value = core.s.cr0 & !cr0::TS;
+    if core.intercept(op, Intercept::WriteCr { cr: 0, value, by: CrAccess::Clts })? == Outcome::Done {
+        return Ok(());
+    }
+    core.s.cr0 = value;
+    core.after(Trap::WriteCr(0))
 }
 
 fn lmsw(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
@@ -195,11 +216,17 @@ fn lmsw(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let value = core.get::<u16>(op, op.a)? & 0xf;
     // LMSW sets PE but never clears it.
     let new = core.s.cr0 & !0xe | value;
+    if core.intercept(op, Intercept::WriteCr { cr: 0, value: new, by: CrAccess::Lmsw })? == Outcome::Done {
+        return Ok(());
+    }
     core.set_cr0(op, new)
 }
 
 fn smsw<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_no_umip()?;
+    if core.intercept(op, Intercept::ReadCr { cr: 0, by: CrAccess::Smsw })? == Outcome::Done {
+        return Ok(());
+    }
     core.store_selector::<T>(op, core.s.cr0)
 }
 
@@ -215,11 +242,14 @@ fn xgetbv(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
     Ok(())
 }
 
-fn xsetbv(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
+fn xsetbv(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     if core.s.cr4 & cr4::OSXSAVE == 0 {
         return core.raise(Exception::ud());
     }
     core.require_cpl0()?;
+    if core.intercept(op, Intercept::Xsetbv)? == Outcome::Done {
+        return Ok(());
+    }
     let value = core.edx_eax();
     let avx_without_sse = value & XCR0_AVX != 0 && value & XCR0_SSE == 0;
     if core.s.gpr[RCX] as u32 != 0 || value & XCR0_X87 == 0 || value & !core.config.xcr0_allowed != 0 || avx_without_sse

@@ -30,6 +30,8 @@ pub(crate) enum Why {
     Exit(CpuExit),
     /// It met MMIO at this guest-physical address: it starts again in the emulator.
     Emulate(u64),
+    /// The bus has put another world in its place.
+    Switched,
 }
 
 /// A running CPU, taken apart so that its parts can be borrowed one by one.
@@ -45,6 +47,8 @@ pub(crate) struct Core<'a> {
     pub(crate) next_rip: u64,
     /// Why the last [`Abort`] was.
     pub(crate) why: Why,
+    /// The bus has put another world under the CPU, and was not asked for its events yet.
+    pub(crate) new_world: bool,
     /// Something happened that the loop must see to after this instruction.
     pub(crate) attention: bool,
     /// `run` returns this after the current instruction has completed.
@@ -82,6 +86,12 @@ impl Core<'_> {
     pub(crate) fn exit<T>(&mut self, exit: CpuExit) -> Result<T, Abort> {
         self.why = Why::Exit(exit);
         Err(Abort)
+    }
+
+    /// The current instruction has yet to do the rest: it is the next one again, and has not retired.
+    pub(crate) fn stay(&mut self) {
+        self.next_rip = self.s.rip;
+        self.s.instructions = self.s.instructions.wrapping_sub(1);
     }
 
     /// Hands the instruction over to the emulator, or back to the processor.

@@ -143,6 +143,7 @@ impl Cpu {
             config: self.config,
             debug: self.debug,
             why: Why::NonCanonical,
+            new_world: false,
             attention: false,
             exit_after: None,
             emulate_next: false,

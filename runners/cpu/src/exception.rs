@@ -1,5 +1,7 @@
 //! Exceptions: what a guest instruction raises, or what a [`crate::Bus`] reflects into the guest.
 
+use serde::{Deserialize, Serialize};
+
 /// Vectors of the architecture's exceptions (SDM volume 3, table 7-1; APM volume 2, table 8-1).
 pub mod vector {
     /// #DE, divide error.
@@ -45,7 +47,7 @@ pub mod vector {
 }
 
 /// An exception on its way to the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exception {
     /// Vector, 0 to 31.
     pub vector: u8,

@@ -45,13 +45,24 @@ impl Core<'_> {
                 }
             }
             if !completing {
+                if self.s.instructions >= self.s.turn_ends {
+                    return CpuExit::Turn;
+                }
+                if std::mem::take(&mut self.new_world) {
+                    events = Events::Waiting;
+                }
                 if events != Events::None {
                     events = self.take_event(events);
                 }
-                if let Some(injection) = self.s.injection
-                    && let Err(exit) = self.deliver_all(injection).and_then(|()| self.attend())
-                {
-                    return exit;
+                if let Some(injection) = self.s.injection {
+                    if let Err(exit) = self.deliver_all(injection).and_then(|()| self.attend()) {
+                        return exit;
+                    }
+                    // The handler may be interrupted before it begins.
+                    continue;
+                }
+                if self.new_world {
+                    continue;
                 }
             }
             let watches = self.breakpoints_armed();
@@ -87,9 +98,10 @@ impl Core<'_> {
         if !opened || self.s.injection.is_some() {
             return events;
         }
-        match self.with_bus(|core| core.bus.take_event(interrupts_open, nmis_open)) {
+        match self.with_bus(|core| core.bus.take_event(core.s, interrupts_open, nmis_open)) {
             Some(Event::Nmi) => self.s.injection = Some(Injection::Nmi),
             Some(Event::Interrupt(vector)) => self.s.injection = Some(Injection::Interrupt(vector)),
+            Some(Event::Switched) => self.enter_world(),
             None if interrupts_open && nmis_open => return Events::None,
             None => return Events::Closed { interrupts: !interrupts_open, nmis: !nmis_open },
         }
@@ -111,6 +123,7 @@ impl Core<'_> {
                 break;
             }
             self.s.rip = self.next_rip;
+            self.s.instructions = self.s.instructions.wrapping_add(1);
             if self.attention {
                 result = self.attend();
                 break;
@@ -149,6 +162,7 @@ impl Core<'_> {
         let result = match done {
             Ok(()) => {
                 self.s.rip = self.next_rip;
+                self.s.instructions = self.s.instructions.wrapping_add(1);
                 self.s.rflags &= !flags::RF;
                 self.completion.forget();
                 self.update_mode();
@@ -181,7 +195,7 @@ impl Core<'_> {
         if self.debug.single_step || self.debug.hardware_breakpoints.is_some() && self.watch_hits != 0 {
             return Err(self.debug_exit(dr6));
         }
-        self.deliver_all(Injection::Exception(Exception::db(dr6)))
+        self.raised(Exception::db(dr6))
     }
 
     /// The exit that hands a #DB to the host.
@@ -211,9 +225,17 @@ impl Core<'_> {
         self.exit_after = None;
         self.completion.drop_writes();
         let exception = match self.why {
-            Why::Exit(exit) => return Err(exit),
+            Why::Exit(exit) => {
+                self.s.vectoring = None;
+                return Err(exit);
+            }
             Why::Emulate(_) => {
+                self.s.vectoring = None;
                 self.emulate_next = true;
+                return Ok(());
+            }
+            Why::Switched => {
+                self.enter_world();
                 return Ok(());
             }
             Why::NonCanonical if op.is_some_and(|op| op.mem.stack) => Exception::ss(0),
@@ -223,7 +245,7 @@ impl Core<'_> {
         if exception.vector == vector::BP && self.debug.software_breakpoints {
             return Err(CpuExit::Debug { exception, pc: self.s.linear_rip(), dr6: self.s.dr6, dr7: self.s.dr7 });
         }
-        self.deliver_all(Injection::Exception(exception))?;
+        self.raised(exception)?;
         // The frame may have gone to MMIO.
         self.attend()
     }

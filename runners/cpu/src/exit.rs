@@ -101,4 +101,6 @@ pub enum CpuExit {
     },
     /// [`crate::Kick::stop`] was called.
     Stopped,
+    /// [`crate::CpuState::instructions`] has reached [`crate::CpuState::turn_ends`].
+    Turn,
 }

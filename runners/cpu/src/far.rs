@@ -2,10 +2,12 @@
 
 use iced_x86::{Code, Instruction};
 
+use crate::bus::Intercept;
 use crate::core::{Abort, Core};
 use crate::decode;
 use crate::exception::{Exception, vector};
 use crate::flags;
+use crate::intercept::Outcome;
 use crate::memory::is_canonical;
 use crate::op::{Handler, Op, Operand};
 use crate::segment::{Seg, Segment};
@@ -165,7 +167,10 @@ fn return_stack(core: &mut Core<'_>, cs: &Segment, ss: u16) -> Result<Segment, A
     Ok(segment)
 }
 
-fn interrupt_return<T: Word>(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
+fn interrupt_return<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    if core.intercept(op, Intercept::Iret)? == Outcome::Done {
+        return Ok(());
+    }
     let width = T::BYTES as u64;
     let rip = core.stack_read::<T>(0)?;
     let selector = core.stack_read::<T>(width)? as u16;
@@ -208,35 +213,33 @@ fn interrupt_return<T: Word>(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
 }
 
 fn int_n(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
-    software_interrupt(core, op.imm as u8)
-}
-
-fn software_interrupt(core: &mut Core<'_>, vector: u8) -> Result<(), Abort> {
-    let return_rip = core.next_rip;
-    let rip = core.s.rip;
-    core.deliver(Injection::SoftInterrupt(vector), return_rip)?;
-    core.delivered = true;
-    // Delivery moved RIP already; the loop moves it once more.
-    core.next_rip = std::mem::replace(&mut core.s.rip, rip);
-    Ok(())
+    let vector = op.imm as u8;
+    if core.intercept(op, Intercept::SoftwareInterrupt(vector))? == Outcome::Done {
+        return Ok(());
+    }
+    core.deliver_behind(Injection::SoftInterrupt(vector))
 }
 
 fn int3(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
     if core.debug.software_breakpoints {
         return core.raise(Exception::plain(vector::BP));
     }
-    software_interrupt(core, vector::BP)
+    core.offer(Exception::plain(vector::BP))?;
+    core.deliver_behind(Injection::SoftException(vector::BP))
 }
 
 fn into(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
-    if core.flag(flags::OF) { software_interrupt(core, vector::OF) } else { Ok(()) }
+    if !core.flag(flags::OF) {
+        return Ok(());
+    }
+    core.offer(Exception::plain(vector::OF))?;
+    core.deliver_behind(Injection::SoftException(vector::OF))
 }
 
-fn int1(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
-    let return_rip = core.next_rip;
-    let rip = core.s.rip;
-    core.deliver(Injection::Exception(Exception::db(0)), return_rip)?;
-    core.delivered = true;
-    core.next_rip = std::mem::replace(&mut core.s.rip, rip);
-    Ok(())
+fn int1(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    if core.intercept(op, Intercept::Icebp)? == Outcome::Done {
+        return Ok(());
+    }
+    core.offer(Exception::db(0))?;
+    core.deliver_behind(Injection::Exception(Exception::db(0)))
 }

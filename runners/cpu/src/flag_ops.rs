@@ -2,10 +2,12 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
+use crate::bus::Intercept;
 use crate::core::{Abort, Core};
 use crate::decode;
 use crate::exception::Exception;
 use crate::flags::{AC, AF, ALL, CF, DF, IF, IOPL, PF, RESERVED_ONE, RF, SF, VIF, VIP, VM, ZF};
+use crate::intercept::Outcome;
 use crate::op::{Handler, Op, Operand};
 use crate::state::gpr::RAX;
 use crate::state::{Shadow, cr0, cr4};
@@ -101,12 +103,18 @@ fn sahf(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
     Ok(())
 }
 
-fn pushf<T: Word>(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
+fn pushf<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    if core.intercept(op, Intercept::Pushf)? == Outcome::Done {
+        return Ok(());
+    }
     let image = core.s.rflags & !(RF | VM);
     core.push::<T>(image)
 }
 
 fn popf<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    if core.intercept(op, Intercept::Popf)? == Outcome::Done {
+        return Ok(());
+    }
     if core.s.rflags & VM != 0 {
         return decode::unknown(core, op);
     }

@@ -1,5 +1,7 @@
 //! x87, SSE and AVX registers, and their image in memory (FXSAVE, XSAVE).
 
+use serde::{Deserialize, Serialize};
+
 /// XCR0 bit of the x87 state.
 pub const XCR0_X87: u64 = 1 << 0;
 /// XCR0 bit of XMM and MXCSR.
@@ -27,7 +29,7 @@ pub const XSAVE_PKRU: usize = 2688;
 pub const XSAVE_SIZE: usize = 4096;
 
 /// The extended registers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FpuState {
     /// x87 control word.
     pub fcw: u16,

@@ -1,9 +1,11 @@
 //! Leaving it to the bus what an instruction does.
 
-use crate::bus::{Intercept, Intercepted};
-use crate::core::{Abort, Core};
+use crate::bus::{Bus, Intercept, Intercepted, Reaction, Trap};
+use crate::core::{Abort, Core, Why};
+use crate::exception::Exception;
 use crate::exit::CpuExit;
 use crate::op::Op;
+use crate::state::CpuState;
 
 /// Whether the bus has done an instruction or the CPU is to do it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,7 @@ impl Core<'_> {
                 }
                 Ok(Outcome::Done)
             }
+            Intercepted::Switched => self.switch(),
             Intercepted::Exit => {
                 self.completion.intercepted = op.len;
                 self.exit(CpuExit::Bus)
@@ -34,10 +37,42 @@ impl Core<'_> {
                 self.set_emulating(true);
                 let written = self.write_bytes(self.s.linear_rip(), &bytes);
                 self.set_emulating(false);
-                self.next_rip = rip;
+                self.stay();
                 written.map(|()| Outcome::Done)
             }
         }
+    }
+
+    /// Tells the bus what the current instruction has done.
+    pub(crate) fn after(&mut self, what: Trap) -> Result<(), Abort> {
+        let rip = std::mem::replace(&mut self.s.rip, self.next_rip);
+        match self.react(|bus, state| bus.after(state, what)) {
+            Reaction::Native => {
+                self.s.rip = rip;
+                Ok(())
+            }
+            Reaction::Switched => self.switch(),
+        }
+    }
+
+    /// Lets the bus see an exception that the current instruction raises on purpose.
+    pub(crate) fn offer(&mut self, exception: Exception) -> Result<(), Abort> {
+        match self.react(|bus, state| bus.exception(state, exception)) {
+            Reaction::Native => Ok(()),
+            Reaction::Switched => self.switch(),
+        }
+    }
+
+    /// Asks the bus about something that is no instruction's to decide.
+    pub(crate) fn react(&mut self, ask: impl FnOnce(&mut dyn Bus, &mut CpuState) -> Reaction) -> Reaction {
+        self.with_bus(|core| ask(core.bus, core.s))
+    }
+
+    /// Gives up the instruction: the bus has put another world in its place.
+    #[cold]
+    pub(crate) fn switch<T>(&mut self) -> Result<T, Abort> {
+        self.why = Why::Switched;
+        Err(Abort)
     }
 
     /// Does something that may take long, a call to the bus above all, holding no host address.

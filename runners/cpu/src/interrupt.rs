@@ -1,5 +1,6 @@
 //! Delivery of exceptions and interrupts through the IDT (SDM volume 3, chapter 6; APM volume 2, 8).
 
+use crate::bus::Reaction;
 use crate::core::{Abort, Core, Why};
 use crate::exception::{Exception, vector};
 use crate::exit::{CpuExit, MAX_INSTRUCTION_BYTES};
@@ -49,6 +50,17 @@ struct Delivery {
 }
 
 impl Core<'_> {
+    /// Delivers an exception that was raised, unless the bus takes it.
+    ///
+    /// # Errors
+    /// As [`Core::deliver_all`].
+    pub(crate) fn raised(&mut self, exception: Exception) -> Result<(), CpuExit> {
+        match self.escalate(exception)? {
+            Some(exception) => self.deliver_all(Injection::Exception(exception)),
+            None => Ok(()),
+        }
+    }
+
     /// Delivers an event, and what goes wrong while delivering it, up to a triple fault.
     ///
     /// # Errors
@@ -57,33 +69,97 @@ impl Core<'_> {
         let mut current = injection;
         loop {
             self.s.injection = None;
+            self.s.vectoring = Some(current);
             let rip = self.s.rip;
             let delivered = self.deliver(current, rip);
             self.update_mode();
             if delivered.is_ok() {
+                self.s.vectoring = None;
+                self.s.instructions = self.s.instructions.wrapping_add(1);
                 return Ok(());
             }
             let nested = match self.why {
                 Why::Exit(exit) => {
-                    self.s.injection = Some(current);
+                    (self.s.injection, self.s.vectoring) = (Some(current), None);
                     return Err(exit);
                 }
                 // The emulator delivers nothing.
                 Why::Emulate(gpa) => {
-                    self.s.injection = Some(current);
+                    (self.s.injection, self.s.vectoring) = (Some(current), None);
                     return Err(CpuExit::NoMemory { gpa });
+                }
+                Why::Switched => {
+                    self.enter_world();
+                    return Ok(());
                 }
                 Why::NonCanonical => Exception::gp(0),
                 Why::Exception(nested) => nested,
             };
-            current = Injection::Exception(match current {
-                Injection::Exception(first) => match combine(first, nested) {
-                    Some(exception) => exception,
-                    None => return Err(CpuExit::Shutdown),
-                },
-                _ => nested,
-            });
+            match self.escalate(nested)? {
+                Some(exception) => current = Injection::Exception(exception),
+                None => return Ok(()),
+            }
         }
+    }
+
+    /// What is to be delivered now that `exception` was raised, perhaps while [`CpuState::vectoring`] was
+    /// delivered; `None` if the bus has taken it to another world.
+    ///
+    /// [`CpuState::vectoring`]: crate::CpuState::vectoring
+    ///
+    /// # Errors
+    /// A triple fault.
+    fn escalate(&mut self, exception: Exception) -> Result<Option<Exception>, CpuExit> {
+        let vectoring = self.s.vectoring;
+        let mut reaction = self.react(|bus, state| bus.exception(state, exception));
+        let mut result = exception;
+        if reaction == Reaction::Native
+            && let Some(Injection::Exception(first)) = vectoring
+        {
+            match combine(first, exception) {
+                Some(combined) if combined == exception => {}
+                Some(double) => {
+                    reaction = self.react(|bus, state| bus.exception(state, double));
+                    result = double;
+                }
+                None => {
+                    reaction = self.react(|bus, state| bus.shutdown(state));
+                    if reaction == Reaction::Native {
+                        self.s.vectoring = None;
+                        return Err(CpuExit::Shutdown);
+                    }
+                }
+            }
+        }
+        if reaction == Reaction::Switched {
+            self.enter_world();
+            return Ok(None);
+        }
+        Ok(Some(result))
+    }
+
+    /// Goes on in the world that the bus has put in place of the one that was.
+    #[cold]
+    pub(crate) fn enter_world(&mut self) {
+        self.s.vectoring = None;
+        self.s.instructions = self.s.instructions.wrapping_add(1);
+        self.completion.forget();
+        self.tlbs.flush();
+        self.update_mode();
+        self.new_world = true;
+    }
+
+    /// Delivers what the current instruction is for, which then is complete.
+    pub(crate) fn deliver_behind(&mut self, injection: Injection) -> Result<(), Abort> {
+        let rip = self.s.rip;
+        // If delivery fails, this says what the exception came from.
+        self.s.vectoring = Some(injection);
+        self.deliver(injection, self.next_rip)?;
+        self.s.vectoring = None;
+        self.delivered = true;
+        // Delivery moved RIP already; the loop moves it once more.
+        self.next_rip = std::mem::replace(&mut self.s.rip, rip);
+        Ok(())
     }
 
     /// Delivers one event, with `return_rip` as the address to come back to. The state changes only on
@@ -107,7 +183,7 @@ impl Core<'_> {
                     resume: !exception.is_trap(),
                 }
             }
-            Injection::SoftInterrupt(vector) => {
+            Injection::SoftInterrupt(vector) | Injection::SoftException(vector) => {
                 Delivery { vector, error_code: None, software: true, ext: 0, resume: false }
             }
             Injection::Interrupt(vector) => {

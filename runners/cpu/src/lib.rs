@@ -55,7 +55,7 @@ mod moves;
 mod msr;
 mod multiply;
 mod op;
-mod paging;
+pub mod paging;
 mod port;
 pub mod segment;
 mod shift;
@@ -70,7 +70,8 @@ mod word;
 mod xsave_ops;
 
 pub use bus::{
-    Access, AccessKind, Bus, Call, CpuidResult, Encryption, Event, HostPage, Intercept, Intercepted, PAGE_SIZE, Resolve,
+    Access, AccessKind, Bus, Call, CpuidResult, CrAccess, Encryption, Event, HostPage, Intercept, Intercepted,
+    PAGE_SIZE, Reaction, Resolve, TableRegister, Trap,
 };
 pub use config::{Config, DebugControl};
 pub use cpu::Cpu;
@@ -78,7 +79,7 @@ pub use exception::{Exception, vector};
 pub use exit::{CpuExit, Datum, MAX_INSTRUCTION_BYTES};
 pub use kick::Kick;
 pub use segment::{Seg, Segment};
-pub use state::CpuState;
+pub use state::{CpuState, World};
 
 /// A CPU looks at its requests at least once in this many instructions.
 pub const MAX_BLOCK_OPS: usize = 32;

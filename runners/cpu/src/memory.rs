@@ -21,6 +21,15 @@ pub(crate) enum Place {
     Host(*mut u8),
     /// No memory: guest-physical address.
     Mmio(u64),
+    /// Registers of a device: system-physical address.
+    Device(u64),
+}
+
+/// What the bus has said of a page.
+enum Page {
+    Host(HostPage),
+    Mmio,
+    Device(u64),
 }
 
 /// Locked accesses that cross a page, or that go to MMIO, are atomic among each other.
@@ -192,6 +201,7 @@ impl Core<'_> {
                     // SAFETY: as above.
                     _ => unsafe { host::copy_out(at, piece) },
                 },
+                Place::Device(address) => self.with_bus(|core| core.bus.device_read(core.s, address, piece)),
                 Place::Mmio(gpa) => {
                     for (index, fragment) in piece.chunks_mut(8).enumerate() {
                         let data = self.mmio_read(gpa + index as u64 * 8, fragment.len())?;
@@ -243,11 +253,21 @@ impl Core<'_> {
                         // SAFETY: as above.
                         _ => unsafe { host::copy_in(at, piece) },
                     },
+                    // Only after the host's pages: a device may do anything.
+                    Place::Device(_) => {}
                     Place::Mmio(gpa) => {
                         for (index, fragment) in piece.chunks(8).enumerate() {
                             self.mmio_write(gpa + index as u64 * 8, Datum::from_slice(fragment));
                         }
                     }
+                }
+            }
+            let mut rest = from;
+            for &(place, size) in &places[..count] {
+                let (piece, after) = rest.split_at(size);
+                rest = after;
+                if let Place::Device(address) = place {
+                    self.with_bus(|core| core.bus.device_write(core.s, address, piece));
                 }
             }
             return Ok(());
@@ -313,7 +333,7 @@ impl Core<'_> {
         }
         match self.place(linear, AccessKind::Fetch, self.view)? {
             Place::Host(at) => Ok(at),
-            Place::Mmio(gpa) => self.exit(CpuExit::NoMemory { gpa: gpa & !0xfff }),
+            Place::Mmio(at) | Place::Device(at) => self.exit(CpuExit::NoMemory { gpa: at & !0xfff }),
         }
     }
 
@@ -332,7 +352,7 @@ impl Core<'_> {
             let (gpa, private) = self.translate(linear, kind, view)?;
             let offset = (linear & 0xfff) as u16;
             let user = view == View::User;
-            let access = Access { kind, offset, user, walk: false, private, emulated: self.emulating };
+            let access = Access { linear, kind, offset, user, walk: false, private, emulated: self.emulating };
             let resolved = self.resolve(gpa, access)?;
             // A flush between the walk and here may have been for the page tables that were walked.
             if generation != self.tlbs.generation {
@@ -340,7 +360,7 @@ impl Core<'_> {
             }
             let offset = linear & 0xfff;
             return Ok(match resolved {
-                Some(page) if kind != AccessKind::Write || page.writable() => {
+                Page::Host(page) if kind != AccessKind::Write || page.writable() => {
                     if !self.watches_memory {
                         match kind {
                             AccessKind::Read => self.tlbs.data(view).fill(linear, page, false),
@@ -350,6 +370,7 @@ impl Core<'_> {
                     }
                     Place::Host(page.start().wrapping_add(offset as usize))
                 }
+                Page::Device(page) if kind != AccessKind::Fetch => Place::Device(page | offset),
                 _ if self.emulating || kind == AccessKind::Fetch => Place::Mmio(gpa | offset),
                 _ => {
                     self.why = Why::Emulate(gpa | offset);
@@ -362,7 +383,7 @@ impl Core<'_> {
     /// The guest-physical page of a linear address, and whether the access is private.
     fn translate(&mut self, linear: u64, kind: AccessKind, view: View) -> Result<(u64, bool), Abort> {
         if self.s.cr0 & cr0::PG == 0 {
-            return Ok((linear & 0xffff_f000, self.config.encryption.walks_are_private()));
+            return Ok((linear & 0xffff_f000, self.s.encryption.walks_are_private()));
         }
         if !is_canonical(linear, self.s.cr4) {
             self.why = Why::NonCanonical;
@@ -373,8 +394,8 @@ impl Core<'_> {
             return self.exit(CpuExit::UnknownInstruction { rip: self.s.rip, bytes: [0; 15], len: 0 });
         }
         let registers = WalkRegisters::of(self.s, &self.config);
-        match paging::walk(self, &registers, linear, kind, view, true)? {
-            Walk::Page { gpa, private } => Ok((gpa, private)),
+        match paging::walk(&mut Walker { core: self, linear }, &registers, linear, kind, view, true)? {
+            Walk::Page { gpa, private, .. } => Ok((gpa, private)),
             Walk::Fault(code) => self.raise(Exception::pf(linear, code)),
         }
     }
@@ -388,27 +409,36 @@ impl Core<'_> {
         if !is_canonical(linear, self.s.cr4) {
             return None;
         }
-        match paging::walk(self, &registers, linear, AccessKind::Read, View::Supervisor, false) {
+        match paging::walk(
+            &mut Walker { core: self, linear },
+            &registers,
+            linear,
+            AccessKind::Read,
+            View::Supervisor,
+            false,
+        ) {
             Ok(Walk::Page { gpa, .. }) => Some(gpa | linear & 0xfff),
             Ok(Walk::Fault(_)) | Err(Abort) => None,
         }
     }
 
-    /// Asks the bus for a page; `None` is MMIO. No host address survives this.
-    fn resolve(&mut self, gpa: u64, access: Access) -> Result<Option<HostPage>, Abort> {
+    /// Asks the bus for a page. No host address survives this.
+    fn resolve(&mut self, gpa: u64, access: Access) -> Result<Page, Abort> {
         loop {
             self.kick.leave();
-            let resolved = self.bus.resolve(gpa, access);
+            let resolved = self.bus.resolve(self.s, gpa, access);
             self.kick.enter();
             if self.kick.take_flush() {
                 self.tlbs.flush();
                 continue;
             }
             return match resolved {
-                Resolve::Page(page) => Ok(Some(page)),
-                Resolve::Mmio => Ok(None),
+                Resolve::Page(page) => Ok(Page::Host(page)),
+                Resolve::Mmio => Ok(Page::Mmio),
+                Resolve::Device(page) => Ok(Page::Device(page)),
+                Resolve::Switched => self.switch(),
                 Resolve::Exit => self.exit(CpuExit::Bus),
-                Resolve::Skip if self.s.injection.is_some() => self.exit(CpuExit::NoMemory { gpa: gpa & !0xfff }),
+                Resolve::Skip if self.s.vectoring.is_some() => self.exit(CpuExit::NoMemory { gpa: gpa & !0xfff }),
                 Resolve::Skip => {
                     self.s.rip = self.next_rip;
                     self.exit(CpuExit::Bus)
@@ -418,22 +448,23 @@ impl Core<'_> {
         }
     }
 
-    /// The host address of a paging-structure entry.
-    fn table_entry(&mut self, gpa: u64, write: bool) -> Result<*mut u8, Abort> {
+    /// The host address of a paging-structure entry for the walk of `linear`.
+    fn table_entry(&mut self, linear: u64, gpa: u64, write: bool) -> Result<*mut u8, Abort> {
         let cached = if write { self.tlbs.tables.write(gpa, 8) } else { self.tlbs.tables.read(gpa, 8) };
         if let Some(at) = cached {
             return Ok(at);
         }
         let access = Access {
+            linear,
             kind: if write { AccessKind::Write } else { AccessKind::Read },
             offset: (gpa & 0xfff) as u16,
             user: false,
             walk: true,
-            private: self.config.encryption.walks_are_private(),
+            private: self.s.encryption.walks_are_private(),
             emulated: self.emulating,
         };
         match self.resolve(gpa & !0xfff, access)? {
-            Some(page) if !write || page.writable() => {
+            Page::Host(page) if !write || page.writable() => {
                 self.tlbs.tables.fill(gpa, page, write);
                 Ok(page.start().wrapping_add((gpa & 0xfff) as usize))
             }
@@ -442,17 +473,23 @@ impl Core<'_> {
     }
 }
 
-impl Tables for Core<'_> {
+/// The paging structures as the walk of one linear address sees them.
+struct Walker<'a, 'b> {
+    core: &'a mut Core<'b>,
+    linear: u64,
+}
+
+impl Tables for Walker<'_, '_> {
     type Error = Abort;
 
     fn read(&mut self, gpa: u64) -> Result<u64, Abort> {
-        let at = self.table_entry(gpa, false)?;
+        let at = self.core.table_entry(self.linear, gpa, false)?;
         // SAFETY: `table_entry` just found the page; entries are aligned and do not leave it.
         Ok(unsafe { u64::load(at) })
     }
 
     fn update(&mut self, gpa: u64, old: u64, new: u64) -> Result<bool, Abort> {
-        let at = self.table_entry(gpa, true)?;
+        let at = self.core.table_entry(self.linear, gpa, true)?;
         // SAFETY: `table_entry` just found the page writable.
         Ok(unsafe { u64::compare_exchange(at, old, new) } == old)
     }

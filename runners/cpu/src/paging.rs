@@ -1,30 +1,42 @@
-//! The page walk of 4-level and 5-level paging (SDM volume 3, 5.5; APM volume 2, 5.3).
+//! The page walk of 4-level and 5-level paging (SDM volume 3, 5.5; APM volume 2, 5.3), the guest's and, for whoever
+//! builds one, that of nested paging.
 
 use crate::bus::{AccessKind, Encryption};
 use crate::config::Config;
 use crate::state::{CpuState, cr0, cr4, efer};
 
-pub(crate) const PTE_PRESENT: u64 = 1 << 0;
-pub(crate) const PTE_WRITABLE: u64 = 1 << 1;
-pub(crate) const PTE_USER: u64 = 1 << 2;
-pub(crate) const PTE_ACCESSED: u64 = 1 << 5;
-pub(crate) const PTE_DIRTY: u64 = 1 << 6;
-pub(crate) const PTE_LARGE: u64 = 1 << 7;
-pub(crate) const PTE_NX: u64 = 1 << 63;
+/// The entry leads somewhere.
+pub const PTE_PRESENT: u64 = 1 << 0;
+/// Writes are allowed.
+pub const PTE_WRITABLE: u64 = 1 << 1;
+/// User accesses are allowed.
+pub const PTE_USER: u64 = 1 << 2;
+/// A walk has used the entry.
+pub const PTE_ACCESSED: u64 = 1 << 5;
+/// The page was written.
+pub const PTE_DIRTY: u64 = 1 << 6;
+/// The entry of a directory maps a page.
+pub const PTE_LARGE: u64 = 1 << 7;
+/// Fetches are not allowed.
+pub const PTE_NX: u64 = 1 << 63;
 /// Address bits of a PTE.
-pub(crate) const PTE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub const PTE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Bits of a page fault's error code.
-pub(crate) const PF_PRESENT: u32 = 1 << 0;
-pub(crate) const PF_WRITE: u32 = 1 << 1;
-pub(crate) const PF_USER: u32 = 1 << 2;
-pub(crate) const PF_RESERVED: u32 = 1 << 3;
-pub(crate) const PF_FETCH: u32 = 1 << 4;
+/// Error code of a page fault: the translation is there and does not allow the access.
+pub const PF_PRESENT: u32 = 1 << 0;
+/// Error code: a write.
+pub const PF_WRITE: u32 = 1 << 1;
+/// Error code: a user access.
+pub const PF_USER: u32 = 1 << 2;
+/// Error code: an entry has a reserved bit set.
+pub const PF_RESERVED: u32 = 1 << 3;
+/// Error code: a fetch.
+pub const PF_FETCH: u32 = 1 << 4;
 
 /// Who accesses memory, as far as page tables care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum View {
+pub enum View {
     /// CPL 0 to 2, or the processor itself.
     Supervisor = 0,
     /// CPL 3.
@@ -35,22 +47,33 @@ pub(crate) enum View {
 
 /// The registers that a walk depends on.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct WalkRegisters {
-    pub(crate) root: u64,
-    pub(crate) levels: u32,
-    pub(crate) write_protect: bool,
-    pub(crate) smep: bool,
-    pub(crate) smap: bool,
-    pub(crate) no_execute: bool,
-    pub(crate) physical_bits: u8,
-    pub(crate) gigabyte_pages: bool,
-    pub(crate) encryption: Encryption,
+pub struct WalkRegisters {
+    /// Guest-physical address of the root.
+    pub root: u64,
+    /// 4 or 5.
+    pub levels: u32,
+    /// CR0.WP.
+    pub write_protect: bool,
+    /// CR4.SMEP.
+    pub smep: bool,
+    /// CR4.SMAP.
+    pub smap: bool,
+    /// EFER.NXE.
+    pub no_execute: bool,
+    /// See [`Config`].
+    pub physical_bits: u8,
+    /// See [`Config`].
+    pub gigabyte_pages: bool,
+    /// Which bit of an entry is no part of the address.
+    pub encryption: Encryption,
 }
 
 impl WalkRegisters {
-    pub(crate) fn of(state: &CpuState, config: &Config) -> WalkRegisters {
+    /// The registers of a processor.
+    #[must_use]
+    pub fn of(state: &CpuState, config: &Config) -> WalkRegisters {
         WalkRegisters {
-            root: state.cr3 & PTE_ADDRESS & !config.encryption.mask(),
+            root: state.cr3 & PTE_ADDRESS & !state.encryption.mask(),
             levels: if state.cr4 & cr4::LA57 != 0 { 5 } else { 4 },
             write_protect: state.cr0 & cr0::WP != 0,
             smep: state.cr4 & cr4::SMEP != 0,
@@ -58,7 +81,7 @@ impl WalkRegisters {
             no_execute: state.efer & efer::NXE != 0,
             physical_bits: config.physical_bits,
             gigabyte_pages: config.gigabyte_pages,
-            encryption: config.encryption,
+            encryption: state.encryption,
         }
     }
 
@@ -81,7 +104,8 @@ impl WalkRegisters {
 }
 
 /// How a walk reads and updates paging structures.
-pub(crate) trait Tables {
+pub trait Tables {
+    /// Why an entry cannot be accessed.
     type Error;
     /// The entry at a guest-physical address.
     fn read(&mut self, gpa: u64) -> Result<u64, Self::Error>;
@@ -91,12 +115,15 @@ pub(crate) trait Tables {
 
 /// Where a linear address leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Walk {
+pub enum Walk {
+    /// To a page.
     Page {
         /// Guest-physical address of the 4 KiB page, without the encryption bit.
         gpa: u64,
         /// Private by the leaf entry.
         private: bool,
+        /// Of the leaf entry: 1 for a page of 4 KiB, 2 for 2 MiB, 3 for 1 GiB.
+        level: u32,
     },
     /// #PF with this error code.
     Fault(u32),
@@ -108,7 +135,10 @@ fn page_size(level: u32) -> u64 {
 
 /// Walks the page tables for one access. Accessed and dirty bits are set as the processor does, unless
 /// `update` is false.
-pub(crate) fn walk<T: Tables>(
+///
+/// # Errors
+/// What the tables have said.
+pub fn walk<T: Tables>(
     tables: &mut T,
     registers: &WalkRegisters,
     linear: u64,
@@ -152,6 +182,7 @@ pub(crate) fn walk<T: Tables>(
                 return Ok(Walk::Page {
                     gpa: (address & !offset_mask | linear & offset_mask) & !0xfff,
                     private: registers.encryption.is_private(entry, kind),
+                    level,
                 });
             }
             table = address;
@@ -247,7 +278,7 @@ mod tests {
             let frame = entry & 0x000f_ffff_ffff_f000 & !encryption;
             if large || level == 1 {
                 let offset = linear & ((1 << shift) - 1);
-                page = Some((frame >> shift << shift | offset) & !0xfff);
+                page = Some(((frame >> shift << shift | offset) & !0xfff, level));
                 break;
             }
             table = frame;
@@ -290,7 +321,8 @@ mod tests {
             Encryption::CBit(bit) => kind == AccessKind::Fetch || leaf >> bit & 1 == 1,
             Encryption::SharedBit(bit) => leaf >> bit & 1 == 0,
         };
-        Walk::Page { gpa: page.expect("present and not reserved"), private }
+        let (gpa, level) = page.expect("present and not reserved");
+        Walk::Page { gpa, private, level }
     }
 
     fn entry_bits() -> impl Strategy<Value = u64> {

@@ -45,6 +45,32 @@ impl Core<'_> {
         if denied & ((1 << size) - 1) != 0 { self.raise(Exception::gp(0)) } else { Ok(()) }
     }
 
+    /// Reads a port in place, if the bus does that.
+    fn read_port<T: Word>(&mut self, port: u16) -> Option<u64> {
+        self.with_bus(|core| core.bus.port_read(core.s, port, T::BYTES as u8)).map(u64::from)
+    }
+
+    /// Writes a port in place; says whether the bus does that.
+    fn write_port<T: Word>(&mut self, port: u16, value: u64) -> bool {
+        self.with_bus(|core| core.bus.port_write(core.s, port, T::BYTES as u8, (value & T::MASK) as u32))
+    }
+
+    /// One element of INS in place; says whether the bus does that.
+    fn ins_in_place<T: Word>(&mut self, op: &Op, port: u16) -> Result<bool, Abort> {
+        // What a port gives is gone: the element must have where to go.
+        let to = self.string_destination::<T>(op, true)?;
+        self.prepare_write(to, T::BYTES)?;
+        let Some(value) = self.read_port::<T>(port) else { return Ok(false) };
+        self.write::<T>(to, value)?;
+        let more = op.rep != Rep::None && self.string_count(op) > 1;
+        self.advance::<T>(op, RDI, 1);
+        self.count_down(op, 1);
+        if more {
+            self.stay();
+        }
+        Ok(true)
+    }
+
     /// Lets the bus intercept a port access.
     fn intercept_port(&mut self, op: &Op, port: u16, size: usize, input: bool, string: bool) -> Result<Outcome, Abort> {
         let rep = op.rep != Rep::None;
@@ -66,7 +92,13 @@ fn input<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     if core.intercept_port(op, port, T::BYTES, true, false)? == Outcome::Done {
         return Ok(());
     }
-    core.ask_port(port, T::BYTES as u8, 1)
+    match core.read_port::<T>(port) {
+        Some(value) => {
+            core.set_register::<T>(Operand::Gpr(RAX as u8), value);
+            Ok(())
+        }
+        None => core.ask_port(port, T::BYTES as u8, 1),
+    }
 }
 
 fn output<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
@@ -78,7 +110,11 @@ fn output<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     if core.intercept_port(op, port, T::BYTES, false, false)? == Outcome::Done {
         return Ok(());
     }
-    let data = Datum::from_slice(&core.s.gpr[RAX].to_le_bytes()[..T::BYTES]);
+    let value = core.s.gpr[RAX];
+    if core.write_port::<T>(port, value) {
+        return Ok(());
+    }
+    let data = Datum::from_slice(&value.to_le_bytes()[..T::BYTES]);
     core.completion.wait_at(core.s.linear_rip());
     core.completion.port_out_done = true;
     core.exit(CpuExit::PortOut { port, data })
@@ -96,6 +132,9 @@ fn ins<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
         if core.intercept_port(op, port, T::BYTES, true, true)? == Outcome::Done {
             return Ok(());
         }
+        if core.ins_in_place::<T>(op, port)? {
+            return Ok(());
+        }
         let to = core.s.gpr[RDI];
         let in_page = if core.flag(DF) { to & 0xfff } else { 0x1000 - (to & 0xfff) };
         let count = (in_page.min(READ_AHEAD) / size).min(left).max(1);
@@ -111,7 +150,7 @@ fn ins<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
             return Ok(());
         }
     }
-    core.next_rip = core.s.rip;
+    core.stay();
     Ok(())
 }
 
@@ -127,10 +166,14 @@ fn outs<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     }
     let from = core.string_source::<T>(op)?;
     let value = core.read::<T>(from)?;
+    let in_place = core.write_port::<T>(port, value);
     core.advance::<T>(op, RSI, 1);
     core.count_down(op, 1);
     if op.rep != Rep::None && left > 1 {
-        core.next_rip = core.s.rip;
+        core.stay();
+    }
+    if in_place {
+        return Ok(());
     }
     core.exit_after(CpuExit::PortOut { port, data: Datum::from_slice(&value.to_le_bytes()[..T::BYTES]) });
     Ok(())

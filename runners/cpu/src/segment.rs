@@ -1,5 +1,7 @@
 //! Segment registers with their hidden parts, and the descriptor tables they are loaded from.
 
+use serde::{Deserialize, Serialize};
+
 /// The index of a segment register, in the order in which instructions encode them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -32,7 +34,7 @@ impl Seg {
 /// A segment register: the selector and what the processor remembers of its descriptor.
 ///
 /// The fields are those of `struct kvm_segment`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Segment {
     /// Linear address of the first byte.
     pub base: u64,
@@ -175,7 +177,7 @@ impl Segment {
 }
 
 /// GDTR or IDTR.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Table {
     /// Linear address of the table.
     pub base: u64,

@@ -1,5 +1,8 @@
 //! The architectural state of a CPU, as plain data: KVM_GET_* and KVM_SET_* are served from it.
 
+use serde::{Deserialize, Serialize};
+
+use crate::bus::Encryption;
 use crate::exception::Exception;
 use crate::flags;
 use crate::fpu::FpuState;
@@ -76,7 +79,7 @@ pub mod efer {
 }
 
 /// Interrupts held off for one instruction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Shadow {
     /// None.
     #[default]
@@ -88,7 +91,7 @@ pub enum Shadow {
 }
 
 /// An event that is to be delivered before the next instruction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Injection {
     /// An exception, faulting at the current RIP.
     Exception(Exception),
@@ -96,8 +99,22 @@ pub enum Injection {
     Interrupt(u8),
     /// INT n, with RIP already behind it.
     SoftInterrupt(u8),
+    /// INT3 or INTO, with RIP already behind it.
+    SoftException(u8),
     /// A non-maskable interrupt.
     Nmi,
+}
+
+/// Whose translations the CPU uses: the host's, or one guest's (an ASID, or a VPID with its EPT).
+///
+/// Translations of each world are kept apart, and a switch drops none: who switches flushes what has to go
+/// ([`crate::Kick`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct World(pub u32);
+
+impl World {
+    /// The world after RESET, in which the hypervisor runs.
+    pub const HOST: World = World(0);
 }
 
 /// Everything that the architecture keeps in a logical processor.
@@ -105,7 +122,7 @@ pub enum Injection {
 /// Change it only while the CPU is not running, or in a [`crate::Bus`] method that is given it.
 /// After a change of control registers, EFER or the encryption from outside `run`, the CPU notices by
 /// itself when it runs again.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CpuState {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15 (see [`gpr`]).
     pub gpr: [u64; 16],
@@ -175,6 +192,17 @@ pub struct CpuState {
     pub shadow: Shadow,
     /// NMIs are blocked until the next IRET.
     pub nmi_blocked: bool,
+    /// What is being delivered, while the bus is asked something during that: a guest's exit then has to tell it.
+    pub vectoring: Option<Injection>,
+    /// Whose translations are in use.
+    pub world: World,
+    /// How page tables tell private from shared in this world.
+    pub encryption: Encryption,
+    /// How many instructions have retired (a repeated one with its last iteration), events were delivered and
+    /// worlds entered: none of these takes no time.
+    pub instructions: u64,
+    /// `run` ends with [`crate::CpuExit::Turn`] behind the block in which `instructions` gets here.
+    pub turn_ends: u64,
 }
 
 impl Default for CpuState {
@@ -223,6 +251,11 @@ impl CpuState {
             injection: None,
             shadow: Shadow::None,
             nmi_blocked: false,
+            vectoring: None,
+            world: World::HOST,
+            encryption: Encryption::None,
+            instructions: 0,
+            turn_ends: u64::MAX,
         };
         state.gpr[gpr::RDX] = 0x600;
         state.segments[Seg::Cs as usize] =

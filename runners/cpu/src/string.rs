@@ -74,7 +74,7 @@ impl Core<'_> {
     pub(crate) fn string_pauses(&mut self) -> bool {
         let pauses = self.stepping || self.attention || self.kick.any();
         if pauses {
-            self.next_rip = self.s.rip;
+            self.stay();
         }
         pauses
     }

@@ -3,7 +3,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use crate::bus::{Call, Intercept};
+use crate::bus::{Call, Intercept, Trap};
 use crate::core::{Abort, Core};
 use crate::decode;
 use crate::exception::Exception;
@@ -41,6 +41,17 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
         M::Tdcall => |core, op| call(core, op, Call::Tdcall),
         M::Pvalidate => |core, op| call(core, op, Call::Pvalidate),
         M::Rmpadjust => |core, op| call(core, op, Call::Rmpadjust),
+        M::Rmpupdate => |core, op| call(core, op, Call::Rmpupdate),
+        M::Rmpquery => |core, op| call(core, op, Call::Rmpquery),
+        M::Psmash => |core, op| call(core, op, Call::Psmash),
+        M::Vmrun => |core, op| call(core, op, Call::Vmrun),
+        M::Vmload => |core, op| call(core, op, Call::Vmload),
+        M::Vmsave => |core, op| call(core, op, Call::Vmsave),
+        M::Stgi => |core, op| call(core, op, Call::Stgi),
+        M::Clgi => |core, op| call(core, op, Call::Clgi),
+        M::Invlpga => |core, op| call(core, op, Call::Invlpga),
+        M::Skinit => |core, op| call(core, op, Call::Skinit),
+        M::Rsm => |core, op| call(core, op, Call::Rsm),
         M::Vmxon
         | M::Vmxoff
         | M::Vmread
@@ -53,23 +64,13 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
         | M::Vmfunc
         | M::Invept
         | M::Invvpid
-        | M::Vmrun
-        | M::Vmload
-        | M::Vmsave
-        | M::Stgi
-        | M::Clgi
-        | M::Skinit
-        | M::Invlpga
-        | M::Rsm
         | M::Getsec
         | M::Encls
         | M::Enclu
         | M::Enclv
         | M::Seamcall
         | M::Seamret
-        | M::Seamops
-        | M::Psmash
-        | M::Rmpupdate => decode::undefined,
+        | M::Seamops => decode::undefined,
         _ => return None,
     })
 }
@@ -92,7 +93,9 @@ fn invlpg(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let offset = core.offset(&op.mem);
     let linear =
         if op.mem.seg == FLAT { offset } else { core.s.segments[usize::from(op.mem.seg)].base.wrapping_add(offset) };
-    core.tlbs.flush_page(linear);
+    if core.intercept(op, Intercept::Invlpg { linear })? == Outcome::Native {
+        core.tlbs.flush_page(linear);
+    }
     Ok(())
 }
 
@@ -100,6 +103,9 @@ fn invpcid(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
     let kind = core.get::<u64>(op, op.a)?;
     let linear = core.linear(&op.mem, 16, false)?;
+    if core.intercept(op, Intercept::Invpcid { kind, descriptor: linear })? == Outcome::Done {
+        return Ok(());
+    }
     let descriptor = core.read_wide(linear)?;
     let address = (descriptor >> 64) as u64;
     if kind > 3 || descriptor >> 12 & 0xf_ffff_ffff_ffff != 0 || kind == 0 && !is_canonical(address, core.s.cr4) {
@@ -154,6 +160,7 @@ fn wrmsr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     }
     if index == crate::msr::EFER {
         core.tlbs.flush();
+        return core.after(Trap::WriteEfer);
     }
     Ok(())
 }
@@ -165,7 +172,7 @@ fn check_tsc(core: &mut Core<'_>) -> Result<(), Abort> {
 fn rdtsc(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     check_tsc(core)?;
     if core.intercept(op, Intercept::Rdtsc)? == Outcome::Native {
-        let tsc = core.with_bus(|core| core.bus.tsc());
+        let tsc = core.with_bus(|core| core.bus.tsc(core.s));
         core.set_edx_eax(tsc);
     }
     Ok(())
@@ -174,7 +181,7 @@ fn rdtsc(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 fn rdtscp(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     check_tsc(core)?;
     if core.intercept(op, Intercept::Rdtscp)? == Outcome::Native {
-        let tsc = core.with_bus(|core| core.bus.tsc());
+        let tsc = core.with_bus(|core| core.bus.tsc(core.s));
         core.set_edx_eax(tsc);
         core.s.gpr[RCX] = core.s.tsc_aux & 0xffff_ffff;
     }
@@ -208,8 +215,10 @@ fn hlt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 
 /// The guest waits for another vCPU, whose thread may need this core. The scheduler may take its time:
 /// nobody has to wait for this CPU's translations meanwhile.
-fn pause(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
-    core.with_bus(|core| core.patience.wait());
+fn pause(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    if core.intercept(op, Intercept::Pause)? == Outcome::Native {
+        core.with_bus(|core| core.patience.wait());
+    }
     Ok(())
 }
 

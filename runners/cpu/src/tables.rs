@@ -2,9 +2,11 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
+use crate::bus::{Intercept, TableRegister};
 use crate::core::{Abort, Core, Why};
 use crate::exception::{Exception, vector};
 use crate::flags::ZF;
+use crate::intercept::Outcome;
 use crate::memory::is_canonical;
 use crate::op::{Handler, Op, Operand, by_size, operand_size};
 use crate::segment::{LDT, Segment, Table};
@@ -36,6 +38,10 @@ impl Core<'_> {
         if self.s.cr4 & cr4::UMIP != 0 { self.require_cpl0() } else { Ok(()) }
     }
 
+    fn intercept_table(&mut self, op: &Op, register: TableRegister, write: bool) -> Result<Outcome, Abort> {
+        self.intercept(op, Intercept::Table { register, write })
+    }
+
     /// SMSW, SLDT and STR store 16 bits to memory whatever the operand size, and fill registers.
     pub(crate) fn store_selector<T: Word>(&mut self, op: &Op, value: u64) -> Result<(), Abort> {
         if op.a == Operand::Mem { self.set::<u16>(op, op.a, value) } else { self.set::<T>(op, op.a, value) }
@@ -44,7 +50,6 @@ impl Core<'_> {
 
 /// Base and limit of a descriptor table in memory.
 fn table_operand(core: &mut Core<'_>, op: &Op) -> Result<Table, Abort> {
-    core.require_cpl0()?;
     let width = if core.bits == 64 { 8 } else { 4 };
     let linear = core.linear(&op.mem, 2 + width, false)?;
     let mut image = [0; 10];
@@ -58,25 +63,38 @@ fn table_operand(core: &mut Core<'_>, op: &Op) -> Result<Table, Abort> {
 }
 
 fn lgdt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
-    core.s.gdtr = table_operand(core, op)?;
+    core.require_cpl0()?;
+    if core.intercept_table(op, TableRegister::Gdtr, true)? == Outcome::Native {
+        core.s.gdtr = table_operand(core, op)?;
+    }
     Ok(())
 }
 
 fn lidt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
-    core.s.idtr = table_operand(core, op)?;
+    core.require_cpl0()?;
+    if core.intercept_table(op, TableRegister::Idtr, true)? == Outcome::Native {
+        core.s.idtr = table_operand(core, op)?;
+    }
     Ok(())
 }
 
 fn sgdt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    core.require_no_umip()?;
+    if core.intercept_table(op, TableRegister::Gdtr, false)? == Outcome::Done {
+        return Ok(());
+    }
     store_table(core, op, core.s.gdtr)
 }
 
 fn sidt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    core.require_no_umip()?;
+    if core.intercept_table(op, TableRegister::Idtr, false)? == Outcome::Done {
+        return Ok(());
+    }
     store_table(core, op, core.s.idtr)
 }
 
 fn store_table(core: &mut Core<'_>, op: &Op, table: Table) -> Result<(), Abort> {
-    core.require_no_umip()?;
     let width = if core.bits == 64 { 8 } else { 4 };
     let linear = core.linear(&op.mem, 2 + width, true)?;
     let mut image = [0; 10];
@@ -109,6 +127,9 @@ fn lldt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
         return core.raise(Exception::ud());
     }
     core.require_cpl0()?;
+    if core.intercept_table(op, TableRegister::Ldtr, true)? == Outcome::Done {
+        return Ok(());
+    }
     let selector = core.get::<u16>(op, op.a)? as u16;
     core.s.ldtr = if selector & !3 == 0 { Segment::null(selector) } else { system_segment(core, selector, &[LDT])?.0 };
     Ok(())
@@ -119,6 +140,9 @@ fn ltr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
         return core.raise(Exception::ud());
     }
     core.require_cpl0()?;
+    if core.intercept_table(op, TableRegister::Tr, true)? == Outcome::Done {
+        return Ok(());
+    }
     let selector = core.get::<u16>(op, op.a)? as u16;
     if selector & !3 == 0 {
         return core.raise(Exception::gp(0));
@@ -135,11 +159,17 @@ fn ltr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 
 fn sldt<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_no_umip()?;
+    if core.intercept_table(op, TableRegister::Ldtr, false)? == Outcome::Done {
+        return Ok(());
+    }
     core.store_selector::<T>(op, u64::from(core.s.ldtr.selector))
 }
 
 fn str<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_no_umip()?;
+    if core.intercept_table(op, TableRegister::Tr, false)? == Outcome::Done {
+        return Ok(());
+    }
     core.store_selector::<T>(op, u64::from(core.s.tr.selector))
 }
 

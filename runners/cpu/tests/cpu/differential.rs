@@ -22,7 +22,7 @@ struct DirectBus<'a> {
 
 impl Bus for DirectBus<'_> {
     #[expect(unsafe_code, reason = "guest-physical addresses are host addresses here")]
-    fn resolve(&mut self, gpa: u64, _: Access) -> Resolve {
+    fn resolve(&mut self, _: &mut CpuState, gpa: u64, _: Access) -> Resolve {
         if let Some(page) = self.tables.page(gpa) {
             return Resolve::Page(page);
         }
@@ -46,7 +46,7 @@ impl Bus for DirectBus<'_> {
         Err(Exception::gp(0))
     }
 
-    fn tsc(&mut self) -> u64 {
+    fn tsc(&mut self, _: &CpuState) -> u64 {
         0
     }
 

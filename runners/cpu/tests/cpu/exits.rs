@@ -307,9 +307,9 @@ struct Special<'a> {
 }
 
 impl Bus for Special<'_> {
-    fn resolve(&mut self, gpa: u64, access: Access) -> Resolve {
+    fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve {
         if gpa != self.gpa {
-            return self.ram.resolve(gpa, access);
+            return self.ram.resolve(state, gpa, access);
         }
         self.asked += 1;
         self.resolve
@@ -327,8 +327,8 @@ impl Bus for Special<'_> {
         self.ram.wrmsr(state, index, value)
     }
 
-    fn tsc(&mut self) -> u64 {
-        self.ram.tsc()
+    fn tsc(&mut self, state: &CpuState) -> u64 {
+        self.ram.tsc(state)
     }
 
     fn intercept(&mut self, state: &mut CpuState, what: Intercept, length: u8) -> Intercepted {

@@ -41,7 +41,7 @@ fn drive(cpu: &mut Cpu, ram: &Ram, steps: usize) {
             }
             CpuExit::Bus | CpuExit::Shutdown | CpuExit::UnknownInstruction { .. } | CpuExit::NoMemory { .. } => break,
             CpuExit::Debug { exception, .. } => assert_eq!(exception.vector, vector::DB),
-            CpuExit::PortOut { .. } | CpuExit::MmioWrite { .. } | CpuExit::Halt | CpuExit::Stopped => {}
+            CpuExit::PortOut { .. } | CpuExit::MmioWrite { .. } | CpuExit::Halt | CpuExit::Stopped | CpuExit::Turn => {}
         }
     }
 }

@@ -28,7 +28,7 @@ struct SwitchingBus<'a> {
 }
 
 impl Bus for SwitchingBus<'_> {
-    fn resolve(&mut self, gpa: u64, _: Access) -> Resolve {
+    fn resolve(&mut self, _: &mut CpuState, gpa: u64, _: Access) -> Resolve {
         let backing = self.vm.backing.read().expect("not poisoned");
         let gpa = if gpa == PAGE { *backing } else { gpa };
         self.vm.ram.page(gpa).map_or(Resolve::Mmio, Resolve::Page)
@@ -46,7 +46,7 @@ impl Bus for SwitchingBus<'_> {
         Err(Exception::gp(0))
     }
 
-    fn tsc(&mut self) -> u64 {
+    fn tsc(&mut self, _: &CpuState) -> u64 {
         0
     }
 

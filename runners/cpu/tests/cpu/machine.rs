@@ -91,7 +91,7 @@ impl<'a> TestBus<'a> {
 }
 
 impl Bus for TestBus<'_> {
-    fn resolve(&mut self, gpa: u64, access: Access) -> Resolve {
+    fn resolve(&mut self, _: &mut CpuState, gpa: u64, access: Access) -> Resolve {
         self.accesses.push((gpa, access));
         let ram = self.emulators.filter(|_| access.emulated).unwrap_or(self.ram);
         ram.page(gpa).map_or(Resolve::Mmio, Resolve::Page)
@@ -109,7 +109,7 @@ impl Bus for TestBus<'_> {
         Err(Exception::gp(0))
     }
 
-    fn tsc(&mut self) -> u64 {
+    fn tsc(&mut self, _: &CpuState) -> u64 {
         12345
     }
 
@@ -117,10 +117,11 @@ impl Bus for TestBus<'_> {
         self.intercept.map_or(Intercepted::Native, |intercept| intercept(state, what))
     }
 
-    fn take_event(&mut self, interrupts_open: bool, nmis_open: bool) -> Option<Event> {
+    fn take_event(&mut self, _: &mut CpuState, interrupts_open: bool, nmis_open: bool) -> Option<Event> {
         let open = |event: &Event| match event {
             Event::Nmi => nmis_open,
             Event::Interrupt(_) => interrupts_open,
+            Event::Switched => true,
         };
         let index = self.events.iter().position(open)?;
         Some(self.events.remove(index))

@@ -10,7 +10,8 @@ use crate::machine::{Ram, TestBus, long_mode};
 #[test]
 fn a_tdx_reset_stub_reaches_long_mode() {
     let ram = Ram::new(1 << 20);
-    let mut cpu = Cpu::new(Config { encryption: Encryption::SharedBit(47), ..Config::default() });
+    let mut cpu = Cpu::new(Config::default());
+    cpu.state.encryption = Encryption::SharedBit(47);
     // Tables and a GDT as `machine` makes them, then the state that the TDX module sets up.
     long_mode(&mut cpu, &ram, 0);
     with_idt(&mut cpu, &ram);
@@ -57,7 +58,8 @@ fn a_tdx_reset_stub_reaches_long_mode() {
 fn the_encryption_bit_is_no_part_of_the_address() {
     for (encryption, bit_set_is_private) in [(Encryption::CBit(47), true), (Encryption::SharedBit(47), false)] {
         let ram = Ram::new(1 << 20);
-        let mut cpu = Cpu::new(Config { encryption, ..Config::default() });
+        let mut cpu = Cpu::new(Config::default());
+        cpu.state.encryption = encryption;
         long_mode(&mut cpu, &ram, 0);
         let mut a = CodeAssembler::new(64).expect("64-bit");
         a.mov(rbx, 0x9000_u64 + (1 << 30)).unwrap();

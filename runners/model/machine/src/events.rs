@@ -35,7 +35,7 @@ pub(crate) fn get(state: &State, vm: &Vm) -> kvm_vcpu_events {
             events.interrupt.nr = vector;
         }
         Some(Injection::Nmi) => events.nmi.injected = 1,
-        Some(Injection::SoftInterrupt(_)) | None => {}
+        Some(Injection::SoftInterrupt(_) | Injection::SoftException(_)) | None => {}
     }
     events.interrupt.shadow = match cpu.shadow {
         Shadow::None => 0,

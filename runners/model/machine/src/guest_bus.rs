@@ -154,6 +154,27 @@ impl<'a> GuestBus<'a> {
     }
 }
 
+/// Whether KVM has the instruction end in an exit. Reading the time is left to the hardware, for one.
+fn is_intercepted(what: Intercept) -> bool {
+    !matches!(
+        what,
+        Intercept::Rdtsc
+            | Intercept::Rdtscp
+            | Intercept::Pause
+            | Intercept::Iret
+            | Intercept::Pushf
+            | Intercept::Popf
+            | Intercept::SoftwareInterrupt(_)
+            | Intercept::Icebp
+            | Intercept::ReadCr { .. }
+            | Intercept::WriteCr { .. }
+            | Intercept::Xsetbv
+            | Intercept::Invlpg { .. }
+            | Intercept::Invpcid { .. }
+            | Intercept::Table { .. }
+    )
+}
+
 /// The offset in the local APIC's page, in xAPIC mode.
 fn lapic_offset(apic_base: u64, gpa: u64) -> Option<usize> {
     let (x2apic, enabled, page) = (1 << 10, 1 << 11, apic_base & 0xf_ffff_ffff_f000);
@@ -162,7 +183,7 @@ fn lapic_offset(apic_base: u64, gpa: u64) -> Option<usize> {
 
 impl Bus for GuestBus<'_> {
     #[expect(unsafe_code, reason = "pages of slots are handed to the CPU")]
-    fn resolve(&mut self, gpa: u64, access: Access) -> Resolve {
+    fn resolve(&mut self, _: &mut CpuState, gpa: u64, access: Access) -> Resolve {
         let write = access.kind == AccessKind::Write;
         if !access.emulated
             && !access.walk
@@ -246,15 +267,15 @@ impl Bus for GuestBus<'_> {
         if self.msrs.set(state, index, value, self.vm.options) { Ok(()) } else { Err(Exception::gp(0)) }
     }
 
-    fn tsc(&mut self) -> u64 {
+    fn tsc(&mut self, _: &CpuState) -> u64 {
         self.tsc.get()
     }
 
     fn intercept(&mut self, state: &mut CpuState, what: Intercept, _length: u8) -> Intercepted {
-        // Reading the time is left to the hardware.
-        if !matches!(what, Intercept::Rdtsc | Intercept::Rdtscp) {
-            self.vcpu.stats.count(stats::EXITS);
+        if !is_intercepted(what) {
+            return Intercepted::Native;
         }
+        self.vcpu.stats.count(stats::EXITS);
         match what {
             Intercept::Call(call @ (Call::Vmcall | Call::Vmmcall)) => self.hypercall(state, call),
             Intercept::Call(_) => Intercepted::Reflect(Exception::ud()),
@@ -270,7 +291,7 @@ impl Bus for GuestBus<'_> {
         }
     }
 
-    fn take_event(&mut self, interrupts_open: bool, nmis_open: bool) -> Option<Event> {
+    fn take_event(&mut self, _: &mut CpuState, interrupts_open: bool, nmis_open: bool) -> Option<Event> {
         if nmis_open && *self.nmis > 0 {
             *self.nmis -= 1;
             self.vcpu.stats.count(stats::NMI_INJECTIONS);
@@ -291,7 +312,7 @@ impl Bus for GuestBus<'_> {
         None
     }
 
-    fn set_task_priority(&mut self, cr8: u64) {
+    fn set_task_priority(&mut self, _: &mut CpuState, cr8: u64) {
         if let Some(lapic) = self.vcpu.mailbox().lapic.as_mut() {
             lapic.set_cr8(cr8);
         }

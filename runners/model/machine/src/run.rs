@@ -265,7 +265,8 @@ fn execute(file: &VcpuFile, state: &mut State) -> Option<IoctlResult> {
                 vcpu.stats.count(stats::REQUEST_IRQ_EXITS);
                 return Some(Ok(0));
             }
-            CpuExit::Stopped => return None,
+            // There are no turns here: each vCPU has a thread.
+            CpuExit::Stopped | CpuExit::Turn => return None,
             CpuExit::MmioRead { gpa, .. } | CpuExit::MmioWrite { gpa, .. } | CpuExit::NoMemory { gpa }
                 if cpu.state.injection.is_some() =>
             {
