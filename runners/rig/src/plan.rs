@@ -119,9 +119,7 @@ impl Default for Patience {
 pub struct GuestPlan {
     /// The rows to run in this boot. Events count them from 0.
     pub cases: Vec<CaseRun>,
-    /// The modules without which there is no port, in this order.
-    pub drivers: Vec<ModuleLoad>,
-    /// KVM's modules, likewise.
+    /// The modules to load, in this order.
     pub modules: Vec<ModuleLoad>,
     /// Where to report.
     pub port: GuestPort,

@@ -6,6 +6,7 @@
 
 pub mod encryption;
 mod memory;
+pub mod psp;
 pub mod rmp;
 #[cfg(test)]
 mod test_memory;

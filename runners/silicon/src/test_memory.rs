@@ -68,4 +68,6 @@ impl KeyedMemory for TestMemory {
     fn flush_page(&mut self, pa: u64) {
         self.flushed.push(pa);
     }
+
+    fn flush_asid(&mut self, _: u16) {}
 }

@@ -16,4 +16,7 @@ pub trait KeyedMemory: PhysicalMemory {
 
     /// The rights to the page at `pa` have changed: no processor may use a translation to it that it remembers.
     fn flush_page(&mut self, pa: u64);
+
+    /// The ASID has another owner: no processor may use a translation of its guest that it remembers.
+    fn flush_asid(&mut self, asid: u16);
 }

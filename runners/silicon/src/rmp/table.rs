@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Entry, PageSize, PageState};
+use super::entry::{Entry, MAX_ASID, PageSize, PageState};
 use crate::{KeyedMemory, read_u64, write_u64};
 
 /// Bytes of bookkeeping before the first entry, which are the processors' own.
@@ -75,8 +75,38 @@ impl Rmp {
         }
     }
 
+    /// Makes every page the hypervisor's, as SNP_INIT begins.
+    pub(crate) fn clear(&self, memory: &mut (impl KeyedMemory + ?Sized)) {
+        for page in (self.base..self.end).step_by(4096) {
+            memory.write(page, &[0; 4096]);
+        }
+    }
+
+    /// How many pages of 4 KiB belong to this ASID.
+    pub(crate) fn assigned_pages(&self, memory: &mut (impl KeyedMemory + ?Sized), asid: u16) -> u64 {
+        read_u64(memory, self.counter(asid))
+    }
+
+    /// Where the bookkeeping counts the pages of an ASID.
+    fn counter(&self, asid: u16) -> u64 {
+        self.base + 8 * u64::from(asid.min(MAX_ASID))
+    }
+
+    fn count(&self, memory: &mut (impl KeyedMemory + ?Sized), old: &Entry, new: &Entry) {
+        let [old, new] = [old, new].map(|entry| entry.state.owned().map(|owned| owned.asid));
+        if old != new {
+            for (asid, change) in [(old, u64::MAX), (new, 1)] {
+                if let Some(at) = asid.map(|asid| self.counter(asid)) {
+                    let pages = read_u64(memory, at).wrapping_add(change);
+                    write_u64(memory, at, pages);
+                }
+            }
+        }
+    }
+
     fn store_one(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, entry: &Entry) {
-        if let Some(at) = self.address(pa) {
+        if let Some((at, old)) = self.address(pa).zip(self.own_entry(memory, pa)) {
+            self.count(memory, &old, entry);
             let [low, high] = entry.encode();
             write_u64(memory, at, low);
             write_u64(memory, at + 8, high);
@@ -119,6 +149,24 @@ mod tests {
         assert_eq!(own, Entry::of(PageState::GuestInvalid(Owned { gpa: 0x4000_3000, ..owned })));
         assert_eq!(rmp.lookup(&mut memory, 0x40_0000), Some(Entry::HYPERVISOR));
         assert_eq!(memory.flushed.len(), 512);
+    }
+
+    #[test]
+    fn the_pages_of_an_asid_are_counted() {
+        let rmp = Rmp::new(0x10_0000, 0x10_8FFF).unwrap();
+        let mut memory = TestMemory::new(0x20_0000);
+        let owned = Owned { asid: 3, gpa: 0x4000_0000, vmsa: false, permissions: Permissions::INITIAL };
+        rmp.store(&mut memory, 0x1000, &Entry::of(PageState::GuestInvalid(owned)));
+        rmp.store(&mut memory, 0x1000, &Entry::of(PageState::GuestValid(owned)));
+        assert_eq!(rmp.assigned_pages(&mut memory, 3), 1);
+        let large = Entry { size: PageSize::Size2M, ..Entry::of(PageState::GuestInvalid(owned)) };
+        rmp.store(&mut memory, 0x20_0000, &large);
+        assert_eq!(rmp.assigned_pages(&mut memory, 3), 513);
+        rmp.fill(&mut memory, 0x20_0000, PageSize::Size2M, PageState::Hypervisor);
+        rmp.store(&mut memory, 0x1000, &Entry::of(PageState::GuestValid(Owned { asid: 4, ..owned })));
+        assert_eq!([3, 4].map(|asid| rmp.assigned_pages(&mut memory, asid)), [0, 1]);
+        rmp.clear(&mut memory);
+        assert_eq!(rmp.assigned_pages(&mut memory, 4), 0);
     }
 
     #[test]

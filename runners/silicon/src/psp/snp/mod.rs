@@ -1,0 +1,14 @@
+//! SEV-SNP (56860).
+
+mod context;
+mod cpuid;
+mod debug;
+mod digest;
+mod ecdsa;
+mod id_block;
+mod launch;
+mod page;
+mod platform;
+mod secrets;
+
+pub(super) use platform::{Snp, SnpSettings};
