@@ -1,26 +1,33 @@
 //! The command line.
 
-use std::ffi::OsString;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::io::{self, Write};
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use privet_harness::vendor::Vendor;
-use privet_harness::vm_type::VmType;
-use privet_machine::Defect;
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use privet_rig::ModuleParam;
 
+use crate::closed_stdout;
 use crate::exit::Early;
-use crate::report::Format;
-use crate::selection::{Partition, no_such};
+
+mod compare;
+mod model;
+mod run;
+mod values;
+mod worker;
+
+pub use compare::{Compare, CompareFormat, KselftestWorker, Kselftests, KselftestsBuild};
+pub use model::{Model, Mutants, OneVendor};
+pub use run::Run;
+pub use worker::Worker;
 
 /// Tests of the private memory of confidential VMs on KVM
 #[derive(Debug, Parser)]
 #[command(name = "privet", version, max_term_width = 100)]
 pub struct Cli {
+    /// Whether to use colours; `auto` follows the terminal and NO_COLOR
+    #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
+    pub color: ColorChoice,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -34,7 +41,10 @@ impl Cli {
     pub fn of_this_process() -> Result<Self, Early> {
         Self::try_parse().map_err(|error| {
             let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-            if is_help || !error.use_stderr() {
+            if !error.use_stderr() {
+                return printed(&error);
+            }
+            if is_help {
                 error.exit();
             }
             // What clap says in paragraphs: the mistake, tips, the usage.
@@ -44,6 +54,18 @@ impl Cli {
             let lines: Vec<&str> = lines.into_iter().filter(|line| !line.starts_with("For more information")).collect();
             Early::usage(format!("{}; see `privet help`", lines.join("; ").replace(":;", ":")))
         })
+    }
+}
+
+/// Help or version were asked for: shown, and the end of this process, unless they cannot be written.
+fn printed(asked_for: &clap::Error) -> Early {
+    let shown = closed_stdout::check().and_then(|()| {
+        let written = asked_for.print().and_then(|()| io::stdout().flush());
+        written.map_err(|error| Early::usage(format!("cannot write to standard output: {error}")))
+    });
+    match shown {
+        Ok(()) => std::process::exit(0),
+        Err(early) => early,
     }
 }
 
@@ -77,6 +99,13 @@ pub enum Command {
     /// Run one row in this process: what `run` starts for every row
     #[command(hide = true)]
     Worker(Worker),
+}
+
+impl Command {
+    /// Whether it writes to standard output itself, and not only a worker's report or what another program writes.
+    pub fn prints(&self) -> bool {
+        !matches!(self, Command::Model(_) | Command::Worker(_) | Command::Kselftests(Kselftests::Worker(_)))
+    }
 }
 
 /// Which rows.
@@ -116,70 +145,6 @@ pub enum ListFormat {
     Pretty,
     /// One JSON object a line
     Json,
-}
-
-/// `privet run`.
-#[derive(Debug, Args)]
-pub struct Run {
-    /// Which rows.
-    #[command(flatten)]
-    pub selection: Selection,
-    /// Where to run: `auto` prefers this machine's /dev/kvm, takes the rig for rows that it cannot run, and the
-    /// model where there is no rig
-    #[arg(long, value_enum, default_value = "auto", value_name = "PLACE")]
-    pub on: On,
-    /// How to report
-    #[arg(long, value_enum, default_value = "pretty")]
-    pub format: Format,
-    /// Write the report to FILE, all or nothing; standard output then gets the pretty one
-    #[arg(long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// Keep what each row leaves (report, output) in a directory of its own below DIR
-    #[arg(long, value_name = "DIR")]
-    pub artifacts: Option<PathBuf>,
-    /// Rows that run at a time [default: one per core]
-    #[arg(long, value_name = "N", value_parser = whole::<NonZeroUsize>)]
-    pub jobs: Option<NonZeroUsize>,
-    /// Seconds that one row may take, by the clock of the machine that it runs on [default: 60]
-    #[arg(long, value_name = "S", value_parser = seconds)]
-    pub timeout: Option<Duration>,
-    /// Run each row N times, each time with another seed
-    #[arg(long, value_name = "N", value_parser = whole::<NonZeroU32>, default_value = "1")]
-    pub repeat: NonZeroU32,
-    /// Seed of everything random [default: a fresh one, which is reported]
-    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
-    pub seed: Option<u64>,
-    /// Fail rows of this VM type instead of skipping them, unless they are about another setting of a module
-    /// parameter; can be given several times
-    #[arg(long, value_name = "VM")]
-    pub require: Vec<VmType>,
-    /// Run one of N slices of the selected rows
-    #[arg(long, value_name = "M/N")]
-    pub partition: Option<Partition>,
-    /// What the rig boots.
-    #[command(flatten)]
-    pub rig: RigOptions,
-    /// Whose processors the rig or the model has, and so whose half of KVM runs: in a rig QEMU emulates AMD's,
-    /// Bochs emulates Intel's [default: amd; on the model without memory encryption]
-    #[arg(long, value_enum, value_name = "VENDOR")]
-    pub vendor: Option<Vendors>,
-    /// A bug that the model shall have; `privet list --defects` shows all of them
-    #[arg(long, value_name = "NAME", value_parser = defect)]
-    pub defect: Option<Defect>,
-    /// Run the rows at PLACE, too, and print only where the two verdicts differ; if any do, that is a failure
-    #[arg(long, value_enum, value_name = "PLACE", conflicts_with_all = ["format", "output", "artifacts", "require"])]
-    pub diff: Option<On>,
-}
-
-impl Run {
-    /// The vendors whose processors every row shall have once.
-    pub fn vendors(&self) -> &'static [Vendor] {
-        match self.vendor {
-            None | Some(Vendors::Amd) => &[Vendor::Amd],
-            Some(Vendors::Intel) => &[Vendor::Intel],
-            Some(Vendors::Both) => &[Vendor::Amd, Vendor::Intel],
-        }
-    }
 }
 
 /// Where to run.
@@ -253,179 +218,4 @@ pub struct RigBuild {
     /// Kernel configuration options on top of the rig's own
     #[arg(long, value_name = "FRAGMENT")]
     pub config: Option<PathBuf>,
-}
-
-/// `privet mutants`.
-#[derive(Debug, Args)]
-pub struct Mutants {
-    /// Which rows.
-    #[command(flatten)]
-    pub selection: Selection,
-    /// Try this defect only; can be given several times
-    #[arg(long, value_name = "NAME", value_parser = defect)]
-    pub defect: Vec<Defect>,
-    /// Rows that run at a time [default: one per core]
-    #[arg(long, value_name = "N", value_parser = whole::<NonZeroUsize>)]
-    pub jobs: Option<NonZeroUsize>,
-    /// Seconds that one row may take at most; with a defect it gets ten times as long as without one, but 3 s or
-    /// more, and has caught the defect if it takes longer
-    #[arg(long, value_name = "S", value_parser = seconds, default_value = "20")]
-    pub timeout: Duration,
-    /// Seed of everything random [default: a fresh one, which is reported]
-    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
-    pub seed: Option<u64>,
-}
-
-/// `privet worker`.
-#[derive(Debug, Args)]
-pub struct Worker {
-    /// The id of the row
-    pub id: String,
-    /// Seed of everything random in the row
-    #[arg(long)]
-    pub seed: u64,
-    /// Milliseconds that the row may take
-    #[arg(long)]
-    pub limit_ms: u64,
-    /// Compiled code is known to run in the guest's ring 0 here
-    #[arg(long)]
-    pub ring0_works: bool,
-    /// Hypercalls are known to come back here
-    #[arg(long)]
-    pub hypercalls_work: bool,
-}
-
-/// `privet compare`.
-#[derive(Debug, Args)]
-pub struct Compare {
-    /// Tests of upstream's and rows whose name contains one of these, with what belongs to them; all if none
-    /// is given
-    #[arg(value_name = "FILTER")]
-    pub filters: Vec<String>,
-    /// Built selftests [default: what `privet kselftests build` made last]
-    #[arg(long, value_name = "DIR")]
-    pub kselftests: Option<PathBuf>,
-    /// Where to run both: `auto` takes this machine's /dev/kvm if guests can run on it, and the rig if not
-    #[arg(long, value_enum, default_value = "auto", value_name = "PLACE")]
-    pub on: On,
-    /// How to report
-    #[arg(long, value_enum, default_value = "pretty")]
-    pub format: CompareFormat,
-    /// Seconds that one test or row may take
-    #[arg(long, value_name = "S", value_parser = seconds, default_value = "120")]
-    pub timeout: Duration,
-    /// Keep all verdicts in FILE, as a baseline of this host
-    #[arg(long, value_name = "FILE")]
-    pub save: Option<PathBuf>,
-    /// Tell what changed since the baseline in FILE; new failures are failures of the comparison
-    #[arg(long, value_name = "FILE")]
-    pub against: Option<PathBuf>,
-    /// What the rig boots.
-    #[command(flatten)]
-    pub rig: RigOptions,
-}
-
-/// The formats of `privet compare`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum CompareFormat {
-    /// A table for people
-    Pretty,
-    /// One JSON object a line
-    Json,
-    /// KTAP version 1: each comparison is a result
-    Ktap,
-    /// JUnit XML: each comparison is a test case
-    Junit,
-}
-
-/// `privet kselftests`.
-#[derive(Debug, Subcommand)]
-pub enum Kselftests {
-    /// Get a kernel source, build its tests of KVM that the table knows, and cache them
-    Build(KselftestsBuild),
-    /// Run one test in this process' place and tell what it did: what `compare` starts for every test
-    #[command(hide = true)]
-    Worker(KselftestWorker),
-}
-
-/// `privet kselftests build`.
-#[derive(Debug, Args)]
-pub struct KselftestsBuild {
-    /// Build from this kernel source tree or tarball, instead of the package that the rig's kernel is built from
-    #[arg(long, value_name = "DIR|TARBALL")]
-    pub source: Option<PathBuf>,
-    /// Link statically, for hosts that lack the libraries of this machine
-    #[arg(long = "static")]
-    pub is_static: bool,
-}
-
-/// `privet kselftests worker`.
-#[derive(Debug, Args)]
-pub struct KselftestWorker {
-    /// The test, as in `x86/sev_smoke_test`
-    pub test: String,
-    /// The directory of built tests
-    #[arg(long)]
-    pub dir: PathBuf,
-    /// Milliseconds that the test may take
-    #[arg(long)]
-    pub limit_ms: u64,
-}
-
-/// `privet model`.
-#[derive(Debug, Args)]
-pub struct Model {
-    /// Whose processors, with all that the model has of that vendor's [default: amd without memory encryption]
-    #[arg(long, value_enum, value_name = "VENDOR")]
-    pub vendor: Option<OneVendor>,
-    /// Parameter of a KVM module, such as kvm.mmio_caching=0; can be given several times
-    #[arg(long, value_name = "MODULE.NAME=VALUE")]
-    pub module_param: Vec<ModuleParam>,
-    /// A bug that the model shall have; `privet list --defects` shows all of them
-    #[arg(long, value_name = "NAME", value_parser = defect)]
-    pub defect: Option<Defect>,
-    /// The program and its arguments
-    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub program: Vec<OsString>,
-}
-
-/// Whose processors the model of a program has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum OneVendor {
-    /// AMD's: SVM with NPT
-    Amd,
-    /// Intel's: VMX with EPT
-    Intel,
-}
-
-impl From<OneVendor> for Vendor {
-    fn from(vendor: OneVendor) -> Self {
-        match vendor {
-            OneVendor::Amd => Vendor::Amd,
-            OneVendor::Intel => Vendor::Intel,
-        }
-    }
-}
-
-/// A defect of the model by its name.
-fn defect(name: &str) -> Result<Defect, String> {
-    Defect::named(name).ok_or_else(|| {
-        let names: Vec<String> = Defect::ALL.iter().map(|defect| defect.name().to_owned()).collect();
-        no_such("no defect has the name", &names, name, "privet list --defects").message
-    })
-}
-
-/// A whole number that fits its type.
-fn whole<T: FromStr>(text: &str) -> Result<T, String> {
-    let least = if "0".parse::<T>().is_ok() { 0 } else { 1 };
-    text.parse().map_err(|_| format!("give a whole number of {least} or more, below 2^{}", 8 * size_of::<T>()))
-}
-
-/// A time limit in seconds, fractions included.
-fn seconds(text: &str) -> Result<Duration, String> {
-    const MAX: f64 = 86_400.0;
-    match text.parse::<f64>() {
-        Ok(seconds) if seconds > 0.0 && seconds <= MAX => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(format!("give seconds above 0 and up to {MAX}")),
-    }
 }

@@ -6,9 +6,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use privet_report::CaseReport;
 use serde::Serialize;
 
+use crate::ending::Ending;
 use crate::exit::Early;
 use crate::output::write_whole;
 use crate::place::Context;
@@ -71,16 +71,16 @@ impl Artifacts {
     ///
     /// # Errors
     /// Of the file system.
-    pub fn finished(&self, job: &Job, report: &CaseReport, stdout: &[u8], stderr: &[u8]) -> io::Result<()> {
+    pub fn finished(&self, job: &Job, ending: &Ending, stdout: &[u8], stderr: &[u8]) -> io::Result<()> {
         let dir = self.dir.join(&job.label);
-        let log = report.details.iter().map(|line| format!("{line}\n")).collect::<String>();
+        let log = ending.report.details.iter().map(|line| format!("{line}\n")).collect::<String>();
         for (name, contents) in [("log.txt", log.as_bytes()), ("stdout.txt", stdout), ("stderr.txt", stderr)] {
             if !contents.is_empty() {
                 write_whole(&dir.join(name), contents)?;
             }
         }
         // The report comes last: where it is, the rest is, too.
-        write_json(&dir.join("report.json"), report)
+        write_json(&dir.join("report.json"), ending)
     }
 }
 

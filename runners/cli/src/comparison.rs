@@ -88,6 +88,8 @@ pub struct RowResult {
     pub reason: String,
     /// Whether the row checks more than what it is compared with.
     pub exceeds: bool,
+    /// Wall-clock time of the row, in microseconds.
+    pub duration_us: u64,
 }
 
 /// What upstream says.
@@ -102,7 +104,7 @@ pub struct UpstreamResult {
 }
 
 /// One line of the table.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Comparison {
     /// Upstream's test.
     pub test: String,
@@ -118,6 +120,10 @@ pub struct Comparison {
     pub rows: Vec<RowResult>,
     /// How the two relate.
     pub relation: Relation,
+    /// Wall-clock time of all of them, in microseconds.
+    pub rows_duration_us: u64,
+    /// How many times as long as the rows upstream took; `None` where one side took no time.
+    pub duration_ratio: Option<f64>,
 }
 
 impl Comparison {
@@ -189,6 +195,8 @@ pub fn lines(
     let line = |subtest: Option<String>, upstream: Option<UpstreamResult>, functions: &[&str], rows: Vec<RowResult>| {
         let covered = functions.iter().filter(|function| is_covered(function)).count();
         let relation = Relation::of(upstream.as_ref().map(|upstream| upstream.verdict), &rows);
+        let rows_duration_us = rows.iter().map(|row| row.duration_us).sum();
+        let duration_ratio = ratio(upstream.as_ref().map_or(0, |upstream| upstream.duration_us), rows_duration_us);
         Comparison {
             test: test.name.to_owned(),
             subtest,
@@ -197,6 +205,8 @@ pub fn lines(
             covered,
             rows,
             relation,
+            rows_duration_us,
+            duration_ratio,
         }
     };
     let all: Vec<&str> = test.whole_functions().map(|function| function.name).collect();
@@ -220,6 +230,11 @@ pub fn lines(
     lines
 }
 
+/// The first time by the second, if both are known.
+fn ratio(us: u64, by_us: u64) -> Option<f64> {
+    (us > 0 && by_us > 0).then(|| us as f64 / by_us as f64)
+}
+
 /// The rows that name this test, and this function if there is one.
 fn rows(
     test: &Test,
@@ -240,7 +255,13 @@ fn rows(
 
 /// The result of a row from its report.
 pub fn result(report: &CaseReport, exceeds: bool) -> RowResult {
-    RowResult { id: report.id.clone(), verdict: report.verdict, reason: report.reason.clone(), exceeds }
+    RowResult {
+        id: report.id.clone(),
+        verdict: report.verdict,
+        reason: report.reason.clone(),
+        exceeds,
+        duration_us: report.duration_us,
+    }
 }
 
 #[cfg(test)]
@@ -255,7 +276,7 @@ mod tests {
     use std::time::Duration;
 
     fn row(verdict: Verdict, exceeds: bool) -> RowResult {
-        RowResult { id: "upm.a.b".into(), verdict, reason: String::new(), exceeds }
+        RowResult { id: "upm.a.b".into(), verdict, reason: String::new(), exceeds, duration_us: 0 }
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! Everything that follows a run: reports, artifacts, the count. What cannot be written ends the run.
+//! Everything that follows a run: further attempts, reports, artifacts, the count. What cannot be written ends the
+//! run.
 
+use std::collections::BTreeMap;
 use std::io;
 
-use nix::sys::signal::Signal;
+use nix::sys::utsname::uname;
 use privet_report::{CaseReport, Verdict};
 
 use crate::artifacts::Artifacts;
-use crate::interrupt::Interrupt;
+use crate::ending::{Attempt, Ending};
+use crate::interrupt::{Cause, Interrupt};
 use crate::plan::Job;
 use crate::report::Report;
 use crate::repro::Repro;
@@ -15,19 +18,40 @@ use crate::summary::Summary;
 /// Changes the report of a job to what the whole command line makes of it.
 type HoldTo<'a> = &'a dyn Fn(&Job, &mut CaseReport);
 
+/// What the command line makes of the ends of rows.
+#[derive(Default)]
+pub struct Policy<'a> {
+    /// Has the last word on a verdict.
+    pub hold_to: Option<HoldTo<'a>>,
+    /// Excuses a red row.
+    pub excuse: Option<&'a dyn Fn(&mut Ending)>,
+    /// How many more attempts a red row gets.
+    pub retries: u32,
+    /// How many red rows end the run.
+    pub max_fail: Option<usize>,
+}
+
 /// Passes on what happens in a run.
 pub struct Followers<'a> {
     plan: &'a [Job],
     reports: Vec<Box<dyn Report + 'a>>,
     artifacts: Option<Artifacts>,
     repro: Repro<'a>,
-    /// Has the last word on a verdict.
-    hold_to: HoldTo<'a>,
+    policy: Policy<'a>,
     interrupt: &'a Interrupt,
     summary: Summary,
+    /// Jobs that are red and have attempts left, by their index: all attempts so far, with what was printed.
+    due: BTreeMap<usize, (Vec<Attempt>, Said)>,
     /// The first reason of a skipped row.
     first_skip: Option<String>,
     broken: Option<io::Error>,
+}
+
+/// A report, and what its worker printed.
+struct Said {
+    report: CaseReport,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
 }
 
 impl<'a> Followers<'a> {
@@ -37,18 +61,27 @@ impl<'a> Followers<'a> {
         reports: Vec<Box<dyn Report + 'a>>,
         artifacts: Option<Artifacts>,
         repro: Repro<'a>,
-        hold_to: HoldTo<'a>,
+        policy: Policy<'a>,
         interrupt: &'a Interrupt,
     ) -> Self {
-        let (summary, first_skip, broken) = (Summary::default(), None, None);
-        let mut followers = Self { plan, reports, artifacts, repro, hold_to, interrupt, summary, first_skip, broken };
+        let host_kernel = uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+        let seed = plan.first().map_or(0, |job| job.seed);
+        let summary = Summary { seed, host_kernel, ..Summary::default() };
+        let (due, first_skip, broken) = (BTreeMap::new(), None, None);
+        let mut followers =
+            Self { plan, reports, artifacts, repro, policy, interrupt, summary, due, first_skip, broken };
         followers.each(|report| report.begin(plan));
         followers
     }
 
-    /// So many machines are booting for the run.
-    pub fn booting(&mut self, machines: usize) {
-        self.each(|report| report.booting(machines));
+    /// Where the rows run, in one line, because privet had the choice.
+    pub fn placed(&mut self, words: &str) {
+        self.each(|report| report.placed(words));
+    }
+
+    /// So many machines are booting for the run, and this is what one of them wrote last.
+    pub fn booting(&mut self, machines: usize, console: &str) {
+        self.each(|report| report.booting(machines, console));
     }
 
     /// A job starts.
@@ -63,14 +96,42 @@ impl<'a> Followers<'a> {
         let job = &self.plan[index];
         report.id.clone_from(&job.id);
         report.repro = self.repro.line(job, report.on);
-        (self.hold_to)(job, &mut report);
-        if report.verdict == Verdict::Skip {
-            self.first_skip.get_or_insert_with(|| report.reason.clone());
+        if let Some(hold_to) = self.policy.hold_to {
+            hold_to(job, &mut report);
         }
-        self.summary.add(report.verdict);
-        let kept = self.artifacts.as_ref().map_or(Ok(()), |artifacts| artifacts.finished(job, &report, stdout, stderr));
+        let mut attempts = self.due.remove(&index).map(|(attempts, _)| attempts).unwrap_or_default();
+        let mut ending = Ending { report, earlier: attempts.clone(), quarantined: None };
+        if let Some(excuse) = self.policy.excuse {
+            excuse(&mut ending);
+        }
+        if ending.is_red() && attempts.len() < self.policy.retries as usize {
+            attempts.push(Attempt::from(&ending.report));
+            self.each(|follower| follower.retried(index, &ending.report));
+            let said = Said { report: ending.report, stdout: stdout.to_vec(), stderr: stderr.to_vec() };
+            self.due.insert(index, (attempts, said));
+            return;
+        }
+        self.ended(index, &ending, stdout, stderr);
+    }
+
+    /// The jobs that get another attempt.
+    pub fn due(&self) -> Vec<usize> {
+        self.due.keys().copied().collect()
+    }
+
+    /// Nothing can change the end of this job any more.
+    fn ended(&mut self, index: usize, ending: &Ending, stdout: &[u8], stderr: &[u8]) {
+        if ending.report.verdict == Verdict::Skip {
+            self.first_skip.get_or_insert_with(|| ending.report.reason.clone());
+        }
+        self.summary.add(ending);
+        let job = &self.plan[index];
+        let kept = self.artifacts.as_ref().map_or(Ok(()), |artifacts| artifacts.finished(job, ending, stdout, stderr));
         self.note(kept);
-        self.each(|follower| follower.finished(index, &report));
+        self.each(|follower| follower.finished(index, ending));
+        if let Some(most) = self.policy.max_fail.filter(|most| self.summary.red() >= *most) {
+            self.interrupt.end(Cause::MaxFail(most));
+        }
     }
 
     /// Something is wrong that no row can be blamed for.
@@ -83,10 +144,20 @@ impl<'a> Followers<'a> {
     /// # Errors
     /// The first thing that could not be written.
     pub fn end(mut self, duration_us: u64) -> io::Result<(Summary, Option<String>)> {
+        // The run ended before their next attempt did.
+        for (index, (mut attempts, said)) in std::mem::take(&mut self.due) {
+            attempts.pop();
+            let ending = Ending { report: said.report, earlier: attempts, quarantined: None };
+            self.ended(index, &ending, &said.stdout, &said.stderr);
+        }
         self.summary.duration_us = duration_us;
         self.summary.not_run = self.plan.len() - self.summary.seen();
-        // A report that could not be written ends the run as a signal does, but nobody sent one.
-        self.summary.signal = self.interrupt.signal().filter(|_| self.broken.is_none());
+        // What comes after the last row ends nothing.
+        if self.summary.not_run > 0
+            && let Some(cause) = self.interrupt.cause()
+        {
+            self.summary.end_early(cause);
+        }
         let summary = self.summary.clone();
         self.each(|report| report.end(&summary));
         match self.broken {
@@ -102,13 +173,13 @@ impl<'a> Followers<'a> {
         }
     }
 
-    /// Ends the run at the first error: verdicts that nobody sees are not worth their time.
+    /// Ends the run at the first error.
     fn note(&mut self, result: io::Result<()>) {
         if let Err(error) = result
             && self.broken.is_none()
         {
             self.broken = Some(error);
-            self.interrupt.trigger(Signal::SIGPIPE);
+            self.interrupt.end(Cause::Unwritable);
         }
     }
 }

@@ -3,8 +3,11 @@
 
 pub mod args;
 pub mod artifacts;
+pub mod closed_stdout;
 pub mod commands;
 pub mod comparison;
+pub mod dispatch;
+pub mod ending;
 pub mod exit;
 pub mod follow;
 pub mod interrupt;

@@ -3,15 +3,17 @@
 use std::io;
 use std::process::ExitCode;
 
+use clap::ColorChoice;
 use privet::args::{Cli, Command, Kselftests, Rig};
 use privet::exit::{Early, Status};
-use privet::{commands, kselftest_worker, model, rig, worker};
+use privet::report::paint::Paint;
+use privet::{closed_stdout, commands, kselftest_worker, model, rig, worker};
 
 fn main() -> ExitCode {
     if privet_rig::is_init() {
         privet_rig::init(rig::serve);
     }
-    match Cli::of_this_process().and_then(|cli| command(cli.command)) {
+    match Cli::of_this_process().and_then(|cli| command(cli.command, cli.color)) {
         Ok(status) => status.into(),
         Err(early) => {
             eprintln!("privet: {early}");
@@ -20,10 +22,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn command(command: Command) -> Result<Status, Early> {
+fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
+    if command.prints() {
+        closed_stdout::check()?;
+    }
     match command {
         Command::List(args) => commands::list::list(&args, io::stdout().lock()),
-        Command::Run(args) => commands::run::run(&args),
+        Command::Run(args) => commands::run::run(&args, Paint::on_stdout(color)),
         Command::Explain(args) => commands::explain::explain(&args, io::stdout().lock()),
         Command::Probe => commands::probe::probe(io::stdout().lock()),
         Command::Rig(Rig::Build(args)) => commands::rig_build::rig_build(args, io::stdout().lock()),

@@ -1,19 +1,20 @@
-//! A report file that is there as a whole or not at all.
+//! A report file that grows as `FILE.partial` and gets its own name when it is whole.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
-
 use crate::exit::Early;
+
+/// What is appended to the name of a file that is not whole yet.
+const PARTIAL: &str = ".partial";
 
 /// Where `--output` or `--save` goes.
 #[derive(Debug)]
 pub enum Output {
     /// A file beside the wanted one, which takes its place at the end.
-    Beside(NamedTempFile, PathBuf),
+    Beside(Partial),
     /// A device or a pipe, which cannot be replaced.
     Stream(File),
 }
@@ -25,8 +26,12 @@ impl Output {
     /// One line that names the path and says why it cannot be written.
     pub fn create(path: &Path, option: &str) -> Result<Self, Early> {
         let early = |error: io::Error| {
+            let why = match error.kind() {
+                io::ErrorKind::WouldBlock => "another run is writing it".to_owned(),
+                _ => error.to_string(),
+            };
             Early::usage(format!(
-                "cannot write {}: {error}; give {option} a file in a directory that you can write",
+                "cannot write {}: {why}; give {option} a file in a directory that you can write",
                 path.display()
             ))
         };
@@ -39,7 +44,23 @@ impl Output {
             }
             _ => {}
         }
-        beside(&target).map(|file| Self::Beside(file, target)).map_err(early)
+        Partial::beside(&target).map(Self::Beside).map_err(early)
+    }
+
+    /// Whether [`Output::replace`] can be called.
+    pub fn is_replaceable(&self) -> bool {
+        matches!(self, Self::Beside(_))
+    }
+
+    /// Puts this text in the place of all that was written before.
+    ///
+    /// # Errors
+    /// Of the file system, and for a stream, where that cannot be done.
+    pub fn replace(&mut self, whole: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Beside(partial) => partial.replace(whole),
+            Self::Stream(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Puts the finished report in its place.
@@ -48,7 +69,7 @@ impl Output {
     /// Of `fsync(2)` and `rename(2)`.
     pub fn finish(self) -> io::Result<()> {
         match self {
-            Self::Beside(file, target) => put(file, &target),
+            Self::Beside(partial) => partial.finish(),
             Self::Stream(mut file) => file.flush(),
         }
     }
@@ -57,16 +78,64 @@ impl Output {
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            // Not through the wrapper, whose errors name the file that nobody asked for.
-            Self::Beside(file, _) => file.as_file_mut().write(bytes),
+            Self::Beside(partial) => partial.file.write(bytes),
             Self::Stream(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Beside(file, _) => file.as_file_mut().flush(),
+            Self::Beside(partial) => partial.file.flush(),
             Self::Stream(file) => file.flush(),
+        }
+    }
+}
+
+/// A file that is not whole yet. If this process is killed, it stays under its name, with what is known until then;
+/// if it ends in any other way before the file is whole, the file goes.
+#[derive(Debug)]
+pub struct Partial {
+    file: File,
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Partial {
+    /// Starts the file that becomes `target`, in place of what a killed run has left of it.
+    fn beside(target: &Path) -> io::Result<Self> {
+        let mut path = target.to_owned().into_os_string();
+        path.push(PARTIAL);
+        let path = PathBuf::from(path);
+        let file = File::options().write(true).create(true).truncate(false).open(&path)?;
+        file.try_lock()?;
+        let partial = Self { file, path, target: target.to_owned() };
+        partial.file.set_len(0)?;
+        Ok(partial)
+    }
+
+    fn replace(&mut self, whole: &[u8]) -> io::Result<()> {
+        // A document grows: whoever is killed between the two leaves the new one.
+        self.file.write_all_at(whole, 0)?;
+        self.file.set_len(whole.len() as u64)
+    }
+
+    /// Gives it its name, so that it survives a crash of the system, too.
+    fn finish(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        self.put()
+    }
+
+    fn put(mut self) -> io::Result<()> {
+        std::fs::rename(&self.path, &self.target)?;
+        self.path = PathBuf::new();
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }
@@ -76,24 +145,7 @@ impl Write for Output {
 /// # Errors
 /// Of the file system.
 pub fn write_whole(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut file = beside(path)?;
-    file.write_all(contents)?;
-    file.persist(path)?;
-    Ok(())
-}
-
-/// A temporary file in the directory of `target`, as readable as any new file. It removes itself unless it
-/// is put in place.
-fn beside(target: &Path) -> io::Result<NamedTempFile> {
-    let directory = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    tempfile::Builder::new().prefix(".privet-").permissions(Permissions::from_mode(0o666)).tempfile_in(directory)
-}
-
-fn put(file: NamedTempFile, target: &Path) -> io::Result<()> {
-    file.as_file().sync_all()?;
-    file.persist(target)?;
-    Ok(())
+    let mut partial = Partial::beside(path)?;
+    partial.file.write_all(contents)?;
+    partial.put()
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::On;
 use crate::plan::Job;
+use crate::report::pretty::rows;
 
 /// A place as reports describe it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,10 +97,10 @@ fn decisive(modules: &Modules) -> Vec<String> {
 pub enum Assigned {
     /// A worker runs it on this machine.
     Host,
-    /// It runs in the rig.
-    Rig,
-    /// A worker runs it on the model.
-    Model,
+    /// It runs in the rig; the text says why not on the host, where `auto` had the choice.
+    Rig(Option<String>),
+    /// A worker runs it on the model; the text says why not on a real kernel, where `auto` had the choice.
+    Model(Option<String>),
     /// It cannot run, for this reason.
     Skip(Place, String),
 }
@@ -116,16 +117,48 @@ pub fn assign(
     let unmet_on_host = || host().map_or_else(Some, |host| row.unmet(&host));
     match on {
         On::Host => unmet_on_host().map_or(Assigned::Host, |why| Assigned::Skip(Place::Host, why)),
-        On::Rig => rig().map_or_else(|why| Assigned::Skip(Place::Rig, why), |()| Assigned::Rig),
-        On::Model => model().map_or_else(|why| Assigned::Skip(Place::Model, why), |()| Assigned::Model),
+        On::Rig => rig().map_or_else(|why| Assigned::Skip(Place::Rig, why), |()| Assigned::Rig(None)),
+        On::Model => model().map_or_else(|why| Assigned::Skip(Place::Model, why), |()| Assigned::Model(None)),
         On::Auto => {
             let Some(why_not_host) = unmet_on_host() else { return Assigned::Host };
-            let Err(why_not_rig) = rig() else { return Assigned::Rig };
-            let Err(why_not_model) = model() else { return Assigned::Model };
-            let why = format!("{why_not_host}; and no rig: {why_not_rig}; and no model: {why_not_model}");
-            Assigned::Skip(Place::Host, why)
+            let Err(why_not_rig) = rig() else { return Assigned::Rig(Some(why_not_host)) };
+            let why = format!("{why_not_host}; and no rig: {why_not_rig}");
+            match model() {
+                Ok(()) => Assigned::Model(Some(why)),
+                Err(why_not_model) => Assigned::Skip(Place::Host, format!("{why}; and no model: {why_not_model}")),
+            }
         }
     }
+}
+
+/// Where `auto` runs how many rows, and why not all of them on the host: one line.
+pub fn chosen<'a>(assigned: impl Iterator<Item = &'a Assigned> + Clone) -> String {
+    let here = assigned.clone().filter(|one| **one == Assigned::Host).count();
+    let because = |why_of: fn(&Assigned) -> Option<&String>| -> (usize, String) {
+        let mut reasons: Vec<&String> = Vec::new();
+        let all = assigned.clone().filter_map(why_of);
+        let count = all
+            .inspect(|why| {
+                if !reasons.contains(why) {
+                    reasons.push(why)
+                }
+            })
+            .count();
+        let others = if reasons.len() > 1 { format!(" (and {} more)", reasons.len() - 1) } else { String::new() };
+        (count, format!("{}{others}", reasons.first().map_or("", |why| why.as_str())))
+    };
+    let elsewhere = [
+        ("in the rig", because(|one| if let Assigned::Rig(why) = one { why.as_ref() } else { None })),
+        (
+            "on the model, which is no hardware",
+            because(|one| if let Assigned::Model(why) = one { why.as_ref() } else { None }),
+        ),
+        ("nowhere", because(|one| if let Assigned::Skip(_, why) = one { Some(why) } else { None })),
+    ];
+    let elsewhere = elsewhere.into_iter().filter(|(_, (count, _))| *count > 0);
+    let elsewhere = elsewhere.map(|(place, (count, why))| format!("{} {place}, because {why}", rows(count)));
+    let here = (here > 0).then(|| format!("{} on the host", rows(here)));
+    format!("auto: {}", here.into_iter().chain(elsewhere).collect::<Vec<_>>().join("; "))
 }
 
 #[cfg(test)]
@@ -142,13 +175,24 @@ mod tests {
         let no_rig = || Err("no kernel".to_owned());
         let no_model = || Err("no library".to_owned());
         assert_eq!(assigned(On::Host, Ok(()), Ok(())), Assigned::Skip(Place::Host, "no /dev/kvm".into()));
-        assert_eq!(assigned(On::Rig, Ok(()), Ok(())), Assigned::Rig);
+        assert_eq!(assigned(On::Rig, Ok(()), Ok(())), Assigned::Rig(None));
         assert_eq!(assigned(On::Rig, no_rig(), Ok(())), Assigned::Skip(Place::Rig, "no kernel".into()));
-        assert_eq!(assigned(On::Model, Ok(()), Ok(())), Assigned::Model);
+        assert_eq!(assigned(On::Model, Ok(()), Ok(())), Assigned::Model(None));
         assert_eq!(assigned(On::Model, Ok(()), no_model()), Assigned::Skip(Place::Model, "no library".into()));
-        assert_eq!(assigned(On::Auto, Ok(()), Ok(())), Assigned::Rig);
-        assert_eq!(assigned(On::Auto, no_rig(), Ok(())), Assigned::Model);
+        assert_eq!(assigned(On::Auto, Ok(()), Ok(())), Assigned::Rig(Some("no /dev/kvm".into())));
+        let no_kernel = "no /dev/kvm; and no rig: no kernel".to_owned();
+        assert_eq!(assigned(On::Auto, no_rig(), Ok(())), Assigned::Model(Some(no_kernel)));
         let all = "no /dev/kvm; and no rig: no kernel; and no model: no library".to_owned();
         assert_eq!(assigned(On::Auto, no_rig(), no_model()), Assigned::Skip(Place::Host, all));
+    }
+
+    #[test]
+    fn what_auto_chose_is_told_in_one_line() {
+        let rig = |why: &str| Assigned::Rig(Some(why.to_owned()));
+        assert_eq!(chosen([Assigned::Host, Assigned::Host].iter()), "auto: 2 rows on the host");
+        assert_eq!(
+            chosen([Assigned::Host, rig("no upm"), rig("no upm"), rig("no ring 0")].iter()),
+            "auto: 1 row on the host; 3 rows in the rig, because no upm (and 1 more)"
+        );
     }
 }

@@ -83,7 +83,7 @@ impl Pool<'_> {
 
     /// Takes one job after the other.
     fn work(&self, jobs: &[Job], next: &AtomicUsize, events: &mpsc::Sender<Event>) {
-        while self.interrupt.signal().is_none() {
+        while self.interrupt.cause().is_none() {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(job) = jobs.get(index) else { return };
             // The receiver lives until all workers are through.

@@ -87,7 +87,7 @@ impl Rig<'_> {
                     artifacts: self.artifacts.map(Path::to_owned),
                 };
                 privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| match progress {
-                    Progress::Booting(machines) => followers.booting(machines),
+                    Progress::Booting(machines) => followers.booting(machines, ""),
                     Progress::Row(Event::Started(index)) => followers.started(indices[index]),
                     Progress::Row(Event::Finished(index, report)) => {
                         left.retain(|left| *left != indices[index]);

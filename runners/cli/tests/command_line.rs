@@ -121,6 +121,8 @@ fn bad_input_is_told_in_one_line_that_helps_and_nothing_runs() {
         (vec!["run", "--timeout", "0"], "--timeout"),
         (vec!["run", "--timeout", "nan"], "--timeout"),
         (vec!["run", "--seed=-1"], "--seed"),
+        (vec!["run", "--seed", "-1"], "0 or more"),
+        (vec!["run", "--timeout", "-1"], "above 0"),
         (vec!["run", "--on", "moon"], "host, rig, model, auto"),
         (vec!["run", "--on", "model", "--defect", "hole-not-zero"], "hole-not-zeroed"),
         (vec!["run", "--on", "rig", "--defect", "hole-not-zeroed"], "--on model"),

@@ -7,6 +7,9 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+use privet::ending::Ending;
+use privet::interrupt::Cause;
 use privet::plan::{self, Job};
 use privet::report::{Format, in_format};
 use privet::summary::Summary;
@@ -48,9 +51,11 @@ struct Told {
 impl Told {
     fn summary(&self) -> Summary {
         let mut summary = Summary { duration_us: 1_234_567, ..Summary::default() };
-        self.ends.iter().for_each(|(_, report)| summary.add(report.verdict));
+        self.ends.iter().for_each(|(_, report)| summary.add(&Ending::of(report.clone())));
         summary.not_run = self.jobs.len() - self.ends.len();
-        summary.signal = (summary.not_run > 0).then_some(2);
+        if summary.not_run > 0 {
+            summary.end_early(Cause::Signal(Signal::SIGINT));
+        }
         summary
     }
 
@@ -60,7 +65,7 @@ impl Told {
         report.begin(&self.jobs).unwrap();
         for (index, end) in &self.ends {
             report.started(*index).unwrap();
-            report.finished(*index, end).unwrap();
+            report.finished(*index, &Ending::of(end.clone())).unwrap();
         }
         report.end(&self.summary()).unwrap();
         drop(report);

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use privet::interrupt::Interrupt;
+use privet::interrupt::{Cause, Interrupt};
 use privet::place::Context;
 use privet::plan::Job;
 use privet::pool::{Event, Finished, KernelLogs, Pool};
@@ -159,7 +159,7 @@ fn an_interrupt_ends_the_running_worker_and_starts_no_other() {
     let mut starts = 0;
     let ends = run(&["exec sleep 1000", "exit 0"], Duration::from_secs(600), &interrupt, || {
         starts += 1;
-        interrupt.trigger(Signal::SIGINT);
+        interrupt.end(Cause::Signal(Signal::SIGINT));
     });
     assert_eq!((starts, ends.len(), interrupt.signal()), (1, 0, Some(2)));
 }

@@ -17,12 +17,12 @@ use privet_report::{CaseReport, Place};
 use privet_rig::Program;
 
 use super::model::is_static;
-use super::run::run_on_host;
 use crate::args::{Compare, CompareFormat, On};
 use crate::comparison::baseline::{Baseline, Kind};
 use crate::comparison::{self, Compared, Ran, Relation, json, junit, ktap, pretty};
+use crate::dispatch::run_in_pool;
 use crate::exit::{Early, Status};
-use crate::follow::Followers;
+use crate::follow::{Followers, Policy};
 use crate::interrupt::Interrupt;
 use crate::known_bug;
 use crate::kselftest_worker;
@@ -61,22 +61,22 @@ pub fn compare(args: &Compare, mut out: impl Write) -> Result<Status, Early> {
     let interrupt =
         Interrupt::on_signals().map_err(|error| Early::nothing_ran(format!("cannot watch for signals: {error}")))?;
     let seen = Rc::new(RefCell::new(BTreeMap::new()));
-    let reports: Vec<Box<dyn Report>> = vec![Box::new(Seen::into(&seen)), Box::new(Pretty::with_bar(io::sink()))];
+    let reports: Vec<Box<dyn Report>> = vec![Box::new(Seen::into(&seen)), Box::new(Pretty::bar_only())];
     let repro = Repro { rig: &args.rig, timeout: Some(args.timeout), vendor_on_model: false, defect: None };
     let name_known_bug = |job: &Job, report: &mut CaseReport| {
         table.iter().filter(|row| row.id == job.id).for_each(|row| known_bug::name(row, report));
     };
-    let mut followers = Followers::begin(&jobs, reports, None, repro, &name_known_bug, &interrupt);
+    let policy = Policy { hold_to: Some(&name_known_bug), ..Policy::default() };
+    let mut followers = Followers::begin(&jobs, reports, None, repro, policy, &interrupt);
     place.run(args, &kselftests, &programs, &jobs, &interrupt, &mut followers)?;
     let (summary, _) = followers.end(0).map_err(|error| Early::nothing_ran(error.to_string()))?;
-    if let Some(signal) = summary.signal {
-        return Err(Early {
-            status: Status::Interrupted(signal),
-            message: "interrupted: nothing is compared".to_owned(),
-        });
-    }
 
     let seen = seen.take();
+    // What did not get its turn has said nothing; it is not as if upstream did not have it.
+    let had_its_turn = |test: &&Test| {
+        !programs.contains_key(test.name) || seen.contains_key(&kselftest_worker::job(test.name, args.timeout).id)
+    };
+    let tests: Vec<&Test> = tests.into_iter().filter(had_its_turn).collect();
     let compared = compared(&place, &kselftests, &tests, &rows, &table, &seen);
     let now = Baseline::of(&compared);
     let against = baseline.map(|baseline| baseline.against(&now, args.filters.is_empty()));
@@ -88,6 +88,16 @@ pub fn compare(args: &Compare, mut out: impl Write) -> Result<Status, Early> {
     };
     let cannot_write = |error: io::Error| Early::usage(format!("cannot write the report: {error}"));
     out.write_all(text.map_err(cannot_write)?.as_bytes()).and_then(|()| out.flush()).map_err(cannot_write)?;
+    if let Some(signal) = summary.signal {
+        let left_out = match save {
+            Some(_) => ", and a part of the verdicts is no baseline: nothing is saved",
+            None => "",
+        };
+        return Err(Early {
+            status: Status::Interrupted(signal),
+            message: format!("interrupted: {} tests and rows did not run{left_out}", summary.not_run),
+        });
+    }
     if let Some(mut save) = save {
         let saved = now.write(&mut save).and_then(|()| save.finish());
         saved.map_err(|error| Early::usage(format!("cannot write the baseline: {error}")))?;
@@ -210,7 +220,7 @@ impl Where {
                     kernel_logs: KernelLogs::Judge,
                     interrupt,
                 };
-                run_on_host(&pool, jobs, &indices, followers);
+                run_in_pool(&pool, jobs, &indices, followers);
             }
             Where::Model(model) => {
                 if let Some(test) = programs.iter().find_map(|(test, path)| is_static(path.as_os_str()).then_some(test))
@@ -233,7 +243,7 @@ impl Where {
                     kernel_logs: KernelLogs::Ignored,
                     interrupt,
                 };
-                run_on_host(&pool, jobs, &indices, followers);
+                run_in_pool(&pool, jobs, &indices, followers);
             }
             Where::Rig(kernel) => {
                 let guest_path = |test: &str| Path::new(rig::KSELFTESTS).join(test);

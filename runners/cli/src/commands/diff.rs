@@ -26,7 +26,7 @@ pub fn diff(args: &Run, places: [On; 2], jobs: &[Job], interrupt: &Interrupt) ->
     let mut seen = Vec::new();
     for on in places {
         let kept = Rc::new(RefCell::new(BTreeMap::new()));
-        let reports: Vec<Box<dyn Report>> = vec![Box::new(Seen::into(&kept)), Box::new(Pretty::with_bar(io::sink()))];
+        let reports: Vec<Box<dyn Report>> = vec![Box::new(Seen::into(&kept)), Box::new(Pretty::bar_only())];
         let (summary, _) = run_on(args, on, jobs, interrupt, reports)?;
         if let Some(signal) = summary.signal {
             let message = "interrupted: nothing is compared".to_owned();

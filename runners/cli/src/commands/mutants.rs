@@ -9,8 +9,8 @@ use privet_machine::Defect;
 use privet_report::{CaseReport, Verdict};
 use privet_rig::ModuleParam;
 
-use super::run::cores;
 use crate::args::Mutants;
+use crate::dispatch::cores;
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 use crate::model::{Model, Ready};

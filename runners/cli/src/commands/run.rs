@@ -1,36 +1,32 @@
 //! `privet run`: select rows, decide where each runs, run them, report.
 
-use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use privet_cases::Entry;
-use privet_harness::host::Host;
-use privet_harness::vendor::Vendor;
-use privet_kernel::Kernel;
-use privet_report::{CaseReport, Place, Verdict};
+use privet_report::CaseReport;
 
 use super::diff;
 use crate::args::{On, Run};
 use crate::artifacts::{Artifacts, RunFacts};
+use crate::dispatch::Dispatch;
 use crate::exit::{Early, Status};
-use crate::follow::Followers;
+use crate::follow::{Followers, Policy};
 use crate::interrupt::Interrupt;
 use crate::known_bug;
-use crate::model::Model;
 use crate::output::Output;
-use crate::place::{Assigned, Context, assign};
+use crate::place::{Assigned, chosen};
 use crate::plan::{self, Job};
-use crate::pool::{Event, KernelLogs, MARGIN, Pool};
+use crate::report::junit::Junit;
+use crate::report::paint::Paint;
 use crate::report::pretty::Pretty;
 use crate::report::{Format, Report, in_format};
 use crate::repro::Repro;
 use crate::require;
-use crate::rig;
 use crate::selection::select;
 use crate::summary::Summary;
-use crate::worker;
 
 /// The time limit of a row where none is given: many times what the slowest one takes in the rig.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -39,16 +35,17 @@ const LIMIT: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// If the command line cannot be followed; then nothing has run and nothing was written.
-pub fn run(args: &Run) -> Result<Status, Early> {
+pub fn run(args: &Run, paint: Paint) -> Result<Status, Early> {
     let on = place(args)?;
     let jobs = jobs(args)?;
-    let interrupt =
-        Interrupt::on_signals().map_err(|error| Early::nothing_ran(format!("cannot watch for signals: {error}")))?;
+    let interrupt = watched(args.global_timeout)?;
     if let Some(other) = args.diff {
         return diff::diff(args, [on, other], &jobs, &interrupt);
     }
-    let mut output = args.output.as_deref().map(|path| Output::create(path, "--output")).transpose()?;
-    let outputs = reports(args.format, output.as_mut());
+    // As with other tools, `-` is standard output.
+    let file = args.output.as_deref().filter(|path| *path != Path::new("-"));
+    let mut output = file.map(|path| Output::create(path, "--output")).transpose()?;
+    let outputs = reports(args.format, output.as_mut(), paint);
     let (summary, first_skip) = run_on(args, on, &jobs, &interrupt, outputs)?;
     if let Some(output) = output {
         output.finish().map_err(cannot_write)?;
@@ -58,6 +55,15 @@ pub fn run(args: &Run) -> Result<Status, Early> {
         eprintln!("privet: nothing ran: {why}");
     }
     Ok(summary.status())
+}
+
+/// What signals end, and this time limit.
+fn watched(limit: Option<Duration>) -> Result<Interrupt, Early> {
+    let interrupt =
+        Interrupt::on_signals().map_err(|error| Early::nothing_ran(format!("cannot watch for signals: {error}")))?;
+    let watch = limit.map_or(Ok(()), |limit| interrupt.after(limit));
+    watch.map_err(|error| Early::nothing_ran(format!("cannot watch the time: {error}")))?;
+    Ok(interrupt)
 }
 
 /// The jobs that the command line asks for.
@@ -77,115 +83,46 @@ pub(super) fn run_on<'a>(
     reports: Vec<Box<dyn Report + 'a>>,
 ) -> Result<(Summary, Option<String>), Early> {
     let table = privet_cases::table();
-    let named_kernel = rig::named_kernel(&args.rig)?;
-    let kernel = OnceCell::new();
-    let kernel = || {
-        kernel
-            .get_or_init(|| {
-                named_kernel.clone().map_or_else(|| Kernel::cached().map_err(|error| error.to_string()), Ok)
-            })
-            .clone()
-    };
-    if [Some(on), args.diff].contains(&Some(On::Rig))
-        && let Ok(kernel) = kernel()
-    {
-        rig::check_module_params(&kernel, args.vendors(), &args.rig)?;
-    }
-    let program = std::env::current_exe()
-        .map_err(|error| Early::nothing_ran(format!("cannot find this program to start workers with: {error}")))?;
-    let models = models(args, on)?;
-    let here = Context::here(Place::Host);
+    let by_id: BTreeMap<&str, &Entry> = table.iter().map(|row| (row.id.as_str(), row)).collect();
+    let row_of = |job: &Job| by_id[job.id.as_str()];
+    let dispatch = Dispatch::new(args, on)?;
     let artifacts = args.artifacts.as_deref().map(|dir| {
         let facts = RunFacts {
             version: env!("CARGO_PKG_VERSION"),
             command: std::env::args().collect(),
             seed: jobs.first().map_or(0, |job| job.seed),
-            host: &here,
+            host: dispatch.here(),
             jobs: jobs.iter().map(|job| job.label.as_str()).collect(),
         };
         Artifacts::create(dir, &facts)
     });
     let artifacts = artifacts.transpose()?;
 
-    let host = OnceCell::new();
-    let host = || host.get_or_init(|| Host::open().map(Arc::new).map_err(|error| error.to_string())).clone();
-    let rig = || match kernel() {
-        Ok(_) if on == On::Auto && !rig::emulator_is_installed() => Err("no QEMU to boot its kernel".to_owned()),
-        found => found.map(drop),
-    };
-    let ready = OnceCell::new();
-    let ready = || {
-        let prepare = || models.iter().map(|(_, model)| model.ready(&program)).collect::<Result<Vec<_>, _>>();
-        ready.get_or_init(prepare).clone()
-    };
-
     let start = Instant::now();
+    let mut assigned: BTreeMap<&str, Assigned> = BTreeMap::new();
+    for job in jobs {
+        assigned.entry(&job.id).or_insert_with(|| dispatch.assign(row_of(job)));
+    }
     let (vendor_on_model, defect) = (args.vendor.is_some(), args.defect);
     let repro = Repro { rig: &args.rig, timeout: args.timeout, vendor_on_model, defect };
-    let row_of = |job: &Job| table.iter().find(|row| row.id == job.id).expect("jobs are made of rows");
     let hold_to = |job: &Job, report: &mut CaseReport| {
         known_bug::name(row_of(job), report);
         require::hold_to(&args.require, row_of(job), report);
     };
-    let mut followers = Followers::begin(jobs, reports, artifacts, repro, &hold_to, interrupt);
-    let (mut on_host, mut in_rig, mut on_model) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, job) in jobs.iter().enumerate().take_while(|_| interrupt.signal().is_none()) {
-        match assign(on, row_of(job), host, rig, || ready().map(drop)) {
-            Assigned::Host => on_host.push(index),
-            Assigned::Rig => in_rig.push(index),
-            Assigned::Model => on_model.push(index),
-            Assigned::Skip(place, reason) => {
-                let place = match place {
-                    Place::Host => &here,
-                    Place::Rig => &Context::rig_without_guest("", job.vendor),
-                    Place::Model => &Context::nowhere(Place::Model),
-                };
-                followers.started(index);
-                followers.finished(index, place.report(job, Verdict::Skip, reason), &[], &[]);
-            }
+    let policy = Policy { hold_to: Some(&hold_to), ..Policy::default() };
+    let mut followers = Followers::begin(jobs, reports, artifacts, repro, policy, interrupt);
+    match (args.on, on) {
+        (On::Auto, On::Auto) => followers.placed(&chosen(jobs.iter().map(|job| &assigned[job.id.as_str()]))),
+        (On::Auto, On::Model) => followers.placed("auto: on the model, which is no hardware: --defect is a bug of it"),
+        (On::Auto, _) => {
+            followers.placed("auto: in the rig: --kernel, --module-param or --vendor describes one");
         }
+        _ => {}
     }
-    let of_vendor = |indices: &[usize], vendor: Vendor| -> Vec<usize> {
-        indices.iter().copied().filter(|index| jobs[*index].vendor == vendor).collect()
-    };
-    let at_a_time = args.jobs.map_or_else(cores, usize::from);
-    if !on_host.is_empty() {
-        let proven = host().map(|host| host.proven()).unwrap_or_default();
-        let pool = Pool {
-            worker: &|job| worker::command(&program, job, &proven),
-            at_a_time,
-            margin: MARGIN,
-            context: &here,
-            kernel_logs: KernelLogs::Judge,
-            interrupt,
-        };
-        run_on_host(&pool, jobs, &on_host, &mut followers);
-    }
-    if !on_model.is_empty() {
-        for ((vendor, _), model) in models.iter().zip(ready().unwrap_or_default()) {
-            let indices = of_vendor(&on_model, *vendor);
-            model.run(&these(jobs, &indices), at_a_time, interrupt, pass_on(&indices, &mut followers));
-        }
-    }
-    if !in_rig.is_empty()
-        && let Ok(kernel) = kernel()
-    {
-        for &vendor in args.vendors() {
-            let indices = of_vendor(&in_rig, vendor);
-            if indices.is_empty() {
-                continue;
-            }
-            let (kernel, options) = (kernel.clone(), &args.rig);
-            let rig = rig::Rig {
-                kernel,
-                vendor,
-                programs: &[],
-                options,
-                machines: at_a_time,
-                artifacts: args.artifacts.as_deref(),
-            };
-            rig.run(jobs, &indices, interrupt, &mut followers);
-        }
+    let mut due: Vec<usize> = (0..jobs.len()).collect();
+    while !due.is_empty() && interrupt.cause().is_none() {
+        dispatch.run(jobs, &assigned, &due, interrupt, &mut followers);
+        due = followers.due();
     }
 
     let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -237,53 +174,19 @@ fn place(args: &Run) -> Result<On, Early> {
     Ok(on)
 }
 
-/// The model, as the command line describes it, with the processors of each vendor.
-fn models(args: &Run, on: On) -> Result<Vec<(Vendor, Model)>, Early> {
-    let model = |vendor: &Vendor| {
-        let processors = args.vendor.map(|_| *vendor);
-        Ok((*vendor, Model::described(processors, &args.rig.module_param, args.defect)?))
-    };
-    match on {
-        On::Model | On::Auto => args.vendors().iter().map(model).collect(),
-        On::Host | On::Rig => Ok(Vec::new()),
-    }
-}
-
 /// What is shown and written: the format goes to `--output` if that is given, and to standard output if not.
-fn reports<'a>(format: Format, output: Option<&'a mut Output>) -> Vec<Box<dyn Report + 'a>> {
+fn reports<'a>(format: Format, output: Option<&'a mut Output>, paint: Paint) -> Vec<Box<dyn Report + 'a>> {
     match (output, format) {
-        (Some(output), format) => {
-            vec![Box::new(Pretty::with_bar(io::stdout())), in_format(format, Box::new(output))]
+        (Some(output), Format::Junit) => {
+            vec![Box::new(Pretty::on_stdout(paint)), Box::new(Junit::into_file(output))]
         }
-        (None, Format::Pretty) => vec![Box::new(Pretty::with_bar(io::stdout()))],
+        (Some(output), format) => {
+            vec![Box::new(Pretty::on_stdout(paint)), in_format(format, Box::new(output))]
+        }
+        (None, Format::Pretty) => vec![Box::new(Pretty::on_stdout(paint))],
         // A bar and a machine's format would tear each other on one terminal.
         (None, format) if io::stdout().is_terminal() => vec![in_format(format, Box::new(io::stdout()))],
-        (None, format) => {
-            vec![in_format(format, Box::new(io::stdout())), Box::new(Pretty::with_bar(io::sink()))]
-        }
-    }
-}
-
-pub(super) fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Runs the jobs with these indices on this machine.
-pub(super) fn run_on_host(pool: &Pool<'_>, jobs: &[Job], indices: &[usize], followers: &mut Followers<'_>) {
-    pool.run(&these(jobs, indices), pass_on(indices, followers));
-}
-
-fn these(jobs: &[Job], indices: &[usize]) -> Vec<Job> {
-    indices.iter().map(|index| jobs[*index].clone()).collect()
-}
-
-/// Tells what happens to jobs that were taken out of all by these indices.
-fn pass_on(indices: &[usize], followers: &mut Followers<'_>) -> impl FnMut(Event) {
-    |event| match event {
-        Event::Started(index) => followers.started(indices[index]),
-        Event::Finished(index, done) => {
-            followers.finished(indices[index], done.report, &done.stdout, &done.stderr);
-        }
+        (None, format) => vec![in_format(format, Box::new(io::stdout())), Box::new(Pretty::bar_only())],
     }
 }
 

@@ -4,11 +4,12 @@
 
 use std::io::{self, Write};
 
-use privet_report::{CaseReport, Verdict};
+use privet_report::Verdict;
 
 use super::in_order::InOrder;
-use super::ktap::{report_lines, result_line};
+use super::ktap::{Said, report_lines, result_line};
 use super::{Report, one_line};
+use crate::ending::Ending;
 use crate::plan::Job;
 use crate::summary::Summary;
 
@@ -16,7 +17,7 @@ use crate::summary::Summary;
 pub struct Flat<W> {
     out: W,
     labels: Vec<String>,
-    waiting: InOrder<CaseReport>,
+    waiting: InOrder<Ending>,
     results: u32,
 }
 
@@ -26,8 +27,9 @@ impl<W: Write> Flat<W> {
         Self { out, labels: Vec::new(), waiting: InOrder::default(), results: 0 }
     }
 
-    fn row(&mut self, index: usize, report: &CaseReport) -> io::Result<()> {
-        let mut lines = report_lines(report);
+    fn row(&mut self, index: usize, ending: &Ending) -> io::Result<()> {
+        let report = &ending.report;
+        let mut lines = report_lines(ending);
         if report.verdict == Verdict::Skip {
             lines.push(format!("skipped: {}", one_line(&report.reason)));
         }
@@ -36,7 +38,7 @@ impl<W: Write> Flat<W> {
         }
         self.results += 1;
         // The reason is in the lines above: here it would become a part of the name.
-        writeln!(self.out, "{}", result_line(self.results, &name(&self.labels[index]), report.verdict, ""))
+        writeln!(self.out, "{}", result_line(self.results, &name(&self.labels[index]), Said::of(ending), ""))
     }
 }
 
@@ -59,22 +61,22 @@ impl<W: Write> Report for Flat<W> {
         self.out.flush()
     }
 
-    fn finished(&mut self, index: usize, report: &CaseReport) -> io::Result<()> {
-        for (index, report) in self.waiting.push(index, report.clone()) {
-            self.row(index, &report)?;
+    fn finished(&mut self, index: usize, ending: &Ending) -> io::Result<()> {
+        for (index, ending) in self.waiting.push(index, ending.clone()) {
+            self.row(index, &ending)?;
         }
         self.out.flush()
     }
 
     fn end(&mut self, summary: &Summary) -> io::Result<()> {
-        for (index, report) in self.waiting.rest() {
-            self.row(index, &report)?;
+        for (index, ending) in self.waiting.rest() {
+            self.row(index, &ending)?;
         }
         if let Some(trouble) = &summary.trouble {
             writeln!(self.out, "# {}", no_result(&one_line(trouble)))?;
         }
-        if let Some(signal) = summary.signal {
-            writeln!(self.out, "# interrupted by signal {signal}: {} rows did not run", summary.not_run)?;
+        if let Some(why) = &summary.ended_early {
+            writeln!(self.out, "# {why}: {} rows did not run", summary.not_run)?;
         }
         self.out.flush()
     }

@@ -2,10 +2,10 @@
 
 use std::io::{self, Write};
 
-use privet_report::CaseReport;
 use serde::Serialize;
 
 use super::Report;
+use crate::ending::Ending;
 use crate::plan::Job;
 use crate::summary::Summary;
 
@@ -13,7 +13,7 @@ use crate::summary::Summary;
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Line<'a> {
-    Case(&'a CaseReport),
+    Case(&'a Ending),
     Summary(&'a Summary),
 }
 
@@ -41,8 +41,8 @@ impl<W: Write> Report for Json<W> {
         Ok(())
     }
 
-    fn finished(&mut self, _index: usize, report: &CaseReport) -> io::Result<()> {
-        self.line(&Line::Case(report))
+    fn finished(&mut self, _index: usize, ending: &Ending) -> io::Result<()> {
+        self.line(&Line::Case(ending))
     }
 
     fn end(&mut self, summary: &Summary) -> io::Result<()> {

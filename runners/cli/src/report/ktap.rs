@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 
-use privet_report::{CaseReport, Verdict};
+use privet_report::Verdict;
 
 use super::in_order::InOrder;
 use super::{Report, one_line, place};
+use crate::ending::Ending;
 use crate::plan::Job;
 use crate::summary::Summary;
 
@@ -13,7 +14,7 @@ use crate::summary::Summary;
 pub struct Ktap<W> {
     out: W,
     plan: Vec<Job>,
-    waiting: InOrder<CaseReport>,
+    waiting: InOrder<Ending>,
     /// The subtests that are open: VM type, then group.
     open: Vec<Subtest>,
     /// The VM types that are done.
@@ -35,7 +36,7 @@ impl<W: Write> Ktap<W> {
         Self { out, plan: Vec::new(), waiting: InOrder::default(), open: Vec::new(), top: 0 }
     }
 
-    fn row(&mut self, index: usize, report: &CaseReport) -> io::Result<()> {
+    fn row(&mut self, index: usize, ending: &Ending) -> io::Result<()> {
         let job = self.plan[index].clone();
         let wanted = [job.vm(), job.group()];
         let same = self.open.iter().zip(wanted).take_while(|(open, name)| open.name == *name).count();
@@ -43,10 +44,10 @@ impl<W: Write> Ktap<W> {
         for depth in same..wanted.len() {
             self.open(&wanted[..=depth])?;
         }
-        for line in report_lines(report) {
+        for line in report_lines(ending) {
             self.line(2, &format!("# {line}"))?;
         }
-        self.result(&one_line(job.leaf()), report.verdict, &report.reason)
+        self.result(&one_line(job.leaf()), Said::of(ending), &ending.report.reason)
     }
 
     /// Starts the subtest named by the last of `path`, with a plan of what lies below it.
@@ -70,30 +71,30 @@ impl<W: Write> Ktap<W> {
         while self.open.len() > depth {
             let Some(done) = self.open.pop() else { break };
             // Skipped rows do not fail their parent, failed ones do.
-            let (verdict, reason) = match &done {
-                Subtest { failed: true, .. } => (Verdict::Fail, ""),
-                Subtest { all_skipped: true, .. } => (Verdict::Skip, "all rows skipped"),
-                _ => (Verdict::Pass, ""),
+            let (said, reason) = match &done {
+                Subtest { failed: true, .. } => (Said::Fail, ""),
+                Subtest { all_skipped: true, .. } => (Said::Skip, "all rows skipped"),
+                _ => (Said::Pass, ""),
             };
-            self.result(&done.name, verdict, reason)?;
+            self.result(&done.name, said, reason)?;
         }
         Ok(())
     }
 
     /// Writes a result line at the innermost open level.
-    fn result(&mut self, name: &str, verdict: Verdict, reason: &str) -> io::Result<()> {
+    fn result(&mut self, name: &str, said: Said, reason: &str) -> io::Result<()> {
         let depth = self.open.len();
         let number = match self.open.last_mut() {
             Some(parent) => {
-                parent.failed |= !matches!(verdict, Verdict::Pass | Verdict::Skip);
-                parent.all_skipped &= verdict == Verdict::Skip;
+                parent.failed |= !matches!(said, Said::Pass | Said::Skip | Said::XFail);
+                parent.all_skipped &= said == Said::Skip;
                 &mut parent.results
             }
             None => &mut self.top,
         };
         *number += 1;
         let number = *number;
-        self.line(depth, &result_line(number, name, verdict, reason))
+        self.line(depth, &result_line(number, name, said, reason))
     }
 
     fn line(&mut self, depth: usize, line: &str) -> io::Result<()> {
@@ -101,16 +102,43 @@ impl<W: Write> Ktap<W> {
     }
 }
 
-/// A result line. A row that broke or took too long is "not ok" with the directive that says so.
-pub(crate) fn result_line(number: u32, name: &str, verdict: Verdict, reason: &str) -> String {
+/// What a result line says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Said {
+    Pass,
+    Fail,
+    Error,
+    Timeout,
+    Skip,
+    /// Red as expected.
+    XFail,
+}
+
+impl Said {
+    pub(crate) fn of(ending: &Ending) -> Self {
+        match ending.report.verdict {
+            _ if ending.quarantined.is_some() => Said::XFail,
+            Verdict::Pass => Said::Pass,
+            Verdict::Fail => Said::Fail,
+            Verdict::Error => Said::Error,
+            Verdict::Timeout => Said::Timeout,
+            Verdict::Skip => Said::Skip,
+        }
+    }
+}
+
+/// A result line. A row that broke or took too long is "not ok" with the directive that says so; one that is red as
+/// expected is "ok", as kselftest.h says it.
+pub(crate) fn result_line(number: u32, name: &str, said: Said, reason: &str) -> String {
     // A description must not contain the sign that starts a directive.
     let name = name.replace('#', "_");
-    let (ok, directive) = match verdict {
-        Verdict::Pass => ("ok", None),
-        Verdict::Skip => ("ok", Some("SKIP")),
-        Verdict::Fail => ("not ok", None),
-        Verdict::Error => ("not ok", Some("ERROR")),
-        Verdict::Timeout => ("not ok", Some("TIMEOUT")),
+    let (ok, directive) = match said {
+        Said::Pass => ("ok", None),
+        Said::Skip => ("ok", Some("SKIP")),
+        Said::XFail => ("ok", Some("XFAIL")),
+        Said::Fail => ("not ok", None),
+        Said::Error => ("not ok", Some("ERROR")),
+        Said::Timeout => ("not ok", Some("TIMEOUT")),
     };
     match directive {
         None => format!("{ok} {number} {name}"),
@@ -119,9 +147,10 @@ pub(crate) fn result_line(number: u32, name: &str, verdict: Verdict, reason: &st
 }
 
 /// The diagnostic lines of a row, which stand before its result line.
-pub(crate) fn report_lines(report: &CaseReport) -> Vec<String> {
-    let mut lines = Vec::new();
-    if matches!(report.verdict, Verdict::Fail | Verdict::Error | Verdict::Timeout) {
+pub(crate) fn report_lines(ending: &Ending) -> Vec<String> {
+    let report = &ending.report;
+    let mut lines: Vec<String> = ending.notes().iter().map(|note| one_line(note)).collect();
+    if report.verdict.is_red() {
         lines.push(one_line(&report.reason));
         lines.extend(report.details.iter().map(|line| one_line(line)));
         lines.push(format!("repeat: {}", one_line(&report.repro)));
@@ -142,23 +171,23 @@ impl<W: Write> Report for Ktap<W> {
         self.out.flush()
     }
 
-    fn finished(&mut self, index: usize, report: &CaseReport) -> io::Result<()> {
-        for (index, report) in self.waiting.push(index, report.clone()) {
-            self.row(index, &report)?;
+    fn finished(&mut self, index: usize, ending: &Ending) -> io::Result<()> {
+        for (index, ending) in self.waiting.push(index, ending.clone()) {
+            self.row(index, &ending)?;
         }
         self.out.flush()
     }
 
     fn end(&mut self, summary: &Summary) -> io::Result<()> {
-        for (index, report) in self.waiting.rest() {
-            self.row(index, &report)?;
+        for (index, ending) in self.waiting.rest() {
+            self.row(index, &ending)?;
         }
         self.close_down_to(0)?;
         if let Some(trouble) = &summary.trouble {
             self.line(0, &format!("# {}", one_line(trouble)))?;
         }
-        if let Some(signal) = summary.signal {
-            self.line(0, &format!("# interrupted by signal {signal}: {} rows did not run", summary.not_run))?;
+        if let Some(why) = &summary.ended_early {
+            self.line(0, &format!("# {why}: {} rows did not run", summary.not_run))?;
         }
         self.out.flush()
     }

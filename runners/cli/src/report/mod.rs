@@ -5,6 +5,8 @@ use std::io;
 use clap::ValueEnum;
 use privet_report::{CaseReport, Place};
 
+use crate::ending::Ending;
+
 use crate::plan::Job;
 use crate::summary::Summary;
 
@@ -13,6 +15,7 @@ pub mod in_order;
 pub mod json;
 pub mod junit;
 pub mod ktap;
+pub mod paint;
 pub mod pretty;
 pub mod seen;
 
@@ -39,11 +42,19 @@ pub trait Report {
     /// If the output cannot be written; so for the others.
     fn begin(&mut self, plan: &[Job]) -> io::Result<()>;
 
-    /// From now on, so many machines are booting.
+    /// So many machines are booting, and this is what one of them wrote last to its console.
     ///
     /// # Errors
     /// See [`Report::begin`].
-    fn booting(&mut self, _machines: usize) -> io::Result<()> {
+    fn booting(&mut self, _machines: usize, _console: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Where the rows run, in one line, if privet had the choice.
+    ///
+    /// # Errors
+    /// See [`Report::begin`].
+    fn placed(&mut self, _words: &str) -> io::Result<()> {
         Ok(())
     }
 
@@ -55,11 +66,19 @@ pub trait Report {
         Ok(())
     }
 
+    /// A job is red and gets another attempt.
+    ///
+    /// # Errors
+    /// See [`Report::begin`].
+    fn retried(&mut self, _index: usize, _report: &CaseReport) -> io::Result<()> {
+        Ok(())
+    }
+
     /// A job has ended.
     ///
     /// # Errors
     /// See [`Report::begin`].
-    fn finished(&mut self, index: usize, report: &CaseReport) -> io::Result<()>;
+    fn finished(&mut self, index: usize, ending: &Ending) -> io::Result<()>;
 
     /// The run is over.
     ///

@@ -1,57 +1,99 @@
-//! For people: what is wrong as soon as it is known, and at the end what became of every row.
+//! For people: what is wrong as soon as it is known, and at the end what became of every row. Where nobody looks on
+//! while it runs, each row that ran is a line, so that a log tells how far a run came.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use privet_report::{CaseReport, Verdict};
 
+use super::paint::Paint;
 use super::{Report, one_line, place};
+use crate::ending::Ending;
 use crate::plan::Job;
 use crate::summary::Summary;
+
+/// How often a log hears that something is still going on.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Writes prose, with a progress bar where someone looks on.
 pub struct Pretty<W> {
     out: W,
     bar: ProgressBar,
+    paint: Paint,
+    /// Whether each row that ran is a line.
+    is_log: bool,
+    /// When something was written last.
+    last_line: Instant,
     plan: Vec<Job>,
     running: Vec<usize>,
     /// How many machines are booting.
     booting: usize,
-    /// The reports of all rows, by label.
-    seen: Vec<(String, CaseReport)>,
+    /// What one of them wrote last.
+    console: String,
+    /// The ends of all rows, by label.
+    seen: Vec<(String, Ending)>,
+}
+
+impl Pretty<io::Stdout> {
+    /// Writes to standard output, in colours if those are wanted.
+    pub fn on_stdout(paint: Paint) -> Self {
+        let is_log = !io::stdout().is_terminal();
+        Pretty { paint, is_log, bar: bar(), ..Self::quiet(io::stdout()) }
+    }
+}
+
+impl Pretty<io::Sink> {
+    /// Draws a progress bar if standard error is a terminal, and says nothing.
+    pub fn bar_only() -> Self {
+        Pretty { bar: bar(), ..Self::quiet(io::sink()) }
+    }
+}
+
+/// A progress bar, hidden where standard error is no terminal.
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}");
+    ProgressBar::new(0).with_style(style.expect("the template is well-formed"))
 }
 
 impl<W: Write> Pretty<W> {
-    /// Writes to `out` only.
+    /// Writes to `out` only, without colours.
     pub fn quiet(out: W) -> Self {
-        Self { out, bar: ProgressBar::hidden(), plan: Vec::new(), running: Vec::new(), booting: 0, seen: Vec::new() }
-    }
-
-    /// Writes to `out`, and draws a progress bar if standard error is a terminal.
-    pub fn with_bar(out: W) -> Self {
-        let mut pretty = Self::quiet(out);
-        if io::stderr().is_terminal() {
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}");
-            pretty.bar = ProgressBar::new(0).with_style(style.expect("the template is well-formed"));
+        Self {
+            out,
+            bar: ProgressBar::hidden(),
+            paint: Paint::Plain,
+            is_log: true,
+            last_line: Instant::now(),
+            plan: Vec::new(),
+            running: Vec::new(),
+            booting: 0,
+            console: String::new(),
+            seen: Vec::new(),
         }
-        pretty
     }
 
-    fn show_running(&self) {
+    /// What is going on, in one line.
+    fn doing(&self) -> String {
         let booting = match self.booting {
             0 => None,
             1 => Some("a machine boots".to_owned()),
             machines => Some(format!("{machines} machines boot")),
         };
+        let console = Some(format!("({})", self.console)).filter(|_| self.booting > 0 && !self.console.is_empty());
         let running = self.running.iter().map(|index| self.plan[*index].label.clone());
-        self.bar.set_message(booting.into_iter().chain(running).collect::<Vec<_>>().join(" "));
+        booting.into_iter().chain(console).chain(running).collect::<Vec<_>>().join(" ")
+    }
+
+    fn show_running(&self) {
+        self.bar.set_message(self.doing());
     }
 
     /// Writes `text` without tearing the bar.
     fn write(&mut self, text: &str) -> io::Result<()> {
-        let Self { out, bar, .. } = self;
+        let Self { out, bar, last_line, .. } = self;
+        *last_line = Instant::now();
         bar.suspend(|| {
             out.write_all(text.as_bytes())?;
             out.flush()
@@ -60,9 +102,14 @@ impl<W: Write> Pretty<W> {
 }
 
 /// A failure with everything that helps to understand it.
-fn story(label: &str, report: &CaseReport) -> String {
-    let mut text = format!("{} {label} (on {}, {})\n", report.verdict, place(report), time(report.duration_us));
+fn story(label: &str, ending: &Ending, paint: Paint) -> String {
+    let report = &ending.report;
+    let word = paint.verdict(report.verdict, &report.verdict.to_string());
+    let mut text = format!("{word} {label} (on {}, {})\n", place(report), time(report.duration_us));
     text += &format!("    {}\n", one_line(&report.reason));
+    for note in ending.notes() {
+        text += &format!("    {}\n", one_line(&note));
+    }
     for detail in &report.details {
         text += &format!("    | {}\n", one_line(detail));
     }
@@ -85,14 +132,15 @@ pub(crate) fn rows(count: usize) -> String {
 }
 
 /// Each place where rows ran, with its counts.
-fn places(seen: &[(String, CaseReport)]) -> String {
+fn places(seen: &[(String, Ending)]) -> String {
     let mut places: BTreeMap<String, Summary> = BTreeMap::new();
-    for (_, report) in seen {
+    for (_, ending) in seen {
+        let report = &ending.report;
         let mut place = place(report);
         if !report.module_params.is_empty() {
             place += &format!(" ({})", report.module_params.join(" "));
         }
-        places.entry(place).or_default().add(report.verdict);
+        places.entry(place).or_default().add(ending);
     }
     places.iter().map(|(place, counts)| format!("on {place}: {}\n", counted(counts))).collect()
 }
@@ -100,9 +148,11 @@ fn places(seen: &[(String, CaseReport)]) -> String {
 fn counted(summary: &Summary) -> String {
     let counts = [
         (summary.pass, "passed"),
+        (summary.flaky, "of them flaky"),
         (summary.fail, "failed"),
         (summary.error, "broke"),
         (summary.timeout, "timed out"),
+        (summary.quarantined, "quarantined"),
         (summary.skip, "skipped"),
         (summary.not_run, "did not run"),
     ];
@@ -112,11 +162,12 @@ fn counted(summary: &Summary) -> String {
 }
 
 /// Skipped rows under the reason that they share, each reason once.
-fn skips(seen: &[(String, CaseReport)]) -> String {
+fn skips(seen: &[(String, Ending)], paint: Paint) -> String {
     let mut reasons: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for (label, report) in seen.iter().filter(|(_, report)| report.verdict == Verdict::Skip) {
-        reasons.entry(one_line(&report.reason)).or_default().push(label);
+    for (label, ending) in seen.iter().filter(|(_, ending)| ending.report.verdict == Verdict::Skip) {
+        reasons.entry(one_line(&ending.report.reason)).or_default().push(label);
     }
+    let word = paint.verdict(Verdict::Skip, "skip   ");
     let mut text = String::new();
     for (reason, labels) in reasons {
         const NAMED: usize = 4;
@@ -124,10 +175,24 @@ fn skips(seen: &[(String, CaseReport)]) -> String {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        text += &format!("skip    {}: {reason}\n", rows(labels.len()));
+        text += &format!("{word} {}: {reason}\n", rows(labels.len()));
         text += &format!("        {}{more}\n", labels[..labels.len().min(NAMED)].join(" "));
     }
     text
+}
+
+/// A row in one line: what is wrong with it, or what is odd about it.
+fn line(label: &str, ending: &Ending, paint: Paint) -> Option<String> {
+    let report = &ending.report;
+    let (word, why) = match report.verdict {
+        _ if ending.quarantined.is_some() => {
+            ("xfail".to_owned(), format!("{}; {}", report.reason, ending.notes().join("; ")))
+        }
+        red if red.is_red() => (red.to_string(), report.reason.clone()),
+        _ if ending.is_flaky() => ("flaky".to_owned(), ending.notes().join("; ")),
+        _ => return None,
+    };
+    Some(format!("{} {label}: {}\n", paint.ending(ending, &format!("{word:<7}")), one_line(&why)))
 }
 
 impl<W: Write> Report for Pretty<W> {
@@ -139,9 +204,18 @@ impl<W: Write> Report for Pretty<W> {
         Ok(())
     }
 
-    fn booting(&mut self, machines: usize) -> io::Result<()> {
+    fn placed(&mut self, words: &str) -> io::Result<()> {
+        self.write(&format!("{}\n", one_line(words)))
+    }
+
+    fn booting(&mut self, machines: usize, console: &str) -> io::Result<()> {
         self.booting = machines;
+        self.console = one_line(console);
         self.show_running();
+        if self.is_log && self.last_line.elapsed() >= HEARTBEAT {
+            let (ended, all) = (self.seen.len(), self.plan.len());
+            self.write(&format!("{ended} of {all} rows have ended; {}\n", self.doing()))?;
+        }
         Ok(())
     }
 
@@ -151,31 +225,40 @@ impl<W: Write> Report for Pretty<W> {
         Ok(())
     }
 
-    fn finished(&mut self, index: usize, report: &CaseReport) -> io::Result<()> {
+    fn retried(&mut self, index: usize, report: &CaseReport) -> io::Result<()> {
+        self.running.retain(|running| *running != index);
+        self.show_running();
+        let label = &self.plan[index].label;
+        self.write(&format!("retry   {label}: {}: {}\n", report.verdict, one_line(&report.reason)))
+    }
+
+    fn finished(&mut self, index: usize, ending: &Ending) -> io::Result<()> {
         self.running.retain(|running| *running != index);
         self.show_running();
         self.bar.inc(1);
         let label = self.plan[index].label.clone();
-        if report.verdict.is_red() {
-            self.write(&story(&label, report))?;
+        if ending.is_red() {
+            self.write(&story(&label, ending, self.paint))?;
+        } else if self.is_log && ending.report.verdict != Verdict::Skip {
+            let word = if ending.quarantined.is_some() { "xfail  " } else { "pass   " };
+            let (word, time) = (self.paint.ending(ending, word), time(ending.report.duration_us));
+            self.write(&format!("{word} {label} (on {}, {time})\n", ending.report.on))?;
         }
-        self.seen.push((label, report.clone()));
+        self.seen.push((label, ending.clone()));
         Ok(())
     }
 
     fn end(&mut self, summary: &Summary) -> io::Result<()> {
         self.bar.finish_and_clear();
         self.seen.sort_by_key(|(label, _)| self.plan.iter().position(|job| job.label == *label));
-        let mut text = skips(&self.seen);
-        for (label, report) in self.seen.iter().filter(|(_, report)| report.verdict.is_red()) {
-            text += &format!("{:<7} {label}: {}\n", report.verdict, one_line(&report.reason));
-        }
+        let mut text = skips(&self.seen, self.paint);
+        text.extend(self.seen.iter().filter_map(|(label, ending)| line(label, ending, self.paint)));
         text += &places(&self.seen);
         if let Some(trouble) = &summary.trouble {
-            text += &format!("error   {}\n", one_line(trouble));
+            text += &format!("{} {}\n", self.paint.verdict(Verdict::Error, "error  "), one_line(trouble));
         }
-        if let Some(signal) = summary.signal {
-            text += &format!("interrupted by signal {signal}\n");
+        if let Some(why) = &summary.ended_early {
+            text += &format!("{why}\n");
         }
         let seed = self.plan.first().map_or(String::new(), |job| format!(", seed {}", job.seed));
         let (rows, time) = (rows(self.plan.len()), time(summary.duration_us));

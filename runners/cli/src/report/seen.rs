@@ -8,6 +8,7 @@ use std::rc::Rc;
 use privet_report::CaseReport;
 
 use super::Report;
+use crate::ending::Ending;
 use crate::plan::Job;
 use crate::summary::Summary;
 
@@ -30,8 +31,8 @@ impl Report for Seen {
         Ok(())
     }
 
-    fn finished(&mut self, index: usize, report: &CaseReport) -> io::Result<()> {
-        self.kept.borrow_mut().insert(self.plan[index].label.clone(), report.clone());
+    fn finished(&mut self, index: usize, ending: &Ending) -> io::Result<()> {
+        self.kept.borrow_mut().insert(self.plan[index].label.clone(), ending.report.clone());
         Ok(())
     }
 

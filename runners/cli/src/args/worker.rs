@@ -1,0 +1,22 @@
+//! The arguments of `privet worker`.
+
+use clap::Args;
+
+/// `privet worker`.
+#[derive(Debug, Args)]
+pub struct Worker {
+    /// The id of the row
+    pub id: String,
+    /// Seed of everything random in the row
+    #[arg(long)]
+    pub seed: u64,
+    /// Milliseconds that the row may take
+    #[arg(long)]
+    pub limit_ms: u64,
+    /// Compiled code is known to run in the guest's ring 0 here
+    #[arg(long)]
+    pub ring0_works: bool,
+    /// Hypercalls are known to come back here
+    #[arg(long)]
+    pub hypercalls_work: bool,
+}
