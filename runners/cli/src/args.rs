@@ -204,6 +204,20 @@ pub struct Explain {
 pub enum Rig {
     /// Get a kernel source, build it with what the rows need, and cache kernel and modules
     Build(RigBuild),
+    /// Get a kernel that Debian has built, and cache image and modules: no compiler is needed, but no such kernel
+    /// has UPM VMs. `run` takes it if none was built, or with --kernel and --modules
+    Fetch(RigFetch),
+}
+
+/// `privet rig fetch`.
+#[derive(Debug, Args)]
+pub struct RigFetch {
+    /// Take the newest package of this suite of the Debian archive only
+    #[arg(long)]
+    pub suite: Option<String>,
+    /// Take this package, such as linux-image-6.1.0-50-amd64 [default: the newest one]
+    #[arg(long, value_name = "NAME")]
+    pub package: Option<String>,
 }
 
 /// `privet rig build`.

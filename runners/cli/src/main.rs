@@ -32,6 +32,7 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
         Command::Explain(args) => commands::explain::explain(&args, io::stdout().lock()),
         Command::Probe => commands::probe::probe(io::stdout().lock()),
         Command::Rig(Rig::Build(args)) => commands::rig_build::rig_build(args, io::stdout().lock()),
+        Command::Rig(Rig::Fetch(args)) => commands::rig_fetch::rig_fetch(args, io::stdout().lock()),
         Command::Compare(args) => commands::compare::compare(&args, io::stdout().lock()),
         Command::Kselftests(Kselftests::Build(args)) => commands::kselftests::build(args, io::stdout().lock()),
         Command::Kselftests(Kselftests::Worker(args)) => reported(kselftest_worker::run(&args)),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// Nothing was built yet and nothing was named.
-    #[error("no kernel for the rig in {}: build one with `privet rig build`, or name one with --kernel BZIMAGE --modules DIR", .cache.display())]
+    #[error("no kernel for the rig in {}: build one with `privet rig build`, fetch one with `privet rig fetch`, or name one with --kernel BZIMAGE --modules DIR", .cache.display())]
     NoKernel {
         /// Where kernels are cached.
         cache: PathBuf,
@@ -28,7 +28,10 @@ pub enum KernelError {
         /// The command that installs them.
         install: String,
     },
-    /// The kernel's source cannot be had.
+    /// There is no package of the kernel, or apt cannot tell.
+    #[error("no kernel package: {0}")]
+    Package(String),
+    /// The kernel's source cannot be used.
     #[error("no kernel source: {0}")]
     Source(String),
     /// A program that the build needs failed.

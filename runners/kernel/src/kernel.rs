@@ -4,14 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use goblin::elf::Elf;
-
-use crate::error::{KernelError, cannot};
+use crate::error::KernelError;
+use crate::module::{Missing, Module, load_order};
 
 /// The name of the image in a cache entry.
 pub(crate) const IMAGE: &str = "bzImage";
 /// The name of the directory of modules in a cache entry.
 pub(crate) const MODULES: &str = "modules";
+
+/// The name of its configuration in a cache entry.
+pub(crate) const CONFIG: &str = "config";
+/// The name of the file in a cache entry that names the release.
+pub(crate) const RELEASE: &str = "release";
+/// The name of the file in a cache entry that says where the kernel came from.
+pub(crate) const SOURCE: &str = "source";
 
 /// A bootable kernel image and the modules that belong to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,10 +45,11 @@ pub fn cache_dir() -> Result<PathBuf, KernelError> {
 }
 
 impl Kernel {
-    /// The newest cached kernel: the highest release, and of several builds of it the last one.
+    /// The newest cached kernel that has every VM type, or else the newest of all: the highest release, and of
+    /// several builds of it the last one.
     ///
     /// # Errors
-    /// [`KernelError::NoKernel`] if none was built, [`KernelError::BadKernel`] if the newest is damaged.
+    /// [`KernelError::NoKernel`] if none is there, [`KernelError::BadKernel`] if the newest is damaged.
     pub fn cached() -> Result<Self, KernelError> {
         Self::newest_in(&cache_dir()?)
     }
@@ -55,12 +62,13 @@ impl Kernel {
             .flatten()
             .filter_map(|entry| {
                 let built = entry.path().join(IMAGE).metadata().ok()?.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                let release = fs::read_to_string(entry.path().join("release")).ok()?;
-                Some((release_order(&release), built, entry.path()))
+                let release = fs::read_to_string(entry.path().join(RELEASE)).ok()?;
+                let has_all_types = fs::read_to_string(entry.path().join(CONFIG)).is_ok_and(|config| has_upm(&config));
+                Some((has_all_types, release_order(&release), built, entry.path()))
             })
             .max()
             .ok_or_else(|| KernelError::NoKernel { cache: cache.to_owned() })?;
-        let entry = newest.2;
+        let (.., entry) = newest;
         Self::named(&entry.join(IMAGE), &entry.join(MODULES))
     }
 
@@ -79,123 +87,37 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// The module files that have to be loaded for `roots`, dependencies first.
+    /// The modules that have to be loaded for `roots`, dependencies first.
     ///
     /// # Errors
-    /// [`KernelError::BadKernel`] if one is missing, compressed, no module, or of another release.
+    /// [`KernelError::BadKernel`] if one is missing, no module, or of another release.
     pub fn load_order(&self, roots: &[&str]) -> Result<Vec<Module>, KernelError> {
-        let mut order = Vec::new();
-        for root in roots {
-            self.add_with_dependencies(root, &mut order, 0)?;
-        }
-        Ok(order)
+        load_order(self, roots, Missing::IsAnError)
     }
 
-    fn add_with_dependencies(&self, name: &str, order: &mut Vec<Module>, depth: usize) -> Result<(), KernelError> {
-        const DEPTH_MAX: usize = 16;
-        if order.iter().any(|module| module.name == name) {
-            return Ok(());
-        }
-        let path = find_module(&self.modules, name).ok_or_else(|| {
-            bad(&self.modules, format!("no {name}.ko of Linux {} here: give the directory of the kernel's own modules with --modules, or build a kernel with `privet rig build`", self.release))
-        })?;
-        let info = fs::read(&path)
-            .map_err(cannot("read", &path))
-            .and_then(|bytes| ModuleInfo::read(&bytes).map_err(|why| bad(&path, why)))?;
-        if info.release != self.release {
-            return Err(bad(
-                &path,
-                format!(
-                    "belongs to Linux {}, but {} is Linux {}: give the image and the modules of one build",
-                    info.release,
-                    self.image.display(),
-                    self.release
-                ),
-            ));
-        }
-        if depth == DEPTH_MAX {
-            return Err(bad(&path, "its dependencies form a circle: build the modules again".into()));
-        }
-        for dependency in &info.depends {
-            self.add_with_dependencies(dependency, order, depth + 1)?;
-        }
-        order.push(Module { name: name.to_owned(), path, params: info.params });
-        Ok(())
+    /// The same for roots that this kernel may have built in.
+    ///
+    /// # Errors
+    /// [`KernelError::BadKernel`] if one is no module or of another release.
+    pub fn load_order_of_parts(&self, roots: &[&str]) -> Result<Vec<Module>, KernelError> {
+        load_order(self, roots, Missing::IsBuiltIn)
     }
 }
 
-/// A module file.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Module {
-    /// Its name with `_` for `-`, as in `/sys/module`.
-    pub name: String,
-    /// The file.
-    pub path: PathBuf,
-    /// The names of its parameters.
-    pub params: Vec<String>,
-}
-
-fn bad(path: &Path, why: String) -> KernelError {
+pub(crate) fn bad(path: &Path, why: String) -> KernelError {
     KernelError::BadKernel { path: path.to_owned(), why }
 }
 
+/// Whether the kernel with this configuration has software-protected VMs, which no distribution's has.
+fn has_upm(config: &str) -> bool {
+    config.lines().any(|line| line == "CONFIG_KVM_SW_PROTECTED_VM=y")
+}
+
 /// Releases in the order of their numbers: 7.10 is newer than 7.9.
-fn release_order(release: &str) -> (Vec<u64>, String) {
+pub(crate) fn release_order(release: &str) -> (Vec<u64>, String) {
     let release = release.trim();
     let numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse().ok()).collect();
     (numbers, release.to_owned())
-}
-
-/// The file of a module below `dir`; file names may have `-` where module names have `_`.
-fn find_module(dir: &Path, name: &str) -> Option<PathBuf> {
-    let mut subdirectories = Vec::new();
-    for entry in fs::read_dir(dir).ok()?.flatten() {
-        let path = entry.path();
-        // Not followed: `build` and `source` in /lib/modules lead away.
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            subdirectories.push(path);
-        } else if path.file_name()?.to_str().is_some_and(|file| {
-            let stem = file.split_once(".ko").filter(|(_, rest)| rest.is_empty() || rest.starts_with('.'));
-            stem.is_some_and(|(stem, _)| stem.replace('-', "_") == name)
-        }) {
-            return Some(path);
-        }
-    }
-    subdirectories.iter().find_map(|dir| find_module(dir, name))
-}
-
-/// What a module says about itself.
-struct ModuleInfo {
-    release: String,
-    depends: Vec<String>,
-    params: Vec<String>,
-}
-
-impl ModuleInfo {
-    fn read(bytes: &[u8]) -> Result<Self, String> {
-        if !bytes.starts_with(b"\x7fELF") {
-            return Err("is not an uncompressed kernel module: unpack it (unxz, unzstd) or build a kernel with `privet rig build`".into());
-        }
-        let damaged = || "is damaged: build the modules again".to_owned();
-        let elf = Elf::parse(bytes).map_err(|_| damaged())?;
-        let section =
-            elf.section_headers.iter().find(|section| elf.shdr_strtab.get_at(section.sh_name) == Some(".modinfo"));
-        let range = section.and_then(|section| section.file_range()).ok_or_else(damaged)?;
-        let info = bytes.get(range).ok_or_else(damaged)?;
-        let entries: Vec<&str> =
-            info.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok()).collect();
-        let values = |key: &'static str| entries.iter().filter_map(move |entry| entry.strip_prefix(key));
-        // "7.3.4 SMP preempt mod_unload"
-        let release = values("vermagic=").next().and_then(|magic| magic.split(' ').next()).ok_or_else(damaged)?;
-        let depends = values("depends=").flat_map(|names| names.split(',')).filter(|name| !name.is_empty());
-        // "mmio_caching:bool"
-        let params = values("parmtype=").filter_map(|param| param.split(':').next());
-        Ok(Self {
-            release: release.to_owned(),
-            depends: depends.map(|name| name.replace('-', "_")).collect(),
-            params: params.map(str::to_owned).collect(),
-        })
-    }
 }
 
 /// The release of a bzImage (Documentation/arch/x86/boot.rst), which must be whole.
@@ -278,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_or_compressed_modules_say_what_to_do() {
+    fn missing_or_damaged_modules_say_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(IMAGE);
         fs::write(&path, image()).unwrap();
@@ -286,9 +208,30 @@ mod tests {
         fs::create_dir_all(&modules).unwrap();
         let error = Kernel::named(&path, dir.path()).unwrap_err().to_string();
         assert!(error.contains("no kvm.ko of Linux 7.3.4 here"), "{error}");
-        fs::write(modules.join("kvm.ko.xz"), b"\xfd7zXZ").unwrap();
-        let error = Kernel::named(&path, dir.path()).unwrap_err().to_string();
-        assert!(error.contains("not an uncompressed kernel module"), "{error}");
+        for (file, bytes, complaint) in [
+            ("kvm.ko.gz", b"\x1f\x8b\x08\0\0\0".as_slice(), "compressed by other means than xz and zstd"),
+            ("kvm.ko.xz", b"\xfd7zXZ\0\0\x01", "kvm.ko.xz: cannot be unpacked"),
+            ("kvm.ko.zst", b"\x28\xb5\x2f\xfd\x24\x10", "kvm.ko.zst: cannot be unpacked"),
+        ] {
+            fs::write(modules.join(file), bytes).unwrap();
+            let error = Kernel::named(&path, dir.path()).unwrap_err().to_string();
+            assert!(error.contains(complaint), "{error}");
+            fs::remove_file(modules.join(file)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_kernel_with_all_vm_types_is_taken_before_a_newer_one_without() {
+        let cache = tempfile::tempdir().unwrap();
+        for (release, config) in [("7.3.4", "CONFIG_KVM_SW_PROTECTED_VM=y\n"), ("7.3.5", "CONFIG_KVM=m\n")] {
+            let entry = cache.path().join(release);
+            fs::create_dir(&entry).unwrap();
+            for (file, text) in [(IMAGE, ""), (RELEASE, release), (CONFIG, config)] {
+                fs::write(entry.join(file), text).unwrap();
+            }
+        }
+        let error = Kernel::newest_in(cache.path()).unwrap_err().to_string();
+        assert!(error.contains("7.3.4/bzImage"), "{error}");
     }
 
     #[test]

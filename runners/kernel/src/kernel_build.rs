@@ -9,7 +9,7 @@ use crate::build_cache::{build_alone, put};
 use crate::build_tools;
 use crate::command::Runner;
 use crate::error::{KernelError, cannot};
-use crate::kernel::{IMAGE, Kernel, MODULES, cache_dir};
+use crate::kernel::{CONFIG, IMAGE, Kernel, MODULES, RELEASE, SOURCE, cache_dir};
 use crate::kernel_config::{FRAGMENT, not_taken};
 use crate::kernel_source::KernelSource;
 
@@ -102,7 +102,7 @@ impl Build<'_, '_> {
             let finished = self.compile(&tree, &source)?;
             put(&finished, &entry, self.work)?;
         }
-        let config = entry.join("config");
+        let config = entry.join(CONFIG);
         let config = fs::read_to_string(&config).map_err(cannot("read", &config))?;
         Ok(Built {
             kernel: Kernel::named(&entry.join(IMAGE), &entry.join(MODULES))?,
@@ -146,10 +146,10 @@ impl Build<'_, '_> {
         })?;
 
         copy(&objects.join("arch/x86/boot/bzImage"), &finished.join(IMAGE))?;
-        copy(&objects.join(".config"), &finished.join("config"))?;
-        copy(&objects.join("include/config/kernel.release"), &finished.join("release"))?;
+        copy(&objects.join(".config"), &finished.join(CONFIG))?;
+        copy(&objects.join("include/config/kernel.release"), &finished.join(RELEASE))?;
         copy_modules(&objects, &finished.join(MODULES))?;
-        let name = finished.join("source");
+        let name = finished.join(SOURCE);
         fs::write(&name, format!("{}\n", source.name())).map_err(cannot("write", &name))?;
         Kernel::named(&finished.join(IMAGE), &finished.join(MODULES))?;
         Ok(finished)

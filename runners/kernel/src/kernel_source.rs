@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::UNIX_EPOCH;
 
 use crate::command::Runner;
-use crate::debian_source::{Apt, Package};
+use crate::debian_package::{Apt, Content, Package, find_file};
 use crate::error::{KernelError, cannot};
 
 /// Where the source is before it is unpacked.
@@ -38,8 +38,8 @@ impl KernelSource {
             return Ok(if path.is_dir() { Self::Tree(path) } else { Self::Archive(path) });
         }
         on_progress("looking for the newest kernel source");
-        let apt = Apt::new(cache, suite)?;
-        let package = apt.newest(runner)?;
+        let apt = Apt::new(cache, Content::Source, suite)?;
+        let package = apt.find(None, runner)?;
         Ok(Self::Debian(apt, package))
     }
 
@@ -88,7 +88,10 @@ impl KernelSource {
             Self::Archive(path) => path.clone(),
             Self::Debian(apt, package) => {
                 on_progress(&format!("downloading {}", self.name()));
-                apt.download(package, work, runner)?
+                let contents = apt.download(package, work, runner)?;
+                find_file(&contents.join("usr/src"), |name| {
+                    name.starts_with("linux-source-") && name.contains(".tar.")
+                })?
             }
         };
         on_progress(&format!("unpacking {}", self.name()));

@@ -1,7 +1,7 @@
 //! Kernels to boot: an image and its modules, named by the caller or found in a cache that is filled once per
 //! user.
 //!
-//! [`build`] compiles one from a Debian package or any source. What a build needs (a cache with one build at a
+//! [`build`] compiles one from a Debian package or any source, [`fetch`] takes one that Debian has built. What a build needs (a cache with one build at a
 //! time, programs that are watched and can be interrupted, the source itself) is here for others who build
 //! from a kernel source, too.
 
@@ -9,13 +9,17 @@ mod apt_sources;
 pub mod build_cache;
 pub mod build_tools;
 pub mod command;
-pub mod debian_source;
+pub mod debian_package;
 mod error;
 mod kernel;
 mod kernel_build;
 mod kernel_config;
+mod kernel_fetch;
 pub mod kernel_source;
+mod module;
 
 pub use error::KernelError;
-pub use kernel::{Kernel, Module, cache_dir};
+pub use kernel::{Kernel, cache_dir};
 pub use kernel_build::{BuildRequest, Built, build};
+pub use kernel_fetch::{FetchRequest, Fetched, fetch};
+pub use module::Module;

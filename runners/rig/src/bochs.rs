@@ -17,6 +17,7 @@ pub(crate) static BOCHS: Emulator = Emulator {
     program: PROGRAM,
     install: INSTALL,
     port: GuestPort::SecondSerial,
+    drivers: &[],
     slowness: 6,
     // Debian's Bochs stops in its debugger before the first instruction.
     input: "c\n",

@@ -14,7 +14,7 @@ use privet_report::kernel_log::{KernelLog, judge};
 use privet_report::{CaseReport, Place};
 
 use crate::console::start_mark;
-use crate::plan::{Event, GuestPlan, Message};
+use crate::plan::{Event, GuestPlan, Message, ModuleLoad};
 use crate::port::Port;
 
 /// Where the plan lies in the guest.
@@ -45,6 +45,7 @@ fn serve(run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event))) -> io::Result<()> 
     // From here on the console has everything, so that a hang can be understood.
     fs::write("/sys/module/printk/parameters/ignore_loglevel", "Y")?;
     let plan: GuestPlan = serde_json::from_slice(&fs::read(PLAN)?)?;
+    load_all(&plan.drivers)?;
     let mut port = Port::open(plan.port)?;
     let served = run_plan(&plan, run, &mut port);
     if let Err(error) = &served {
@@ -55,9 +56,7 @@ fn serve(run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event))) -> io::Result<()> 
 
 fn run_plan(plan: &GuestPlan, run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event)), port: &mut Port) -> io::Result<()> {
     let mut watch = KernelWatch::new()?;
-    for module in &plan.modules {
-        load(&module.path, &module.params)?;
-    }
+    load_all(&plan.modules)?;
     port.send(&Message::Ready)?;
 
     let mut lost = Ok(());
@@ -91,6 +90,10 @@ fn mount_all() -> io::Result<()> {
             .map_err(saying(format!("mount {target}")))?;
     }
     Ok(())
+}
+
+fn load_all(modules: &[ModuleLoad]) -> io::Result<()> {
+    modules.iter().try_for_each(|module| load(&module.path, &module.params))
 }
 
 fn load(path: &str, params: &str) -> io::Result<()> {

@@ -43,7 +43,7 @@ impl Initramfs {
             files.push((program.guest_path.clone(), without_debug_info(read(&program.path)?)));
         }
         for module in modules {
-            files.push((guest_path(module).into(), read(&module.path)?));
+            files.push((guest_path(module).into(), module.read()?));
         }
         files.push((WORKER.into(), without_debug_info(read(worker)?)));
         Ok(Self { files })
@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn plan() -> GuestPlan {
-        GuestPlan { cases: Vec::new(), modules: Vec::new(), port: GuestPort::Virtio }
+        GuestPlan { cases: Vec::new(), drivers: Vec::new(), modules: Vec::new(), port: GuestPort::Virtio }
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) struct Emulator {
     pub(crate) install: &'static str,
     /// The port over which its guest talks to the host.
     pub(crate) port: GuestPort,
+    /// The modules that drive that port, in kernels that do not have them built in.
+    pub(crate) drivers: &'static [&'static str],
     /// How many seconds a second of its guest's clock may take on a busy system.
     pub(crate) slowness: u32,
     /// What its standard input begins with; it stays open.

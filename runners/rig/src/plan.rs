@@ -119,7 +119,9 @@ impl Default for Patience {
 pub struct GuestPlan {
     /// The rows to run in this boot. Events count them from 0.
     pub cases: Vec<CaseRun>,
-    /// The modules to load, in this order.
+    /// The modules without which there is no port, in this order.
+    pub drivers: Vec<ModuleLoad>,
+    /// KVM's modules, likewise.
     pub modules: Vec<ModuleLoad>,
     /// Where to report.
     pub port: GuestPort,

@@ -69,7 +69,7 @@ fn open_virtio() -> io::Result<File> {
         }
         if Instant::now() > deadline {
             return Err(io::Error::other(format!(
-                "no virtio-serial port is named {PORT_NAME}: the kernel needs VIRTIO_PCI and VIRTIO_CONSOLE built in"
+                "no virtio-serial port is named {PORT_NAME}: the kernel needs VIRTIO_PCI and VIRTIO_CONSOLE, built in or as modules"
             )));
         }
         std::thread::sleep(Duration::from_millis(2));

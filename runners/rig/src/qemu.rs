@@ -12,6 +12,7 @@ pub(crate) static QEMU: Emulator = Emulator {
     program: PROGRAM,
     install: "run `apt-get install qemu-system-x86` (qemu-system-x86-core on Fedora)",
     port: GuestPort::Virtio,
+    drivers: &["virtio_pci", "virtio_console"],
     // Its guests have the clock of the system that it runs on.
     slowness: 1,
     input: "",

@@ -30,9 +30,11 @@ pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(P
     let emulator = emulator(plan.vendor);
     check_module_params(&plan.kernel, plan.vendor, &plan.module_params)?;
     let modules = modules(&plan.kernel, plan.vendor)?;
-    let loads = module_loads(plan, &modules);
-    let initramfs = Initramfs::new(&plan.worker, &plan.programs, &modules)?;
-    let common = Common { plan, emulator, initramfs, loads, boots: AtomicUsize::new(0), interrupt };
+    let drivers = plan.kernel.load_order_of_parts(emulator.drivers)?;
+    let in_guest: Vec<_> = drivers.iter().chain(&modules).cloned().collect();
+    let initramfs = Initramfs::new(&plan.worker, &plan.programs, &in_guest)?;
+    let (drivers, modules) = (module_loads(plan, &drivers), module_loads(plan, &modules));
+    let common = Common { plan, emulator, initramfs, drivers, modules, boots: AtomicUsize::new(0), interrupt };
 
     let (teller, told) = mpsc::channel();
     let ended = std::thread::scope(|scope| {

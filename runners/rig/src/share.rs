@@ -22,7 +22,10 @@ pub(crate) struct Common<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) emulator: &'static Emulator,
     pub(crate) initramfs: Initramfs,
-    pub(crate) loads: Vec<ModuleLoad>,
+    /// What the guest's port needs.
+    pub(crate) drivers: Vec<ModuleLoad>,
+    /// KVM.
+    pub(crate) modules: Vec<ModuleLoad>,
     /// The boots so far.
     pub(crate) boots: AtomicUsize,
     pub(crate) interrupt: BorrowedFd<'a>,
@@ -57,7 +60,12 @@ impl Common<'_> {
         while !left.is_empty() {
             let number = self.boots.fetch_add(1, Ordering::Relaxed) + 1;
             let cases = left.iter().map(|&index| plan.cases[index].clone()).collect();
-            let guest_plan = GuestPlan { cases, modules: self.loads.clone(), port: self.emulator.port };
+            let guest_plan = GuestPlan {
+                cases,
+                drivers: self.drivers.clone(),
+                modules: self.modules.clone(),
+                port: self.emulator.port,
+            };
             let mut machine = self.start(&guest_plan)?;
             tell(Told::Booting);
 

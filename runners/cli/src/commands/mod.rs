@@ -11,4 +11,5 @@ pub mod model;
 pub mod mutants;
 pub mod probe;
 pub mod rig_build;
+pub mod rig_fetch;
 pub mod run;

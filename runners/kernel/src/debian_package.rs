@@ -1,5 +1,5 @@
-//! The newest `linux-source-*` package within reach, through an apt configuration of its own: own sources,
-//! lists and caches, so that the system's stay as they are.
+//! Packages of the kernel within reach of apt, its source or an image of it, through an apt configuration of its
+//! own: own sources, lists and caches, so that the system's stay as they are.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::apt_sources::{Mirror, debian_mirror};
 use crate::command::Runner;
 use crate::error::{KernelError, cannot};
+use crate::kernel::release_order;
 
 /// Newer suites than the installed one, by the names that always lead to the present ones.
 const NEWER_SUITES: &[&str] = &["stable-backports", "unstable"];
@@ -16,9 +17,39 @@ const NEWER_SUITES: &[&str] = &["stable-backports", "unstable"];
 /// How long lists of packages are taken as they are, so that an unchanged build is found at once.
 const LISTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How many names an error shows.
+const NAMES_SHOWN: usize = 5;
+
 const APT: &str = "apt-get";
 
-/// A source package that can be downloaded.
+/// What a package of the kernel has in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Its source: `linux-source-7.3`.
+    Source,
+    /// A built image with modules: `linux-image-6.1.0-50-amd64`. Not the variants for clouds and real time.
+    Image,
+}
+
+impl Content {
+    /// The beginning and the end of the packages' names, with the version in between.
+    fn name_around(self) -> (&'static str, &'static str) {
+        match self {
+            Content::Source => ("linux-source-", ""),
+            Content::Image => ("linux-image-", "-amd64"),
+        }
+    }
+
+    /// What to do where there is no package.
+    fn instead(self) -> &'static str {
+        match self {
+            Content::Source => "name a kernel source with --source DIR or --source TARBALL",
+            Content::Image => "name a kernel with --kernel BZIMAGE --modules DIR",
+        }
+    }
+}
+
+/// A package that can be downloaded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Package {
     /// `linux-source-7.3`
@@ -29,6 +60,8 @@ pub struct Package {
 
 /// A private apt, with its state below one directory.
 pub struct Apt {
+    /// What it is asked for.
+    content: Content,
     state: PathBuf,
     mirror: Mirror,
     /// The suite that the caller named.
@@ -40,18 +73,15 @@ impl Apt {
     /// state is kept below `cache`.
     ///
     /// # Errors
-    /// [`KernelError::Source`] if this system has no apt or no Debian mirror.
-    pub fn new(cache: &Path, suite: Option<&str>) -> Result<Self, KernelError> {
+    /// [`KernelError::Package`] if this system has no apt or no Debian mirror.
+    pub fn new(cache: &Path, content: Content, suite: Option<&str>) -> Result<Self, KernelError> {
         let has_apt = Command::new(APT).arg("--version").output().is_ok();
         let mirror = has_apt.then(|| debian_mirror(Path::new("/"))).flatten();
         let mirror = mirror.ok_or_else(|| {
-            KernelError::Source(
-                "this system has no apt with a Debian mirror: name a kernel source with --source DIR or --source TARBALL"
-                    .into(),
-            )
+            KernelError::Package(format!("this system has no apt with a Debian mirror: {}", content.instead()))
         })?;
         if let Some(suite) = suite.filter(|suite| !is_suite(suite)) {
-            return Err(KernelError::Source(format!(
+            return Err(KernelError::Package(format!(
                 "\"{suite}\" is not the name of a suite: write --suite trixie-backports"
             )));
         }
@@ -62,7 +92,7 @@ impl Apt {
         }
         let configuration_file = state.join("apt.conf");
         fs::write(&configuration_file, configuration(&state)).map_err(cannot("write", &configuration_file))?;
-        Ok(Self { state, mirror, suite: suite.map(str::to_owned) })
+        Ok(Self { content, state, mirror, suite: suite.map(str::to_owned) })
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -72,32 +102,44 @@ impl Apt {
         command
     }
 
-    /// The newest source package, by the kernel version in its name.
+    /// The package of this name; without one the newest, by the kernel version in the names.
     ///
     /// # Errors
-    /// [`KernelError::Source`] if no list has one.
-    pub fn newest(&self, runner: &mut Runner<'_>) -> Result<Package, KernelError> {
+    /// [`KernelError::Package`] if no list has it.
+    pub fn find(&self, name: Option<&str>, runner: &mut Runner<'_>) -> Result<Package, KernelError> {
         let fetched = if self.has_fresh_lists() { Ok(()) } else { self.fetch_lists(runner) };
         if matches!(fetched, Err(KernelError::Interrupted)) {
             return Err(KernelError::Interrupted);
         }
-        let mut names = Vec::new();
-        let mut search = self.command("apt-cache", &["search", "--names-only", "^linux-source-[0-9.]+$"]);
-        runner.run("apt-cache search", &mut search, &mut |line| names.push(line.to_owned()))?;
-        let Some(name) = newest_name(&names) else {
+        let (beginning, end) = self.content.name_around();
+        let pattern = format!("^{beginning}[0-9][^ ]*{end}$");
+        let mut found = Vec::new();
+        let mut search = self.command("apt-cache", &["search", "--names-only", &pattern]);
+        runner.run("apt-cache search", &mut search, &mut |line| found.push(line.to_owned()))?;
+        let names = names(&found, self.content);
+        if names.is_empty() {
             // A mirror that lacks one of the suites is no reason to stop, one that has nothing is.
             fetched?;
-            return Err(KernelError::Source(
-                "this system's mirror has no linux-source package in these suites: name another suite with --suite, or a kernel source with --source".into(),
-            ));
+        }
+        let name = match name {
+            Some(name) => names.contains(&name).then_some(name),
+            None => names.first().copied(),
         };
-        let mut versions = Vec::new();
-        let mut madison = self.command("apt-cache", &["madison", &name]);
-        runner.run("apt-cache madison", &mut madison, &mut |line| versions.push(line.to_owned()))?;
-        let version = versions.iter().find_map(|line| madison_version(line, &name)).ok_or_else(|| {
-            KernelError::Source(format!("apt knows no version of {name}: name a kernel source with --source"))
+        let name = name.ok_or_else(|| {
+            let few = names[..names.len().min(NAMES_SHOWN)].join(", ");
+            let there = if few.is_empty() { String::new() } else { format!(" (there are {few} and older ones)") };
+            KernelError::Package(format!(
+                "this system's mirror has no such {beginning}*{end} package in these suites{there}: name another suite with --suite, or {}",
+                self.content.instead()
+            ))
         })?;
-        Ok(Package { name, version })
+        let mut versions = Vec::new();
+        let mut madison = self.command("apt-cache", &["madison", name]);
+        runner.run("apt-cache madison", &mut madison, &mut |line| versions.push(line.to_owned()))?;
+        let version = versions.iter().find_map(|line| madison_version(line, name)).ok_or_else(|| {
+            KernelError::Package(format!("apt knows no version of {name}: {}", self.content.instead()))
+        })?;
+        Ok(Package { name: name.to_owned(), version })
     }
 
     /// The file whose time tells when all lists were fetched.
@@ -149,31 +191,38 @@ impl Apt {
         fs::write(&path, text).map_err(cannot("write", &path))
     }
 
-    /// Downloads the package and returns the source archive in it, both below `work`.
+    /// Downloads the package, with the packages that it is split into, and unpacks all into the directory that is
+    /// returned, below `work`.
     ///
     /// # Errors
-    /// If the download fails or the package has no archive.
+    /// If a download fails or is no package.
     pub fn download(&self, package: &Package, work: &Path, runner: &mut Runner<'_>) -> Result<PathBuf, KernelError> {
-        let wanted = format!("{}={}", package.name, package.version);
-        runner.run(
-            "apt-get download",
-            self.command(APT, &["-q", "download", &wanted]).current_dir(work),
-            &mut |_| {},
-        )?;
-        let deb = find(work, |name| name.ends_with(".deb"))?;
+        let mut wanted = vec![format!("{}={}", package.name, package.version)];
+        let mut show = self.command("apt-cache", &["show", &wanted[0]]);
+        runner.run("apt-cache show", &mut show, &mut |line| wanted.extend(parts(line)))?;
+        let debs = work.join("debs");
+        fs::create_dir(&debs).map_err(cannot("create", &debs))?;
+        let mut download = self.command(APT, &["-q", "download"]);
+        runner.run("apt-get download", download.args(&wanted).current_dir(&debs), &mut |_| {})?;
         let contents = work.join("package");
-        runner.run("dpkg-deb", Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&contents), &mut |_| {})?;
-        fs::remove_file(&deb).map_err(cannot("remove", &deb))?;
-        find(&contents.join("usr/src"), |name| name.starts_with("linux-source-") && name.contains(".tar."))
+        for deb in fs::read_dir(&debs).map_err(cannot("read", &debs))?.flatten() {
+            let mut unpack = Command::new("dpkg-deb");
+            runner.run("dpkg-deb", unpack.arg("-x").arg(deb.path()).arg(&contents), &mut |_| {})?;
+        }
+        fs::remove_dir_all(&debs).map_err(cannot("remove", &debs))?;
+        Ok(contents)
     }
 }
 
-/// The file in `directory` whose name is as wanted.
-fn find(directory: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<PathBuf, KernelError> {
+/// The file in a directory of a package whose name is as wanted.
+///
+/// # Errors
+/// [`KernelError::Package`] if there is none.
+pub(crate) fn find_file(directory: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<PathBuf, KernelError> {
     let entries = fs::read_dir(directory).map_err(cannot("read", directory))?;
     let found = entries.flatten().find(|entry| entry.file_name().to_str().is_some_and(&is_wanted));
     found.map(|entry| entry.path()).ok_or_else(|| {
-        KernelError::Source(format!("nothing of use in {}: name a kernel source with --source", directory.display()))
+        KernelError::Package(format!("the package has nothing of use in {}: name another one", directory.display()))
     })
 }
 
@@ -209,13 +258,34 @@ fn is_suite(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "-+._".contains(c))
 }
 
-/// The name with the highest version among lines of `apt-cache search`.
-fn newest_name(lines: &[String]) -> Option<String> {
-    let names = lines.iter().filter_map(|line| line.split_whitespace().next());
-    let version = |name: &str| -> Option<Vec<u32>> {
-        name.strip_prefix("linux-source-")?.split('.').map(|part| part.parse().ok()).collect()
+/// The names of such packages in lines of `apt-cache search`, the highest version first.
+fn names(lines: &[String], content: Content) -> Vec<&str> {
+    let (beginning, end) = content.name_around();
+    let version = |name: &str| {
+        let version = name.strip_prefix(beginning)?.strip_suffix(end)?;
+        // Variants have words in it: -cloud, -rt.
+        let is_variant = version.split('-').any(|part| part.starts_with(|c: char| c.is_ascii_alphabetic()));
+        (!is_variant).then(|| release_order(version))
     };
-    names.filter_map(|name| Some((version(name)?, name))).max().map(|(_, name)| name.to_owned())
+    let mut names: Vec<_> = lines
+        .iter()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter_map(|name| Some((version(name)?, name)))
+        .collect();
+    names.sort_by(|a, b| b.cmp(a));
+    names.into_iter().map(|(_, name)| name).collect()
+}
+
+/// The packages that a line of `apt-cache show` depends on and that are parts of one image: newer packages of Debian
+/// have image, modules and configuration in packages of their own. As apt takes them: `name=version`.
+fn parts(line: &str) -> Vec<String> {
+    let Some(depends) = line.strip_prefix("Depends:") else { return Vec::new() };
+    let part = |dependency: &str| {
+        let (name, version) = dependency.trim().split_once(" (= ")?;
+        let is_part = ["linux-base-", "linux-binary-", "linux-modules-"].iter().any(|start| name.starts_with(start));
+        is_part.then(|| format!("{name}={}", version.trim_end_matches(')')))
+    };
+    depends.split(',').filter_map(part).collect()
 }
 
 /// The version in a line of `apt-cache madison`, which names the highest version first.
@@ -229,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_highest_version_wins() {
+    fn the_highest_version_comes_first_and_variants_not_at_all() {
         let lines = [
             "linux-source-6.12 - Linux kernel source",
             "linux-source-7.10 - x",
@@ -237,8 +307,35 @@ mod tests {
             "linux-source-rt - x",
             "linux-source - x",
         ];
-        assert_eq!(newest_name(&lines.map(str::to_owned)), Some("linux-source-7.10".into()));
-        assert_eq!(newest_name(&[]), None);
+        let names_of = |lines: &[&str], content| {
+            let lines: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();
+            names(&lines, content).into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(names_of(&lines, Content::Source), ["linux-source-7.10", "linux-source-7.3", "linux-source-6.12"]);
+        let images = [
+            "linux-image-6.1.0-47-amd64 - x",
+            "linux-image-6.1.0-50-amd64 - x",
+            "linux-image-6.1.0-50-rt-amd64 - x",
+            "linux-image-7.2.13+deb14-amd64 - x",
+            "linux-image-7.2.13+deb14-cloud-amd64 - x",
+        ];
+        assert_eq!(
+            names_of(&images, Content::Image),
+            ["linux-image-7.2.13+deb14-amd64", "linux-image-6.1.0-50-amd64", "linux-image-6.1.0-47-amd64"]
+        );
+        assert!(names_of(&[], Content::Image).is_empty());
+    }
+
+    #[test]
+    fn an_image_may_be_in_parts() {
+        let line = "Depends: dracut | linux-initramfs-tool, linux-binary-7.3.4-amd64 (= 7.3.4-1~bpo13+1), linux-modules-7.3.4-amd64 (= 7.3.4-1~bpo13+1)";
+        assert_eq!(
+            parts(line),
+            ["linux-binary-7.3.4-amd64=7.3.4-1~bpo13+1", "linux-modules-7.3.4-amd64=7.3.4-1~bpo13+1"]
+        );
+        assert!(
+            parts("Depends: kmod, linux-base (>= 4.3~)").is_empty() && parts("Suggests: linux-base-1 (= 1)").is_empty()
+        );
     }
 
     #[test]
