@@ -4,12 +4,16 @@
 //! clock, no board, no Linux. A board owns memory, CPUs and one of these per CPU, and forwards what the CPU's
 //! [`privet_cpu::Bus`] is asked.
 
+mod board;
 pub mod encryption;
+mod event;
 mod memory;
 pub mod psp;
 pub mod rmp;
+pub mod svm;
 #[cfg(test)]
 mod test_memory;
 
+pub use board::{Board, Flush};
 pub use encryption::KeyedMemory;
 pub use memory::{PhysicalMemory, read_array, read_u16, read_u32, read_u64, write_u32, write_u64};

@@ -1,0 +1,28 @@
+//! What silicon asks of the board that it sits on.
+
+use privet_cpu::state::World;
+
+use crate::memory::PhysicalMemory;
+
+/// Which translations of a processor go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// All of every world.
+    All,
+    /// All of one world, global pages included.
+    World(World),
+    /// Those of one linear address in one world.
+    Page(World, u64),
+}
+
+/// One processor's surroundings.
+pub trait Board: PhysicalMemory {
+    /// Drops translations of this processor before its next access.
+    fn flush(&mut self, what: Flush);
+
+    /// Has this processor ask for events ([`privet_cpu::Bus::take_event`]) before its next instruction.
+    fn raise_event(&mut self);
+
+    /// Software asks for something that this silicon has not: told loudly, once, by this name.
+    fn unsimulated(&mut self, what: &'static str);
+}
