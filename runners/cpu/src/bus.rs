@@ -11,6 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::exception::Exception;
+use crate::segment::Seg;
 use crate::state::CpuState;
 
 /// Size of the pages that [`Bus::resolve`] deals in, bytes.
@@ -241,6 +242,10 @@ pub enum Intercept {
         string: bool,
         /// With a REP prefix.
         rep: bool,
+        /// Bytes of an address: 2, 4 or 8.
+        address_size: u8,
+        /// Where the memory operand of INS or OUTS is.
+        segment: Seg,
     },
     /// HLT.
     Hlt,

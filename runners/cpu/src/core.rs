@@ -12,7 +12,7 @@ use crate::kick::{Kick, Patience};
 use crate::op::{FLAT, Mem, Op, Operand};
 use crate::paging::View;
 use crate::segment::Seg;
-use crate::state::{CpuState, cr0, cr4, gpr};
+use crate::state::{CpuState, Shadow, cr0, cr4, gpr};
 use crate::tlb::Tlbs;
 use crate::word::Word;
 
@@ -67,6 +67,8 @@ pub(crate) struct Core<'a> {
     pub(crate) watches_memory: bool,
     /// Bits of DR6 that the current instruction's accesses have set.
     pub(crate) watch_hits: u64,
+    /// The current instruction holds interrupts off for one more.
+    pub(crate) casts_shadow: bool,
     /// The current instruction was an interrupt: the handler is not single stepped.
     pub(crate) delivered: bool,
     /// For a guest that waits for another CPU.
@@ -111,6 +113,12 @@ impl Core<'_> {
     /// Raises #GP(0) unless the CPL is 0.
     pub(crate) fn require_cpl0(&mut self) -> Result<(), Abort> {
         if self.s.cpl() != 0 { self.raise(Exception::gp(0)) } else { Ok(()) }
+    }
+
+    /// Holds interrupts off for the next instruction.
+    pub(crate) fn cast_shadow(&mut self, shadow: Shadow) {
+        self.s.shadow = shadow;
+        self.casts_shadow = true;
     }
 
     /// Recomputes what depends on CS, SS, EFER, CR4 and EFLAGS.AC.

@@ -153,6 +153,7 @@ impl Cpu {
             stepping: false,
             watches_memory: false,
             watch_hits: 0,
+            casts_shadow: false,
             delivered: false,
             patience: Patience::default(),
         };

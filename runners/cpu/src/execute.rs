@@ -138,7 +138,7 @@ impl Core<'_> {
 
     /// Executes one instruction, with everything that may come between two.
     fn step(&mut self, blocks: &mut BlockCache) -> Result<(), CpuExit> {
-        let shadow = std::mem::take(&mut self.s.shadow);
+        let shadow = self.s.shadow;
         let trap = self.s.rflags & flags::TF != 0;
         let emulated = std::mem::take(&mut self.emulate_next);
         if self.instruction_breakpoint(shadow)? {
@@ -146,12 +146,10 @@ impl Core<'_> {
         }
         let block = match blocks.take(self) {
             Ok(block) => block,
-            Err(abort) => {
-                self.s.shadow = shadow;
-                return self.aborted(abort, None);
-            }
+            Err(abort) => return self.aborted(abort, None),
         };
         self.watch_hits = 0;
+        self.casts_shadow = false;
         self.delivered = false;
         let op = &block.ops[0];
         self.next_rip = op.next_rip;
@@ -161,6 +159,9 @@ impl Core<'_> {
         self.set_emulating(false);
         let result = match done {
             Ok(()) => {
+                if !self.casts_shadow {
+                    self.s.shadow = Shadow::None;
+                }
                 self.s.rip = self.next_rip;
                 self.s.instructions = self.s.instructions.wrapping_add(1);
                 self.s.rflags &= !flags::RF;
@@ -170,10 +171,7 @@ impl Core<'_> {
                 result.and_then(|()| self.debug_traps(trap && !self.delivered))
             }
             Err(abort) => {
-                if matches!(self.why, Why::Exit(_) | Why::Emulate(_)) {
-                    // The instruction will be tried again, in the same shadow.
-                    self.s.shadow = shadow;
-                } else {
+                if !matches!(self.why, Why::Exit(_) | Why::Emulate(_)) {
                     self.completion.forget();
                 }
                 self.aborted(abort, Some(op))

@@ -72,7 +72,7 @@ fn sti(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let closed = !core.flag(IF);
     interrupt_flag(core, op, true)?;
     if closed {
-        core.s.shadow = Shadow::Sti;
+        core.cast_shadow(Shadow::Sti);
     }
     Ok(())
 }

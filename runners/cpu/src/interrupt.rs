@@ -7,7 +7,7 @@ use crate::exit::{CpuExit, MAX_INSTRUCTION_BYTES};
 use crate::flags;
 use crate::memory::is_canonical;
 use crate::segment::{Seg, Segment};
-use crate::state::{Injection, cr0, gpr};
+use crate::state::{Injection, Shadow, cr0, gpr};
 
 /// Bit 0 of an error code: the event came from outside the program.
 const EXT: u32 = 1;
@@ -75,6 +75,7 @@ impl Core<'_> {
             self.update_mode();
             if delivered.is_ok() {
                 self.s.vectoring = None;
+                self.s.shadow = Shadow::None;
                 self.s.instructions = self.s.instructions.wrapping_add(1);
                 return Ok(());
             }

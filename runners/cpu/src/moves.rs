@@ -112,7 +112,7 @@ fn mov_to_segment(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     }
     core.load_segment(seg, selector)?;
     if seg == Seg::Ss {
-        core.s.shadow = Shadow::MovSs;
+        core.cast_shadow(Shadow::MovSs);
     }
     Ok(())
 }
@@ -201,7 +201,7 @@ fn pop_segment<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.load_segment(seg, selector)?;
     core.release_stack(T::BYTES as u64);
     if seg == Seg::Ss {
-        core.s.shadow = Shadow::MovSs;
+        core.cast_shadow(Shadow::MovSs);
     }
     Ok(())
 }

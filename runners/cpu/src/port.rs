@@ -8,7 +8,8 @@ use crate::exception::Exception;
 use crate::exit::{CpuExit, Datum};
 use crate::flags::{DF, IOPL};
 use crate::intercept::Outcome;
-use crate::op::{Handler, Op, Operand, Rep, by_size, operand_size};
+use crate::op::{FLAT, Handler, Op, Operand, Rep, by_size, operand_size};
+use crate::segment::Seg;
 use crate::state::cr0;
 use crate::state::gpr::{RAX, RDI, RDX, RSI};
 use crate::word::Word;
@@ -74,7 +75,13 @@ impl Core<'_> {
     /// Lets the bus intercept a port access.
     fn intercept_port(&mut self, op: &Op, port: u16, size: usize, input: bool, string: bool) -> Result<Outcome, Abort> {
         let rep = op.rep != Rep::None;
-        self.intercept(op, Intercept::PortIo { port, size: size as u8, input, string, rep })
+        let address_size = (op.mem.address_mask.count_ones() / 8) as u8;
+        let segment = match op.mem.seg {
+            _ if input => Seg::Es,
+            FLAT => Seg::Ds,
+            seg => Seg::from_index(usize::from(seg)),
+        };
+        self.intercept(op, Intercept::PortIo { port, size: size as u8, input, string, rep, address_size, segment })
     }
 }
 
