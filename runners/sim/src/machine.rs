@@ -1,0 +1,283 @@
+//! The machine: processors, memory and board, and how they are run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use privet_cpu::state::gpr;
+use privet_cpu::{Cpu, CpuExit, CpuState, Exception, Seg, Segment};
+use serde::{Deserialize, Serialize};
+
+use crate::board::{Board, CONSOLE, PORT, PowerEvent};
+use crate::boot::{self, Images};
+use crate::clock;
+use crate::description::Description;
+use crate::error::SimError;
+use crate::log::{Finding, Unknown};
+use crate::ram::Ram;
+use crate::scheduler::{Scheduler, Turns};
+use crate::wiring::Wiring;
+
+/// What a processor is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Activity {
+    Running,
+    /// After HLT.
+    Halted,
+    /// After RESET or INIT, all but the first.
+    WaitForStartUp,
+}
+
+/// A processor of the machine.
+#[derive(Debug)]
+pub(crate) struct Processor {
+    pub(crate) cpu: Cpu,
+    pub(crate) activity: Activity,
+}
+
+/// When [`Machine::run`] returns at the latest.
+#[derive(Debug, Clone, Default)]
+pub struct Limits {
+    /// Virtual time since power-on.
+    pub until: Option<Duration>,
+    /// Executed instructions since power-on, of all processors.
+    pub instructions: Option<u64>,
+    /// Set by somebody else: a signal handler, or another thread.
+    pub stop: Option<Arc<AtomicBool>>,
+}
+
+/// Why [`Machine::run`] returned. It can be called again after all but the first three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest switched the machine off.
+    PoweredOff,
+    /// The guest reset the machine.
+    Reset,
+    /// A processor shut down, which resets a real machine.
+    TripleFault {
+        /// Which processor.
+        cpu: usize,
+    },
+    /// The guest has written to the port: see [`Machine::take_port`].
+    Port,
+    /// All processors wait, and nothing will ever wake them but input.
+    Idle,
+    /// [`Limits::until`] has come.
+    TimeLimit,
+    /// [`Limits::instructions`] were executed.
+    InstructionLimit,
+    /// [`Limits::stop`] was set.
+    Stopped,
+}
+
+/// A machine.
+#[derive(Debug)]
+pub struct Machine {
+    // Before the memory, which they use: fields are dropped in this order.
+    processors: Vec<Processor>,
+    board: Board,
+    scheduler: Scheduler,
+    ram: Ram,
+}
+
+impl Machine {
+    /// Switches a machine on.
+    ///
+    /// # Errors
+    /// If there can be no such machine, or its kernel is none.
+    pub fn new(description: &Description) -> Result<Machine, SimError> {
+        description.check()?;
+        let config = description.profile.config();
+        let mut processors: Vec<Processor> = (0..description.cpus)
+            .map(|_| Processor { cpu: Cpu::new(config), activity: Activity::WaitForStartUp })
+            .collect();
+        for processor in &mut processors[1..] {
+            // Not the bootstrap processor.
+            processor.cpu.state.apic_base &= !(1 << 8);
+        }
+        processors[0].activity = Activity::Running;
+        let mut ram = Ram::new(description.memory_mib << 20)?;
+        let images = Images {
+            kernel: &description.kernel,
+            initramfs: &description.initramfs,
+            command_line: &description.command_line,
+        };
+        boot::load(&mut ram, &images, description.cpus, &mut processors[0].cpu.state)?;
+        Ok(Machine {
+            processors,
+            board: Board::new(description.profile, description.cpus),
+            scheduler: Scheduler::new(description.seed),
+            ram,
+        })
+    }
+
+    /// Runs until something happens that is the caller's business.
+    pub fn run(&mut self, limits: &Limits) -> Outcome {
+        let until = limits.until.map_or(u64::MAX, clock::from_duration);
+        let instructions = limits.instructions.unwrap_or(u64::MAX);
+        loop {
+            match self.board.power {
+                Some(PowerEvent::Off) => return Outcome::PoweredOff,
+                Some(PowerEvent::Reset) => return Outcome::Reset,
+                None => {}
+            }
+            if self.board.uarts[PORT].has_sent() {
+                return Outcome::Port;
+            }
+            if limits.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+                return Outcome::Stopped;
+            }
+            let now = self.ticks();
+            if now >= until {
+                return Outcome::TimeLimit;
+            }
+            let executed = self.instructions();
+            if executed >= instructions {
+                return Outcome::InstructionLimit;
+            }
+            self.board.tick(now);
+            self.look_at_signals();
+            let processors = &self.processors;
+            let board = &self.board;
+            let runnable = |cpu: usize| is_runnable(&processors[cpu], board, cpu);
+            let Some((cpu, left)) = self.scheduler.turn(runnable, processors.len()) else {
+                // Everybody waits: on to whatever happens next.
+                match self.board.deadline() {
+                    Some(deadline) => self.board.clock.pass(deadline.min(until).saturating_sub(now)),
+                    None => return Outcome::Idle,
+                }
+                continue;
+            };
+            if let Some(outcome) = self.take_turn(cpu, left.min(instructions - executed), until) {
+                return outcome;
+            }
+        }
+    }
+
+    /// One processor executes, for so many instructions or until so many ticks at most.
+    fn take_turn(&mut self, cpu: usize, instructions: u64, until: u64) -> Option<Outcome> {
+        let last = self.processors[self.board.running].cpu.state.instructions;
+        let processor = &mut self.processors[cpu];
+        processor.activity = Activity::Running;
+        let kick = Arc::clone(processor.cpu.kick());
+        let state = &mut processor.cpu.state;
+        let before = state.instructions;
+        self.board.hand_over(last, (cpu, before));
+        let deadline = self.board.deadline().map_or(until, |deadline| deadline.min(until));
+        state.turn_ends = (before + instructions).min(self.board.clock.instructions_at(deadline));
+        self.board.attention &= !(1 << cpu);
+        kick.raise_event();
+        let mut wiring =
+            Wiring { board: &mut self.board, ram: &mut self.ram, scheduler: &mut self.scheduler, kick: &kick, cpu };
+        let exit = processor.cpu.run(&mut wiring);
+        self.scheduler.used(processor.cpu.state.instructions - before);
+        match exit {
+            CpuExit::Turn | CpuExit::Stopped => {}
+            CpuExit::Halt => processor.activity = Activity::Halted,
+            CpuExit::Shutdown => return Some(Outcome::TripleFault { cpu }),
+            CpuExit::UnknownInstruction { rip, bytes, len } => {
+                self.board.log.locate(cpu, rip);
+                self.board.log.unknown(Unknown::Instruction { bytes: bytes[..usize::from(len)].to_vec() });
+                processor.cpu.inject(Exception::ud());
+            }
+            other => {
+                // A fetch or a page walk outside of memory gets ones on a real machine, which no code survives.
+                self.board.log.locate(cpu, processor.cpu.state.rip);
+                self.board.log.unknown(Unknown::Function(format!("{other:x?}")));
+                return Some(Outcome::TripleFault { cpu });
+            }
+        }
+        None
+    }
+
+    /// INIT and start-up messages that have arrived take effect between turns.
+    fn look_at_signals(&mut self) {
+        for (cpu, processor) in self.processors.iter_mut().enumerate() {
+            let signals = &mut self.board.lapics[cpu].signals;
+            if std::mem::take(&mut signals.init) {
+                self.board.lapics[cpu].init();
+                let state = &mut processor.cpu.state;
+                // Time does not begin anew.
+                *state = CpuState { instructions: state.instructions, apic_base: state.apic_base, ..CpuState::reset() };
+                processor.activity = Activity::WaitForStartUp;
+            }
+            let signals = &mut self.board.lapics[cpu].signals;
+            if let Some(page) = signals.start_up.take()
+                && processor.activity == Activity::WaitForStartUp
+            {
+                start_at(&mut processor.cpu.state, page);
+                processor.activity = Activity::Running;
+            }
+        }
+    }
+
+    // ---- the host's side -------------------------------------------------------------------------------------
+
+    /// What the guest has written to its console (`ttyS0`) since the last call.
+    pub fn take_console(&mut self) -> Vec<u8> {
+        self.board.uarts[CONSOLE].take_sent()
+    }
+
+    /// Types on the console.
+    pub fn feed_console(&mut self, bytes: &[u8]) {
+        self.board.feed_serial(CONSOLE, bytes);
+    }
+
+    /// What the guest has written to the port (`ttyS1`) since the last call.
+    pub fn take_port(&mut self) -> Vec<u8> {
+        self.board.uarts[PORT].take_sent()
+    }
+
+    /// Sends to the guest's port.
+    pub fn feed_port(&mut self, bytes: &[u8]) {
+        self.board.feed_serial(PORT, bytes);
+    }
+
+    /// What the guest asked for and the machine has not, since the last call, each once. A verdict that was reached
+    /// meanwhile is none.
+    pub fn take_findings(&mut self) -> Vec<Finding> {
+        self.board.log.take()
+    }
+
+    /// From here on the processors' instructions are interleaved as another seed says.
+    pub fn reseed(&mut self, seed: u64, turns: Turns) {
+        self.scheduler.reseed(seed, turns);
+    }
+
+    /// Virtual time since power-on.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        clock::duration(self.ticks())
+    }
+
+    /// Executed instructions since power-on, of all processors.
+    #[must_use]
+    pub fn instructions(&self) -> u64 {
+        self.processors.iter().map(|processor| processor.cpu.state.instructions).sum()
+    }
+
+    fn ticks(&self) -> u64 {
+        self.board.now(&self.processors[self.board.running].cpu.state)
+    }
+}
+
+/// Whether a processor can execute.
+fn is_runnable(processor: &Processor, board: &Board, cpu: usize) -> bool {
+    let lapic = &board.lapics[cpu];
+    match processor.activity {
+        Activity::Running => true,
+        Activity::WaitForStartUp => false,
+        Activity::Halted => {
+            let interruptible = processor.cpu.state.rflags & privet_cpu::flags::IF != 0;
+            lapic.signals.nmi || interruptible && lapic.pending().is_some()
+        }
+    }
+}
+
+/// A start-up message: real mode at the beginning of a page (SDM volume 3, section 10.4.4).
+fn start_at(state: &mut CpuState, page: u8) {
+    let code = Segment { base: u64::from(page) << 12, selector: u16::from(page) << 8, ..Segment::real_mode(0, true) };
+    state.segments[Seg::Cs as usize] = code;
+    state.rip = 0;
+    state.gpr[gpr::RDX] = 0;
+}

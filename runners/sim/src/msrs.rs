@@ -1,0 +1,259 @@
+//! The model-specific registers that neither the CPU keeps ([`CpuState::own_msr`]) nor the silicon of a hypervisor.
+
+use std::collections::BTreeMap;
+
+use privet_cpu::{CpuState, Exception};
+use serde::{Deserialize, Serialize};
+
+use crate::board::Board;
+use crate::devices::lapic::Effect;
+use crate::log::Unknown;
+use crate::ram::LOW_END;
+
+const TSC: u32 = 0x10;
+const APIC_BASE: u32 = 0x1b;
+const TSC_DEADLINE: u32 = 0x6e0;
+const X2APIC: u32 = 0x800;
+const X2APIC_END: u32 = 0x8ff;
+const X2APIC_COMMAND: u32 = 0x830;
+
+mod apic_base {
+    pub(super) const X2APIC: u64 = 1 << 10;
+    pub(super) const ENABLE: u64 = 1 << 11;
+    /// Where the registers of xAPIC mode are: they do not move on this board.
+    pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+}
+
+/// What an MSR is.
+enum Kind {
+    /// Storage of each processor, with this value after RESET, of which these bits can be set.
+    Stored(u64, u64),
+    /// Always this value; writes are refused.
+    Fixed(u64),
+    /// Known not to be there: probed by every Linux, refused as hardware does.
+    Absent,
+}
+
+use Kind::{Absent, Fixed, Stored};
+
+/// The MSRs of the board's processors (AMD PPR of family 19h; AMD APM volume 2, appendix A).
+fn kind(index: u32) -> Option<Kind> {
+    const ANY: u64 = u64::MAX;
+    Some(match index {
+        // FEATURE_CONTROL (VMX), SPEC_CTRL, PRED_CMD, MKTME partitioning: probed whatever CPUID says.
+        0x3a | 0x48 | 0x49 | 0x87 => Absent,
+        // PATCH_LEVEL.
+        0x8b => Fixed(0x0a00_11d5),
+        // MPERF, APERF: no effective frequency in CPUID.
+        0xe7 | 0xe8 => Absent,
+        // MTRRcap: 8 variable ranges, fixed ranges, write combining.
+        0xfe => Fixed(0x508),
+        // MCG_CAP: no banks. MCG_STATUS. MCG_CTL is not there.
+        0x179 => Fixed(0),
+        0x17a => Stored(0, 7),
+        0x17b => Absent,
+        // What KVM probes to learn what it can offer to guests: UMWAIT, TSX, XFD, processor trace, CET, MPX.
+        0xe1 | 0x122 | 0x1c4 | 0x1c5 | 0x560..=0x587 | 0x6a0..=0x6a8 | 0xd90 => Absent,
+        // DEBUGCTL, and the last branch and exception, which are never recorded.
+        0x1d9 => Stored(0, 0),
+        0x1db..=0x1de => Fixed(0),
+        // MTRRs. Memory is write-back but for the window of the devices below 4 GiB.
+        0x200 => Stored(LOW_END, ANY),
+        0x201 => Stored(0x0000_ffff_c000_0800, ANY),
+        0x202..=0x20f | 0x250 | 0x258 | 0x259 | 0x268..=0x26f => Stored(0, ANY),
+        0x2ff => Stored(0x806, 0xcff),
+        // SYSCFG: the MTRRs' DRAM bits as firmware leaves them.
+        0xc001_0010 => Stored(0x74_0000, 0x7c_0000),
+        // HWCR: SMM is locked; the TSC counts with the frequency of P0.
+        0xc001_0015 => Stored(0x0100_0011, 0x0900_0011),
+        // TOP_MEM and TOP_MEM2.
+        0xc001_001a => Stored(LOW_END, ANY),
+        0xc001_001d => Stored(0, ANY),
+        // NB_CFG: firmware leaves extended configuration through ports off.
+        0xc001_001f => Stored(0, ANY),
+        // MMIO configuration space: none.
+        0xc001_0058 => Stored(0, 0),
+        // DE_CFG: LFENCE serializes.
+        0xc001_1029 => Stored(2, ANY),
+        // Performance counters, old and new, and IBS: not in CPUID.
+        0xc001_0000..=0xc001_0007 | 0xc001_0200..=0xc001_020b | 0xc001_1030..=0xc001_103b => Absent,
+        _ => return None,
+    })
+}
+
+/// The storage of one processor, as far as it differs from RESET.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Msrs(BTreeMap<u32, u64>);
+
+impl Board {
+    /// RDMSR.
+    ///
+    /// # Errors
+    /// #GP(0) for what is not there.
+    pub(crate) fn msr_read(&mut self, cpu: usize, state: &CpuState, index: u32) -> Result<u64, Exception> {
+        let now = self.now(state);
+        match index {
+            TSC => Ok(now),
+            TSC_DEADLINE => Ok(self.lapics[cpu].timer.tsc_deadline()),
+            X2APIC..=X2APIC_END => self.x2apic_read(cpu, state, index, now),
+            _ => match kind(index) {
+                Some(Stored(reset, _)) => Ok(self.msrs[cpu].0.get(&index).copied().unwrap_or(reset)),
+                Some(Fixed(value)) => Ok(value),
+                Some(Absent) => Err(Exception::gp(0)),
+                None => {
+                    self.log.unknown(Unknown::MsrRead(index));
+                    Err(Exception::gp(0))
+                }
+            },
+        }
+    }
+
+    /// WRMSR.
+    ///
+    /// # Errors
+    /// #GP(0) for what is not there, and for values that it cannot have.
+    pub(crate) fn msr_write(
+        &mut self,
+        cpu: usize,
+        state: &mut CpuState,
+        index: u32,
+        value: u64,
+    ) -> Result<(), Exception> {
+        let now = self.now(state);
+        match index {
+            APIC_BASE => self.set_apic_base(cpu, state, value),
+            TSC_DEADLINE => {
+                self.lapics[cpu].timer.set_tsc_deadline(value);
+                Ok(())
+            }
+            X2APIC..=X2APIC_END => self.x2apic_write(cpu, state, index, value, now),
+            _ => match kind(index) {
+                Some(Stored(reset, writable)) => {
+                    let old = self.msrs[cpu].0.get(&index).copied().unwrap_or(reset);
+                    if (old ^ value) & !writable != 0 {
+                        return Err(Exception::gp(0));
+                    }
+                    self.msrs[cpu].0.insert(index, value);
+                    Ok(())
+                }
+                Some(Fixed(_) | Absent) => Err(Exception::gp(0)),
+                None => {
+                    self.log.unknown(Unknown::MsrWrite(index));
+                    Err(Exception::gp(0))
+                }
+            },
+        }
+    }
+
+    /// Modes change only along the arrows of SDM volume 3, figure 12-27.
+    fn set_apic_base(&mut self, cpu: usize, state: &mut CpuState, value: u64) -> Result<(), Exception> {
+        use apic_base::{ADDRESS, ENABLE, X2APIC};
+        let has_x2apic = self.profile.has_x2apic();
+        let (old, new) = (state.apic_base & (ENABLE | X2APIC), value & (ENABLE | X2APIC));
+        let illegal = new == X2APIC
+            || new & X2APIC != 0 && !has_x2apic
+            || old & X2APIC != 0 && new == ENABLE
+            || old == 0 && new & X2APIC != 0;
+        if illegal {
+            return Err(Exception::gp(0));
+        }
+        if new & ENABLE == 0 || (state.apic_base ^ value) & ADDRESS != 0 {
+            self.log.unknown(Unknown::Function(format!("local APIC with a base register of {value:#x}")));
+        }
+        state.apic_base = value;
+        self.lapics[cpu].set_x2apic(new & X2APIC != 0);
+        Ok(())
+    }
+
+    fn x2apic_read(&mut self, cpu: usize, state: &CpuState, index: u32, now: u64) -> Result<u64, Exception> {
+        if state.apic_base & apic_base::X2APIC == 0 {
+            return Err(Exception::gp(0));
+        }
+        if index == X2APIC_COMMAND {
+            return Ok(self.lapics[cpu].x2apic_command());
+        }
+        self.lapics[cpu].read(index - X2APIC, now).map(u64::from).ok_or(Exception::gp(0))
+    }
+
+    fn x2apic_write(
+        &mut self,
+        cpu: usize,
+        state: &CpuState,
+        index: u32,
+        value: u64,
+        now: u64,
+    ) -> Result<(), Exception> {
+        if state.apic_base & apic_base::X2APIC == 0 || index != X2APIC_COMMAND && value >> 32 != 0 {
+            return Err(Exception::gp(0));
+        }
+        let effect: Option<Effect> = if index == X2APIC_COMMAND {
+            Some(self.lapics[cpu].set_x2apic_command(value))
+        } else {
+            self.lapics[cpu].write(index - X2APIC, value as u32, now)
+        };
+        self.apply(cpu, effect.ok_or(Exception::gp(0))?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::Profile;
+    use proptest::prelude::*;
+
+    fn gp<T>() -> Result<T, Exception> {
+        Err(Exception::gp(0))
+    }
+
+    #[test]
+    fn storage_is_a_processors_own_and_keeps_its_fixed_bits() {
+        let (mut board, mut state) = (Board::new(Profile::Plain, 2), CpuState::reset());
+        board.msr_write(0, &mut state, 0x202, 6).unwrap();
+        assert_eq!(board.msr_read(0, &state, 0x202), Ok(6));
+        assert_eq!(board.msr_read(1, &state, 0x202), Ok(0));
+        assert_eq!(board.msr_write(0, &mut state, 0xc001_0015, 0), Ok(()));
+        assert_eq!(board.msr_write(0, &mut state, 0xc001_0015, 1 << 40), gp());
+        assert_eq!(board.msr_write(0, &mut state, 0xfe, 0), gp());
+        assert_eq!(board.log.take(), []);
+    }
+
+    #[test]
+    fn an_absent_msr_is_refused_and_an_unknown_one_is_told_too() {
+        let (mut board, state) = (Board::new(Profile::Plain, 1), CpuState::reset());
+        assert_eq!(board.msr_read(0, &state, 0xe7), gp());
+        assert_eq!(board.log.take(), []);
+        assert_eq!(board.msr_read(0, &state, 0x1234), gp());
+        assert_eq!(board.log.take()[0].what, Unknown::MsrRead(0x1234));
+    }
+
+    #[test]
+    fn x2apic_mode_has_to_be_in_cpuid() {
+        let (mut board, mut state) = (Board::new(Profile::Plain, 1), CpuState::reset());
+        let base = state.apic_base;
+        assert_eq!(board.msr_write(0, &mut state, APIC_BASE, base | apic_base::X2APIC), gp());
+        assert_eq!(board.msr_read(0, &state, 0x802), gp());
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_of_accesses_panics(
+            accesses in prop::collection::vec((any::<u32>(), any::<Option<u64>>()), 1..200)
+        ) {
+            let (mut board, mut state) = (Board::new(Profile::Plain, 2), CpuState::reset());
+            for (index, write) in accesses {
+                let index = match index % 4 {
+                    0 => index,
+                    1 => 0x6e0,
+                    2 => 0x800 + (index >> 8) % 0x100,
+                    _ => 0xc001_0000 + (index >> 8) % 0x200,
+                };
+                let _ = match write {
+                    Some(value) => board.msr_write(1, &mut state, index, value),
+                    None => board.msr_read(1, &state, index).map(|_| ()),
+                };
+                board.tick(board.now(&state));
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The memory of the machine. It is the process's own, private and unreserved: what a guest never touches costs
+//! nothing, and a fork of the process shares the rest until it writes.
+//!
+//! From [`LOW_END`] to 4 GiB there are devices; memory beyond goes on at 4 GiB.
+#![expect(unsafe_code, reason = "guest memory is mapped, and reached by pointers while a guest runs")]
+
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use privet_cpu::{HostPage, PAGE_SIZE};
+
+use crate::error::SimError;
+
+/// Memory below 4 GiB ends here.
+pub(crate) const LOW_END: u64 = 0xc000_0000;
+const HIGH_START: u64 = 1 << 32;
+
+/// The window of a VGA's memory, behind which there is neither a VGA nor memory.
+const VGA: std::ops::Range<u64> = 0xa_0000..0xc_0000;
+
+/// The memory.
+#[derive(Debug)]
+pub(crate) struct Ram {
+    start: NonNull<u8>,
+    bytes: u64,
+    /// One bit for each page that was ever handed out: the others are zero.
+    touched: Vec<u64>,
+}
+
+impl Ram {
+    /// Zeroed memory of so many bytes, a multiple of the page size.
+    ///
+    /// # Errors
+    /// If the address space has no room for it.
+    pub(crate) fn new(bytes: u64) -> Result<Ram, SimError> {
+        let length = usize::try_from(bytes).ok().and_then(NonZeroUsize::new);
+        let length = length.ok_or(SimError::Description("a machine needs memory".into()))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
+        let mapped = unsafe { mmap_anonymous(None, length, protection, flags) };
+        let start = mapped.map_err(|errno| SimError::Io {
+            what: format!("map {bytes} bytes as the machine's memory"),
+            source: errno.into(),
+        })?;
+        let pages = bytes.div_ceil(PAGE_SIZE);
+        Ok(Ram { start: start.cast(), bytes, touched: vec![0; pages.div_ceil(64) as usize] })
+    }
+
+    /// The ranges of system-physical addresses that are memory, the VGA's window included.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = std::ops::Range<u64>> {
+        let low = 0..self.bytes.min(LOW_END);
+        let high = HIGH_START..HIGH_START + self.bytes.saturating_sub(LOW_END);
+        [low, high].into_iter().filter(|range| !range.is_empty())
+    }
+
+    /// The offset of a page in the mapping; `None` if there is no memory.
+    fn offset(&self, page: u64) -> Option<u64> {
+        let offset = match page {
+            _ if VGA.contains(&page) => return None,
+            ..LOW_END => page,
+            LOW_END..HIGH_START => return None,
+            HIGH_START.. => page - HIGH_START + LOW_END,
+        };
+        (offset < self.bytes).then_some(offset)
+    }
+
+    /// The page at a system-physical address, which is page aligned; `None` if there is no memory.
+    pub(crate) fn page(&mut self, page: u64) -> Option<HostPage> {
+        let offset = self.offset(page)?;
+        let index = offset / PAGE_SIZE;
+        self.touched[(index / 64) as usize] |= 1 << (index % 64);
+        // SAFETY: the offset is in the mapping, and so is the rest of its page, both being page aligned. The mapping
+        // is writable and stays until `self` is dropped, which the machine does after its CPUs. No reference to guest
+        // memory is ever made: this type copies by pointer.
+        Some(unsafe { HostPage::new(self.start.as_ptr().add(offset as usize), true) })
+    }
+
+    /// Copies out of memory; where there is none, ones.
+    pub(crate) fn read(&mut self, address: u64, bytes: &mut [u8]) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (page, offset, length) = piece(address.wrapping_add(done as u64), bytes.len() - done);
+            let target = &mut bytes[done..done + length];
+            match self.page(page) {
+                // SAFETY: the page is 4096 readable bytes and the piece does not leave it; `target` is no guest memory.
+                Some(source) => unsafe {
+                    std::ptr::copy_nonoverlapping(source.start().add(offset), target.as_mut_ptr(), length);
+                },
+                None => target.fill(0xff),
+            }
+            done += length;
+        }
+    }
+
+    /// Copies into memory; where there is none, nothing happens.
+    pub(crate) fn write(&mut self, address: u64, bytes: &[u8]) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (page, offset, length) = piece(address.wrapping_add(done as u64), bytes.len() - done);
+            if let Some(target) = self.page(page) {
+                // SAFETY: the page is 4096 writable bytes and the piece does not leave it; `bytes` is no guest memory.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(bytes[done..].as_ptr(), target.start().add(offset), length);
+                }
+            }
+            done += length;
+        }
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: this mapping was made by `new`, and nobody keeps a page of it beyond the machine. Nothing can be
+        // done about an error.
+        let _ = unsafe { munmap(self.start.cast(), self.bytes as usize) };
+    }
+}
+
+/// The part of an access that is in its first page: page, offset and length.
+fn piece(address: u64, left: usize) -> (u64, usize, usize) {
+    let offset = (address % PAGE_SIZE) as usize;
+    (address - offset as u64, offset, left.min(PAGE_SIZE as usize - offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accesses_cross_pages_and_holes_read_as_ones() {
+        let mut ram = Ram::new(2 << 20).unwrap();
+        ram.write(0xffe, &[1, 2, 3, 4]);
+        let mut bytes = [0; 6];
+        ram.read(0xffd, &mut bytes);
+        assert_eq!(bytes, [0, 1, 2, 3, 4, 0]);
+        ram.write((2 << 20) - 1, &[5, 6]);
+        ram.read((2 << 20) - 1, &mut bytes[..2]);
+        assert_eq!(bytes[..2], [5, 0xff]);
+        assert_eq!(ram.page(VGA.start), None);
+    }
+
+    #[test]
+    fn memory_beyond_the_devices_goes_on_at_4_gib() {
+        let mut ram = Ram::new(LOW_END + PAGE_SIZE).unwrap();
+        assert_eq!(ram.ranges().collect::<Vec<_>>(), [0..LOW_END, HIGH_START..HIGH_START + PAGE_SIZE]);
+        assert_eq!(ram.page(LOW_END), None);
+        assert!(ram.page(HIGH_START).is_some());
+        assert_eq!(ram.page(HIGH_START + PAGE_SIZE), None);
+    }
+}
