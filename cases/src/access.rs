@@ -156,22 +156,22 @@ fn shared_both_ways(t: &Case, backing: Backing) -> Outcome {
     let g = t.guest().range(RangeSpec::new(2).backing(backing)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
-    v.expect(range.shared(0), 2, A, 0)?;
-    v.fill(range.shared(0), 2, B, 0)?;
+    v.expect(range.shared_gva(0), 2, A, 0)?;
+    v.fill(range.shared_gva(0), 2, B, 0)?;
     range.host_expect(range.all(), B)?;
     for width in Width::ALL {
         for offset in 0..8 {
             let value = 0x8796_a5b4_c3d2_e1f0_u64.rotate_left(offset as u32);
             range.host().write_u64(0, u64::MAX)?;
             range.host().write_u64(8, u64::MAX)?;
-            v.write(range.shared(0) + offset, width, value)?;
+            v.write(range.shared_gva(0) + offset, width, value)?;
             let mut bytes = [0; 16];
             range.host().read(0, &mut bytes)?;
             let mut expected = [0xff; 16];
             let at = offset as usize..(offset + width.bytes()) as usize;
             expected[at].copy_from_slice(&value.to_le_bytes()[..width.bytes() as usize]);
             expect_eq("the bytes that the host sees after a guest write", &bytes, &expected)?;
-            v.expect_read(range.shared(0) + offset, width, width.truncate(value))?;
+            v.expect_read(range.shared_gva(0) + offset, width, width.truncate(value))?;
         }
     }
     Ok(())
@@ -181,32 +181,32 @@ fn private_write_is_invisible(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(3)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
-    v.expect(range.shared(0), 3, A, 0)?;
+    v.expect(range.shared_gva(0), 3, A, 0)?;
 
     range.set_private(g.vm(), 1..2)?;
-    v.fill(range.private(1), 1, B, 1)?;
-    v.expect(range.private(1), 1, B, 1)?;
+    v.fill(range.private_gva(1), 1, B, 1)?;
+    v.expect(range.private_gva(1), 1, B, 1)?;
     range.host_expect(range.all(), A)?;
     // The neighbours are shared and untouched.
-    v.expect(range.shared(0), 1, A, 0)?;
-    v.expect(range.shared(2), 1, A, 2)?;
+    v.expect(range.shared_gva(0), 1, A, 0)?;
+    v.expect(range.shared_gva(2), 1, A, 2)?;
 
     range.set_shared(g.vm(), 1..2)?;
-    v.expect(range.shared(1), 1, A, 1)?;
-    v.fill(range.shared(1), 1, C, 1)?;
+    v.expect(range.shared_gva(1), 1, A, 1)?;
+    v.fill(range.shared_gva(1), 1, C, 1)?;
     range.host_expect(1..2, C)?;
     // Nor has the shared write reached the guest_memfd.
     range.set_private(g.vm(), 1..2)?;
-    v.expect(range.private(1), 1, B, 1)
+    v.expect(range.private_gva(1), 1, B, 1)
 }
 
 fn host_write_is_invisible(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(1)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.set_private(g.vm(), 0..1)?;
-    v.fill(range.private(0), 1, A, 0)?;
+    v.fill(range.private_gva(0), 1, A, 0)?;
     range.host_fill(0..1, B)?;
-    v.expect(range.private(0), 1, A, 0)?;
+    v.expect(range.private_gva(0), 1, A, 0)?;
     range.host_expect(0..1, B)
 }
 
@@ -217,14 +217,14 @@ fn fresh_is_zero(t: &Case) -> Outcome {
     // Half of the pages are allocated beforehand, half on first touch.
     range.allocate(0..8)?;
     range.set_private(g.vm(), range.all())?;
-    v.expect(range.private(0), 16, Pattern::ZERO, 0)?;
+    v.expect(range.private_gva(0), 16, Pattern::ZERO, 0)?;
     range.host_expect(range.all(), A)
 }
 
 fn attribute_alone_decides(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(1)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    let gva = range.private(0);
+    let gva = range.private_gva(0);
     let exits = t.trace().exits();
     v.write(gva, Width::B8, 0x5a5a)?;
     range.set_private(g.vm(), 0..1)?;
@@ -243,10 +243,10 @@ fn aliases_lead_to_one_page(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.set_private(g.vm(), 1..2)?;
     for page in 0..2 {
-        v.fill(range.private(page), 1, A, page)?;
-        v.expect(range.shared(page), 1, A, page)?;
-        v.fill(range.shared(page), 1, B, page)?;
-        v.expect(range.private(page), 1, B, page)?;
+        v.fill(range.private_gva(page), 1, A, page)?;
+        v.expect(range.shared_gva(page), 1, A, page)?;
+        v.fill(range.shared_gva(page), 1, B, page)?;
+        v.expect(range.private_gva(page), 1, B, page)?;
     }
     range.host_expect(0..1, B)?;
     range.host_expect(1..2, Pattern::ZERO)
@@ -261,7 +261,7 @@ fn add_function(add: u8) -> [u8; 5] {
 fn code_runs_from_private_memory(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(1)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    let code = range.private(0);
+    let code = range.private_gva(0);
     let expect_sum = |argument: u64, add: u8| {
         let [sum, ..] = v.call(Op::Execute { gva: code.0, argument })?;
         expect_eq("what the code at the GVA returned", &sum, &(argument + u64::from(add)))
@@ -287,12 +287,12 @@ fn compare_exchange_is_private(t: &Case) -> Outcome {
     range.host().write_u64(0, 1)?;
     range.set_private(g.vm(), 0..1)?;
     let exchange =
-        |expected, new| Ok::<_, Stop>(v.call(Op::CompareExchange { gva: range.private(0).0, expected, new })?[0]);
+        |expected, new| Ok::<_, Stop>(v.call(Op::CompareExchange { gva: range.private_gva(0).0, expected, new })?[0]);
     // The shared view holds 1, the private page 0: a comparison with 1 must fail.
     expect_eq("what was there before", &exchange(1, 7)?, &0)?;
-    v.expect_read(range.private(0), Width::B8, 0)?;
+    v.expect_read(range.private_gva(0), Width::B8, 0)?;
     expect_eq("what was there before", &exchange(0, 7)?, &0)?;
-    v.expect_read(range.private(0), Width::B8, 7)?;
+    v.expect_read(range.private_gva(0), Width::B8, 7)?;
     expect_eq("the host's shared view", &range.host().read_u64(0)?, &1)
 }
 
@@ -302,10 +302,10 @@ fn vcpus_share_private_memory(t: &Case) -> Outcome {
     range.host_fill(range.all(), A)?;
     range.set_private(g.vm(), range.all())?;
     for (page, v) in g.vcpus().iter().enumerate() {
-        v.fill(range.private(page as u64), 1, B, page as u64)?;
+        v.fill(range.private_gva(page as u64), 1, B, page as u64)?;
     }
     for v in g.vcpus() {
-        v.expect(range.private(0), 4, B, 0)?;
+        v.expect(range.private_gva(0), 4, B, 0)?;
     }
     range.host_expect(range.all(), A)
 }
@@ -315,10 +315,10 @@ fn content_survives_the_slot(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     range.set_private(g.vm(), 0..1)?;
-    v.fill(range.private(0), 1, B, 0)?;
+    v.fill(range.private_gva(0), 1, B, 0)?;
     range.reinstall(g.vm())?;
-    v.expect(range.private(0), 1, B, 0)?;
-    v.expect(range.shared(1), 1, A, 1)?;
+    v.expect(range.private_gva(0), 1, B, 0)?;
+    v.expect(range.shared_gva(1), 1, A, 1)?;
     range.host_expect(range.all(), A)
 }
 
@@ -331,10 +331,10 @@ fn straddle(t: &Case, width: Width, private_first: bool) -> Outcome {
         let start = PAGE_SIZE - before;
         let value = width.truncate(0x1122_3344_5566_7788_u64.rotate_left(before as u32 * 4));
         range.host_fill(range.all(), A)?;
-        v.fill(range.private(0), 2, B, 0)?;
+        v.fill(range.private_gva(0), 2, B, 0)?;
         range.host_fill(private..private + 1, A)?;
-        v.write(range.private(0) + start, width, value)?;
-        v.expect_read(range.private(0) + start, width, value)?;
+        v.write(range.private_gva(0) + start, width, value)?;
+        v.expect_read(range.private_gva(0) + start, width, value)?;
 
         // The part in the shared page is in the host's view; the host's view of the private page is untouched.
         let mut seen = vec![0; width.bytes() as usize];
@@ -351,7 +351,7 @@ fn straddle(t: &Case, width: Width, private_first: bool) -> Outcome {
         let (shared, beside) = if private_first { (1, PAGE_SIZE + 8) } else { (0, 0) };
         let rest = range.host().read_u64(beside)?;
         expect_eq("a word beside them in the host's view", &rest, &B.word(shared))?;
-        v.expect_read(range.private(private) + (PAGE_SIZE / 2), Width::B8, B.word(private))?;
+        v.expect_read(range.private_gva(private) + (PAGE_SIZE / 2), Width::B8, B.word(private))?;
     }
     Ok(())
 }
@@ -363,14 +363,14 @@ fn private_width(t: &Case, width: Width) -> Outcome {
     range.set_private(g.vm(), 0..1)?;
     for offset in 0..8 {
         let value = 0x8796_a5b4_c3d2_e1f0_u64.rotate_left(offset as u32);
-        v.write(range.private(0), Width::B8, u64::MAX)?;
-        v.write(range.private(0) + 8, Width::B8, u64::MAX)?;
-        v.write(range.private(0) + offset, width, value)?;
+        v.write(range.private_gva(0), Width::B8, u64::MAX)?;
+        v.write(range.private_gva(0) + 8, Width::B8, u64::MAX)?;
+        v.write(range.private_gva(0) + offset, width, value)?;
         let mut expected = vec![0xff; 16];
         let at = offset as usize..(offset + width.bytes()) as usize;
         expected[at].copy_from_slice(&value.to_le_bytes()[..width.bytes() as usize]);
-        expect_eq("the bytes of the private page", &v.read_bytes(range.private(0), 16)?, &expected)?;
-        v.expect_read(range.private(0) + offset, width, width.truncate(value))?;
+        expect_eq("the bytes of the private page", &v.read_bytes(range.private_gva(0), 16)?, &expected)?;
+        v.expect_read(range.private_gva(0) + offset, width, width.truncate(value))?;
     }
     range.host_expect(range.all(), A)
 }

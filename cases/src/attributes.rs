@@ -294,7 +294,7 @@ fn same_value_zaps_nothing(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     range.set_private(g.vm(), 0..8)?;
-    v.fill(range.private(0), 16, B, 0)?;
+    v.fill(range.private_gva(0), 16, B, 0)?;
     let mapped = Counters::of_vm(&g)?;
     mapped.expect_growth("pages_4k", 0, || {
         range.set_private(g.vm(), 0..8)?;
@@ -311,8 +311,8 @@ fn refused_changes_nothing(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     range.set_private(g.vm(), 0..2)?;
-    v.fill(range.private(0), 2, B, 0)?;
-    v.expect(range.private(2), 2, A, 2)?;
+    v.fill(range.private_gva(0), 2, B, 0)?;
+    v.expect(range.private_gva(2), 2, A, 2)?;
     Counters::of_vm(&g)?.expect_growth("pages_4k", 0, || {
         for (size, attributes, flags) in [
             (4 * PAGE_SIZE, PRIVATE | 1, 0),
@@ -326,8 +326,8 @@ fn refused_changes_nothing(t: &Case) -> Outcome {
         }
         Ok(())
     })?;
-    v.expect(range.private(0), 2, B, 0)?;
-    v.expect(range.private(2), 2, A, 2)
+    v.expect(range.private_gva(0), 2, B, 0)?;
+    v.expect(range.private_gva(2), 2, A, 2)
 }
 
 fn no_slot_needed(t: &Case) -> Outcome {
@@ -340,9 +340,9 @@ fn no_slot_needed(t: &Case) -> Outcome {
         g.vm().set_private(gpa, PageCount(1))?;
     }
     g.vm().add_slot(slot.clone())?;
-    v.expect(range.private(0), 1, A, 0)?;
-    v.expect(range.private(1), 1, Pattern::ZERO, 1)?;
-    v.expect(range.private(2), 2, A, 2)
+    v.expect(range.private_gva(0), 1, A, 0)?;
+    v.expect(range.private_gva(1), 1, Pattern::ZERO, 1)?;
+    v.expect(range.private_gva(2), 2, A, 2)
 }
 
 fn survive_the_slot(t: &Case) -> Outcome {
@@ -351,17 +351,17 @@ fn survive_the_slot(t: &Case) -> Outcome {
     let slot = range.slots()[0].clone();
     range.host_fill(range.all(), A)?;
     range.set_private(g.vm(), 1..2)?;
-    v.fill(range.private(1), 1, B, 1)?;
+    v.fill(range.private_gva(1), 1, B, 1)?;
     g.vm().delete_slot(slot.slot)?;
     let other_file = g.vm().create_guest_memfd(3 * PAGE_SIZE, 0)?;
     g.vm().add_slot(slot.clone().with_gmem(&other_file, 0))?;
-    v.expect(range.private(0), 1, A, 0)?;
-    v.expect(range.private(1), 1, Pattern::ZERO, 1)?;
-    v.expect(range.private(2), 1, A, 2)?;
+    v.expect(range.private_gva(0), 1, A, 0)?;
+    v.expect(range.private_gva(1), 1, Pattern::ZERO, 1)?;
+    v.expect(range.private_gva(2), 1, A, 2)?;
     // The first file has kept what it held.
     g.vm().delete_slot(slot.slot)?;
     g.vm().add_slot(slot)?;
-    v.expect(range.private(1), 1, B, 1)
+    v.expect(range.private_gva(1), 1, B, 1)
 }
 
 fn any_ranges(t: &Case) -> Outcome {
@@ -370,7 +370,7 @@ fn any_ranges(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     range.set_private(g.vm(), range.all())?;
-    v.fill(range.private(0), PAGES, B, 0)?;
+    v.fill(range.private_gva(0), PAGES, B, 0)?;
 
     let mut random = Random::new(t.seed());
     let mut private = [true; PAGES as usize];
@@ -387,7 +387,7 @@ fn any_ranges(t: &Case) -> Outcome {
             continue;
         }
         for page in 0..PAGES {
-            v.expect(range.private(page), 1, if private[page as usize] { B } else { A }, page)?;
+            v.expect(range.private_gva(page), 1, if private[page as usize] { B } else { A }, page)?;
         }
     }
     Ok(())
@@ -398,7 +398,7 @@ fn setters_race(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     range.set_private(g.vm(), range.all())?;
-    v.fill(range.private(0), 32, B, 0)?;
+    v.fill(range.private_gva(0), 32, B, 0)?;
     for _ in 0..5 {
         let start = Barrier::new(2);
         thread::scope(|scope| {
@@ -410,9 +410,9 @@ fn setters_race(t: &Case) -> Outcome {
             (0..20).try_for_each(|_| range.set_private(g.vm(), range.all()))?;
             other.join().unwrap_or_else(|_| Err(Stop::Error("the other thread panicked".into())))
         })?;
-        let first = v.read(range.private(0), Width::B8)?;
+        let first = v.read(range.private_gva(0), Width::B8)?;
         let seen = if first == A.word(0) { A } else { B };
-        v.expect(range.private(0), 32, seen, 0)?;
+        v.expect(range.private_gva(0), 32, seen, 0)?;
     }
     Ok(())
 }

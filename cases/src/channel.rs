@@ -4,11 +4,11 @@ mod broken;
 mod calls;
 
 use privet_harness::case::Case;
-use privet_harness::exit::{Direction, Exit};
+use privet_harness::exit::Exit;
 use privet_harness::guest_vcpu::GuestVcpu;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
-use privet_protocol::{DOORBELL_PORT, HostMailbox, Words};
+use privet_protocol::{HostMailbox, Words};
 
 use crate::expect::expect_eq;
 use crate::row::Row;
@@ -20,22 +20,16 @@ pub(crate) fn rows() -> Vec<Row> {
 
 /// The mailbox of a vCPU as the words that host and guest share.
 fn words(v: &GuestVcpu) -> Outcome<&Words> {
-    let (low, mailbox) = v.mailbox_bytes();
-    low.words(mailbox)
+    v.mailbox_words()
 }
 
 fn mailbox(v: &GuestVcpu) -> Outcome<HostMailbox<'_>> {
     words(v).map(HostMailbox::new)
 }
 
-/// The exit by which a guest leaves when it has answered.
-fn doorbell() -> Exit {
-    Exit::Io { port: DOORBELL_PORT, direction: Direction::Out, size: 1, count: 1, data: vec![0] }
-}
-
 /// Enters the guest and expects it to ring.
 fn ring(t: &Case, v: &GuestVcpu) -> Outcome {
-    expect_eq("the exit", &v.kvm().run(t.limit())?, &doorbell())
+    expect_eq("the exit", &v.kvm().run(t.limit())?, &Exit::doorbell())
 }
 
 /// Expects the harness to call this an error, with all of these in its one line.

@@ -216,10 +216,11 @@ fn explicit_in_region(g: &Guest, vcpu: usize, region: Range<u64>, pages: Range<u
         if pages.is_empty() {
             return Ok(());
         }
-        v.expect(range.private(pages.start), pages.end - pages.start, pattern, pages.start)
+        v.expect(range.private_gva(pages.start), pages.end - pages.start, pattern, pages.start)
     };
-    let guest_fills =
-        |pages: Range<u64>, pattern| v.fill(range.private(pages.start), pages.end - pages.start, pattern, pages.start);
+    let guest_fills = |pages: Range<u64>, pattern| {
+        v.fill(range.private_gva(pages.start), pages.end - pages.start, pattern, pages.start)
+    };
     let around_is = |pattern| {
         // A page that was converted by mistake may hide behind its old mapping.
         range.host().zap_guest_mappings(region.start * PAGE_SIZE, REGION * PAGE_SIZE)?;
@@ -263,25 +264,25 @@ fn explicit_in_region(g: &Guest, vcpu: usize, region: Range<u64>, pages: Range<u
 fn alternate_pages(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(LARGE)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    v.fill(range.private(0), LARGE, SHARED_1, 0)?;
+    v.fill(range.private_gva(0), LARGE, SHARED_1, 0)?;
     g.convert(0, 0..LARGE, Sharing::Private, Backed::Leave)?;
-    v.fill(range.private(0), LARGE, PRIVATE_1, 0)?;
+    v.fill(range.private_gva(0), LARGE, PRIVATE_1, 0)?;
     for page in (1..LARGE).step_by(2) {
         g.convert(0, page..page + 1, Sharing::Shared, Backed::Leave)?;
-        v.expect(range.private(page), 1, SHARED_1, page)?;
-        v.fill(range.private(page), 1, SHARED_2, page)?;
+        v.expect(range.private_gva(page), 1, SHARED_1, page)?;
+        v.fill(range.private_gva(page), 1, SHARED_2, page)?;
     }
     // A page that was converted by mistake may hide behind its old mapping.
     range.reinstall(g.vm())?;
     for page in 0..LARGE {
         let (guest, host) = if page % 2 == 0 { (PRIVATE_1, SHARED_1) } else { (SHARED_2, SHARED_2) };
-        v.expect(range.private(page), 1, guest, page)?;
+        v.expect(range.private_gva(page), 1, guest, page)?;
         range.host_expect(page..page + 1, host)?;
     }
     // The whole range at once, although half of it is shared already.
     g.convert(0, 0..LARGE, Sharing::Shared, Backed::Leave)?;
     for page in 0..LARGE {
-        v.expect(range.private(page), 1, if page % 2 == 0 { SHARED_1 } else { SHARED_2 }, page)?;
+        v.expect(range.private_gva(page), 1, if page % 2 == 0 { SHARED_1 } else { SHARED_2 }, page)?;
     }
     Ok(())
 }
@@ -295,29 +296,29 @@ fn focus_window(t: &Case) -> Outcome {
         // A page that was converted by mistake may hide behind its old mapping.
         range.reinstall(g.vm())?;
         around.iter().try_for_each(|pages| {
-            v.expect(range.private(pages.start), pages.end - pages.start, PRIVATE_1, pages.start)?;
+            v.expect(range.private_gva(pages.start), pages.end - pages.start, PRIVATE_1, pages.start)?;
             range.host_expect(pages.clone(), INITIAL)
         })
     };
     let len = focus.end - focus.start;
     range.host_fill(range.all(), INITIAL)?;
     g.convert(0, 0..LARGE, Sharing::Private, Backed::Fallocate)?;
-    v.fill(range.private(0), LARGE, PRIVATE_1, 0)?;
+    v.fill(range.private_gva(0), LARGE, PRIVATE_1, 0)?;
     range.host_expect(range.all(), INITIAL)?;
 
     g.convert(0, focus.clone(), Sharing::Shared, Backed::Fallocate)?;
-    v.expect(range.shared(focus.start), len, INITIAL, focus.start)?;
-    v.fill(range.shared(focus.start), len, SHARED_2, focus.start)?;
+    v.expect(range.shared_gva(focus.start), len, INITIAL, focus.start)?;
+    v.fill(range.shared_gva(focus.start), len, SHARED_2, focus.start)?;
     range.host_expect(focus.clone(), SHARED_2)?;
     range.host_fill(focus.clone(), HOST_2)?;
-    v.expect(range.shared(focus.start), len, HOST_2, focus.start)?;
+    v.expect(range.shared_gva(focus.start), len, HOST_2, focus.start)?;
     around_is_private()?;
 
     g.convert(0, focus.clone(), Sharing::Private, Backed::Fallocate)?;
-    v.expect(range.private(focus.start), len, Pattern::ZERO, focus.start)?;
-    v.fill(range.private(focus.start), len, SHARED_1, focus.start)?;
+    v.expect(range.private_gva(focus.start), len, Pattern::ZERO, focus.start)?;
+    v.fill(range.private_gva(focus.start), len, SHARED_1, focus.start)?;
     range.host_expect(focus.clone(), HOST_2)?;
-    v.expect(range.private(focus.start), len, SHARED_1, focus.start)?;
+    v.expect(range.private_gva(focus.start), len, SHARED_1, focus.start)?;
     around_is_private()
 }
 
@@ -326,10 +327,10 @@ fn in_place_order(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), SHARED_1)?;
     g.convert_in_order(0, 1..2, Sharing::Private, Backed::Leave, Order::InPlace)?;
-    v.fill(range.private(1), 1, PRIVATE_1, 1)?;
+    v.fill(range.private_gva(1), 1, PRIVATE_1, 1)?;
     range.host_expect(range.all(), SHARED_1)?;
     g.convert_in_order(0, 1..2, Sharing::Shared, Backed::Leave, Order::InPlace)?;
-    v.expect(range.private(0), 3, SHARED_1, 0)
+    v.expect(range.private_gva(0), 3, SHARED_1, 0)
 }
 
 fn host_does_not_grant(t: &Case, ret: u64) -> Outcome {
@@ -344,18 +345,22 @@ fn host_does_not_grant(t: &Case, ret: u64) -> Outcome {
         asking.resume()?;
         expect_answer(asking, ret, 1)?;
         expect_eq("the page-table entries after the refusal", &page_table_entries(&g, range)?, &entries)?;
-        v.expect(range.private(0), 3, SHARED_1, 0)?;
+        v.expect(range.private_gva(0), 3, SHARED_1, 0)?;
         range.host_expect(range.all(), SHARED_1)?;
     }
     // The next attempt is granted, as a guest does that was told to retry.
     g.convert(0, 1..2, Sharing::Private, Backed::Leave)?;
-    v.expect(range.private(1), 1, Pattern::ZERO, 1)?;
-    v.expect(range.private(0), 1, SHARED_1, 0)?;
-    v.expect(range.private(2), 1, SHARED_1, 2)
+    v.expect(range.private_gva(1), 1, Pattern::ZERO, 1)?;
+    v.expect(range.private_gva(0), 1, SHARED_1, 0)?;
+    v.expect(range.private_gva(2), 1, SHARED_1, 2)
 }
 
 fn page_table_entries(g: &Guest, range: &TestRange) -> Outcome<Vec<u64>> {
-    range.all().flat_map(|page| [range.private(page), range.shared(page)]).map(|gva| g.page_table_entry(gva)).collect()
+    range
+        .all()
+        .flat_map(|page| [range.private_gva(page), range.shared_gva(page)])
+        .map(|gva| g.vcpu(0).read_entry(gva))
+        .collect()
 }
 
 fn invalid_code_is_passed_on(t: &Case) -> Outcome {
@@ -412,15 +417,15 @@ fn one_allocation_at_a_time(t: &Case) -> Outcome {
     };
     for (private, shared) in [(PRIVATE_1, SHARED_1), (SHARED_2, HOST_2)] {
         to_private()?;
-        v.expect(range.private(0), 8, Pattern::ZERO, 0)?;
-        v.fill(range.private(0), 8, private, 0)?;
-        v.expect(range.private(0), 8, private, 0)?;
+        v.expect(range.private_gva(0), 8, Pattern::ZERO, 0)?;
+        v.fill(range.private_gva(0), 8, private, 0)?;
+        v.expect(range.private_gva(0), 8, private, 0)?;
         to_shared()?;
         // Both backings were given up in turn, so nothing is left of either.
         range.host_expect(range.all(), Pattern::ZERO)?;
-        v.expect(range.shared(0), 8, Pattern::ZERO, 0)?;
+        v.expect(range.shared_gva(0), 8, Pattern::ZERO, 0)?;
         range.host_fill(range.all(), shared)?;
-        v.expect(range.shared(0), 8, shared, 0)?;
+        v.expect(range.shared_gva(0), 8, shared, 0)?;
     }
     Ok(())
 }
@@ -429,10 +434,10 @@ fn one_page_flips(t: &Case) -> Outcome {
     let flipping = 255;
     let g = t.guest().vcpus(3).range(RangeSpec::new(LARGE)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    v.fill(range.shared(flipping), 1, SHARED_1, flipping)?;
-    let below = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private(0).0, pages: flipping, limit: 0 })?;
+    v.fill(range.shared_gva(flipping), 1, SHARED_1, flipping)?;
+    let below = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private_gva(0).0, pages: flipping, limit: 0 })?;
     let above = g.vcpu(2).hammer(Op::HammerAdd {
-        gva: range.private(flipping + 1).0,
+        gva: range.private_gva(flipping + 1).0,
         pages: LARGE - flipping - 1,
         limit: 0,
     })?;
@@ -440,11 +445,11 @@ fn one_page_flips(t: &Case) -> Outcome {
     let mut private = Pattern::ZERO;
     for flip in 1..=32 {
         g.convert(0, page.clone(), Sharing::Private, Backed::Leave)?;
-        v.expect(range.private(flipping), 1, private, flipping)?;
+        v.expect(range.private_gva(flipping), 1, private, flipping)?;
         private = Pattern(0x1000 + flip);
-        v.fill(range.private(flipping), 1, private, flipping)?;
+        v.fill(range.private_gva(flipping), 1, private, flipping)?;
         g.convert(0, page.clone(), Sharing::Shared, Backed::Leave)?;
-        v.expect(range.private(flipping), 1, SHARED_1, flipping)?;
+        v.expect(range.private_gva(flipping), 1, SHARED_1, flipping)?;
     }
     g.vcpu(1).stop()?;
     g.vcpu(2).stop()?;
@@ -452,7 +457,7 @@ fn one_page_flips(t: &Case) -> Outcome {
     let [above, ..] = above.done()?;
     for page in (0..LARGE).filter(|page| *page != flipping) {
         let rounds = if page < flipping { below } else { above };
-        v.expect_read(range.shared(page), Width::B8, rounds)?;
+        v.expect_read(range.shared_gva(page), Width::B8, rounds)?;
         expect_eq("the counter in the host's view", &range.host().read_u64(page * PAGE_SIZE)?, &rounds)?;
     }
     Ok(())
@@ -460,7 +465,7 @@ fn one_page_flips(t: &Case) -> Outcome {
 
 fn every_vcpu_follows(t: &Case) -> Outcome {
     let g = t.guest().vcpus(4).range(RangeSpec::new(1)).boot()?;
-    let (range, at) = (g.range(0), g.range(0).private(0));
+    let (range, at) = (g.range(0), g.range(0).private_gva(0));
     range.host_fill(range.all(), INITIAL)?;
     range.set_private(g.vm(), range.all())?;
     g.vcpu(0).fill(at, 1, PRIVATE_1, 0)?;
@@ -480,7 +485,7 @@ fn attributes_are_passed_on(t: &Case) -> Outcome {
     for attributes in [0, 1, 2, MAP_GPA_RANGE_ENCRYPTED, MAP_GPA_RANGE_ENCRYPTED | 2, 1 << 5, 1 << 63, u64::MAX] {
         map_gpa_range(&g, range.gpa(0).0, 1, attributes, 0)?;
         // Userspace did nothing, so the page is shared as before.
-        v.expect(range.private(0), 1, SHARED_1, 0)?;
+        v.expect(range.private_gva(0), 1, SHARED_1, 0)?;
     }
     // No slot is needed either: KVM looks at none.
     map_gpa_range(&g, 0x7f_ffff_f000, 5, MAP_GPA_RANGE_ENCRYPTED, 0)

@@ -215,7 +215,7 @@ fn missing(t: &Case, access: Access, missing: Missing, repair: Repair) -> Outcom
     }
 
     let (v, range) = (g.vcpu(0), g.range(0));
-    let page = range.private(1);
+    let page = range.private_gva(1);
     let op = match access {
         Access::Read => Op::Read { gva: (page + 8).0, width: Width::B8 },
         Access::Write => Op::Write { gva: (page + 8).0, width: Width::B8, value: 0x5a5a },
@@ -273,14 +273,14 @@ fn add_slot(vm: &Vm, range: &TestRange) -> Outcome<Arc<GuestMemfd>> {
 fn closing_zaps(t: &Case) -> Outcome {
     let mut g = t.guest().range(RangeSpec::new(4)).boot()?;
     g.range(0).set_private(g.vm(), 0..4)?;
-    g.vcpu(0).fill(g.range(0).private(0), 4, B, 0)?;
+    g.vcpu(0).fill(g.range(0).private_gva(0), 4, B, 0)?;
     let file = g.range_mut(0).take_gmem()?;
     Counters::of_vm(&g)?.expect_growth("pages_4k", -4, || {
         drop(file);
         Ok(())
     })?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    let touching = v.start(Op::Read { gva: range.private(3).0, width: Width::B8 })?;
+    let touching = v.start(Op::Read { gva: range.private_gva(3).0, width: Width::B8 })?;
     touching.expect_exit(&Exit::memory_fault(range.gpa(3), true))
 }
 
@@ -289,7 +289,7 @@ fn again_until_repaired(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.set_private(g.vm(), 0..1)?;
     g.vm().delete_slot(range.slots()[0].slot)?;
-    let touching = v.start(Op::Write { gva: range.private(0).0, width: Width::B8, value: 0x5a5a })?;
+    let touching = v.start(Op::Write { gva: range.private_gva(0).0, width: Width::B8, value: 0x5a5a })?;
     for _ in 0..10 {
         touching.expect_exit(&Exit::memory_fault(range.gpa(0), true))?;
         touching.resume()?;
@@ -298,7 +298,7 @@ fn again_until_repaired(t: &Case) -> Outcome {
     g.vm().add_slot(range.slots()[0].clone())?;
     touching.resume()?;
     touching.done()?;
-    v.expect_read(range.private(0), Width::B8, 0x5a5a)
+    v.expect_read(range.private_gva(0), Width::B8, 0x5a5a)
 }
 
 fn gpa_of_the_page(t: &Case) -> Outcome {
@@ -322,7 +322,7 @@ fn gpa_of_the_page(t: &Case) -> Outcome {
         })
     };
     let touching =
-        v.start(Op::Write { gva: range.private(1).0 + 0xffd, width: Width::B8, value: 0x1122_3344_5566_7788 })?;
+        v.start(Op::Write { gva: range.private_gva(1).0 + 0xffd, width: Width::B8, value: 0x1122_3344_5566_7788 })?;
     // Which of the two pages comes first is the CPU's affair.
     let (first, second) = match touching.exit()? {
         exit if exit == fault(1) => (1, 2),
@@ -335,20 +335,20 @@ fn gpa_of_the_page(t: &Case) -> Outcome {
     one_page(second)?;
     touching.resume()?;
     touching.done()?;
-    v.expect_read(range.private(1) + 0xffd, Width::B8, 0x1122_3344_5566_7788)
+    v.expect_read(range.private_gva(1) + 0xffd, Width::B8, 0x1122_3344_5566_7788)
 }
 
 fn counts_as_a_fault(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(2)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     // The same operation beside it, so that nothing but the page in question is new to KVM.
-    v.read(range.private(0), Width::B8)?;
+    v.read(range.private_gva(0), Width::B8)?;
     g.vm().delete_slot(range.slots()[0].slot)?;
     range.set_private(g.vm(), range.all())?;
     let counters = Counters::of_vcpu(&g)?;
     counters.expect_growth("pf_fixed", 1, || {
         counters.expect_growth("pf_taken", 2, || {
-            let touching = v.start(Op::Read { gva: range.private(1).0, width: Width::B8 })?;
+            let touching = v.start(Op::Read { gva: range.private_gva(1).0, width: Width::B8 })?;
             touching.expect_exit(&Exit::memory_fault(range.gpa(1), true))?;
             g.vm().add_slot(range.slots()[0].clone())?;
             touching.resume()?;
@@ -361,10 +361,10 @@ fn only_the_vcpu_that_touches(t: &Case) -> Outcome {
     let g = t.guest().vcpus(2).range(RangeSpec::new(2).slots(2)).boot()?;
     let range = g.range(0);
     range.set_private(g.vm(), range.all())?;
-    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private(1).0, pages: 1, limit: 0 })?;
+    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private_gva(1).0, pages: 1, limit: 0 })?;
     g.vm().delete_slot(range.slots()[0].slot)?;
     let exits = t.trace().exits();
-    let touching = g.vcpu(0).start(Op::Read { gva: range.private(0).0, width: Width::B8 })?;
+    let touching = g.vcpu(0).start(Op::Read { gva: range.private_gva(0).0, width: Width::B8 })?;
     touching.expect_exit(&Exit::memory_fault(range.gpa(0), true))?;
     g.vm().add_slot(range.slots()[0].clone())?;
     touching.resume()?;
@@ -372,13 +372,13 @@ fn only_the_vcpu_that_touches(t: &Case) -> Outcome {
     expect_no_exit_but(t, exits, 2)?;
     g.vcpu(1).stop()?;
     let [rounds, ..] = busy.done()?;
-    g.vcpu(0).expect_read(range.private(1), Width::B8, rounds)
+    g.vcpu(0).expect_read(range.private_gva(1), Width::B8, rounds)
 }
 
 fn flips_under_a_busy_vcpu(t: &Case) -> Outcome {
     let g = t.guest().vcpus(2).range(RangeSpec::new(3)).boot()?;
     let range = g.range(0);
-    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private(0).0, pages: 3, limit: 0 })?;
+    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private_gva(0).0, pages: 3, limit: 0 })?;
     let between_two_looks = [true, false].map(|private| Exit::memory_fault(range.gpa(1), private));
     let rounds = thread::scope(|scope| {
         let increments = scope.spawn(move || {
@@ -400,12 +400,12 @@ fn flips_under_a_busy_vcpu(t: &Case) -> Outcome {
         flipped.map(|()| increments[0])
     })?;
     // What went to the two backings of the page in the middle adds up, and its neighbours lost nothing.
-    let shared = g.vcpu(0).read(range.private(1), Width::B8)?;
+    let shared = g.vcpu(0).read(range.private_gva(1), Width::B8)?;
     range.set_private(g.vm(), 1..2)?;
-    let private = g.vcpu(0).read(range.private(1), Width::B8)?;
+    let private = g.vcpu(0).read(range.private_gva(1), Width::B8)?;
     expect_eq("the increments of the page that flipped", &(shared + private), &rounds)?;
-    g.vcpu(0).expect_read(range.private(0), Width::B8, rounds)?;
-    g.vcpu(0).expect_read(range.private(2), Width::B8, rounds)
+    g.vcpu(0).expect_read(range.private_gva(0), Width::B8, rounds)?;
+    g.vcpu(0).expect_read(range.private_gva(2), Width::B8, rounds)
 }
 
 fn racing_slot_deletion(t: &Case) -> Outcome {
@@ -413,7 +413,7 @@ fn racing_slot_deletion(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.set_private(g.vm(), range.all())?;
     let exits = t.trace().exits();
-    let busy = v.hammer(Op::HammerAdd { gva: range.private(0).0, pages: 1, limit: 0 })?;
+    let busy = v.hammer(Op::HammerAdd { gva: range.private_gva(0).0, pages: 1, limit: 0 })?;
     for _ in 0..50 {
         g.vm().delete_slot(range.slots()[0].slot)?;
         busy.expect_exit(&Exit::memory_fault(range.gpa(0), true))?;
@@ -423,7 +423,7 @@ fn racing_slot_deletion(t: &Case) -> Outcome {
     v.stop()?;
     let [rounds, ..] = busy.done()?;
     expect_no_exit_but(t, exits, 50 + 1)?;
-    v.expect_read(range.private(0), Width::B8, rounds)
+    v.expect_read(range.private_gva(0), Width::B8, rounds)
 }
 
 fn racing_close(t: &Case) -> Outcome {
@@ -432,7 +432,7 @@ fn racing_close(t: &Case) -> Outcome {
     let mut file = Some(Arc::new(g.range_mut(0).take_gmem()?));
     let (v, range) = (g.vcpu(0), g.range(0));
     let exits = t.trace().exits();
-    let busy = v.hammer(Op::HammerAdd { gva: range.private(0).0, pages: 1, limit: 0 })?;
+    let busy = v.hammer(Op::HammerAdd { gva: range.private_gva(0).0, pages: 1, limit: 0 })?;
     for _ in 0..20 {
         drop(file.take());
         busy.expect_exit(&Exit::memory_fault(range.gpa(0), true))?;
@@ -444,7 +444,7 @@ fn racing_close(t: &Case) -> Outcome {
     let [rounds, ..] = busy.done()?;
     expect_no_exit_but(t, exits, 20 + 1)?;
     // The increments before the last close are gone with the older files.
-    let left = v.read(range.private(0), Width::B8)?;
+    let left = v.read(range.private_gva(0), Width::B8)?;
     expect_that(left <= rounds, || format!("{left:#x} increments are in the last file after {rounds:#x} rounds"))
 }
 
@@ -456,8 +456,8 @@ fn inaccessible_host_memory(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     for op in [
-        Op::Read { gva: range.private(1).0, width: Width::B8 },
-        Op::Write { gva: range.private(1).0, width: Width::B8, value: 0x5a5a },
+        Op::Read { gva: range.private_gva(1).0, width: Width::B8 },
+        Op::Write { gva: range.private_gva(1).0, width: Width::B8, value: 0x5a5a },
     ] {
         range.host().protect(false)?;
         let touching = v.start(op)?;
@@ -478,7 +478,7 @@ fn no_host_memory(t: &Case) -> Outcome {
     let slot = range.slots()[0].clone();
     g.vm().delete_slot(slot.slot)?;
     g.vm().add_slot(SlotSpec { mapping: None, ..slot.clone() })?;
-    let touching = v.start(Op::Read { gva: range.private(0).0, width: Width::B8 })?;
+    let touching = v.start(Op::Read { gva: range.private_gva(0).0, width: Width::B8 })?;
     touching.expect_exit(&UNEXPLAINED)?;
     g.vm().delete_slot(slot.slot)?;
     g.vm().add_slot(slot)?;

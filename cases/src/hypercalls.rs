@@ -148,11 +148,10 @@ fn hypercall_arrives(g: &Guest, ret: u64) -> Outcome {
 
 /// The payload's code as it is in the guest's memory now.
 fn code(t: &Case, g: &Guest) -> Outcome<Vec<u8>> {
-    let (low, _) = g.vcpu(0).mailbox_bytes();
     let mut code = Vec::new();
     for segment in t.payload()?.segments.iter().filter(|segment| segment.executable) {
         let mut bytes = vec![0; segment.bytes.len()];
-        low.read(segment.gpa - PAYLOAD_BASE, &mut bytes)?;
+        g.own_memory().read(segment.gpa - PAYLOAD_BASE, &mut bytes)?;
         code.extend(bytes);
     }
     Ok(code)

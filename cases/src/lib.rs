@@ -8,6 +8,7 @@ mod counters;
 mod exits;
 mod expect;
 mod hypercalls;
+mod launch;
 mod lifecycle;
 mod mmio;
 mod populate;
@@ -30,6 +31,7 @@ pub fn table() -> Vec<Entry> {
         access::rows(),
         convert::rows(),
         hypercalls::rows(),
+        launch::rows(),
         punch::rows(),
         prefault::rows(),
         exits::rows(),

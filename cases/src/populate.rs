@@ -195,7 +195,9 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream("guest_memfd_test: test_mmap_cow, test_mmap_not_supported"),
     ]);
     // A kernel that has the one flag has the other one, too, where there is no private memory.
-    rows.into_iter().map(|row| row.needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, MMAP as i32))).collect()
+    let needs =
+        |row: Row| row.needs(Need::GuestMemfd).needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, MMAP as i32));
+    rows.into_iter().map(needs).collect()
 }
 
 /// A guest whose test range is one guest_memfd that the host maps too.
@@ -225,15 +227,15 @@ fn one_memory(t: &Case) -> Outcome {
     let g = guest(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(0..4, A)?;
-    v.fill(range.private(4), 4, B, 4)?;
-    v.expect(range.private(0), 4, A, 0)?;
+    v.fill(range.private_gva(4), 4, B, 4)?;
+    v.expect(range.private_gva(0), 4, A, 0)?;
     range.host_expect(4..8, B)?;
-    v.fill(range.private(0), 4, B, 0)?;
+    v.fill(range.private_gva(0), 4, B, 0)?;
     range.host_fill(4..8, A)?;
     range.host_expect(0..4, B)?;
-    v.expect(range.private(4), 4, A, 4)?;
+    v.expect(range.private_gva(4), 4, A, 4)?;
     for (at, width) in [(8, Width::B1), (16, Width::B2), (24, Width::B4), (32, Width::B8)] {
-        v.write(range.private(2) + at, width, 0x1122_3344_5566_7788)?;
+        v.write(range.private_gva(2) + at, width, 0x1122_3344_5566_7788)?;
         let low = width.truncate(0x1122_3344_5566_7788);
         let high = B.word(2) & !width.truncate(u64::MAX);
         expect_eq("the word that the host sees", &range.host().read_u64(2 * PAGE_SIZE + at)?, &(high | low))?;
@@ -261,8 +263,8 @@ fn before_the_slot_exists(t: &Case) -> Outcome {
     }
     g.vm().add_slot(slot)?;
     for page in 0..PAGES {
-        v.expect_read(range.private(page), Width::B8, A.word(page))?;
-        v.expect_read(range.private(page) + 8, Width::B8, 0)?;
+        v.expect_read(range.private_gva(page), Width::B8, A.word(page))?;
+        v.expect_read(range.private_gva(page) + 8, Width::B8, 0)?;
     }
     Ok(())
 }
@@ -272,8 +274,8 @@ fn slot_without_a_host_address(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().add_slot(SlotSpec { mapping: None, ..slot })?;
     let exits = t.trace().exits();
-    v.fill(range.private(0), PAGES, B, 0)?;
-    v.expect(range.private(0), PAGES, B, 0)?;
+    v.fill(range.private_gva(0), PAGES, B, 0)?;
+    v.expect(range.private_gva(0), PAGES, B, 0)?;
     expect_no_exit_but(t, exits, 2)?;
     let view = map(&file, 0, BYTES)?;
     for page in 0..PAGES {
@@ -286,14 +288,14 @@ fn every_mapping_is_the_file(t: &Case) -> Outcome {
     let g = guest(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let tail = map(range.gmem()?, 3 * PAGE_SIZE, BYTES - 3 * PAGE_SIZE)?;
-    v.fill(range.private(0), PAGES, B, 0)?;
+    v.fill(range.private_gva(0), PAGES, B, 0)?;
     expect_eq("the word in the second mapping", &tail.read_u64(0)?, &B.word(3))?;
     tail.write_u64(PAGE_SIZE, 0x5a5a)?;
-    v.expect_read(range.private(4), Width::B8, 0x5a5a)?;
+    v.expect_read(range.private_gva(4), Width::B8, 0x5a5a)?;
     expect_eq("the word in the first mapping", &range.host().read_u64(4 * PAGE_SIZE)?, &0x5a5a)?;
     tail.discard(0, 2 * PAGE_SIZE)?;
     range.host().discard(0, BYTES)?;
-    v.expect_read(range.private(4), Width::B8, 0x5a5a)?;
+    v.expect_read(range.private_gva(4), Width::B8, 0x5a5a)?;
     expect_eq("the word in the second mapping", &tail.read_u64(PAGE_SIZE)?, &0x5a5a)?;
     range.host_expect(0..4, B)
 }
@@ -301,16 +303,16 @@ fn every_mapping_is_the_file(t: &Case) -> Outcome {
 fn hole_zeroes_every_view(t: &Case) -> Outcome {
     let g = guest(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    v.fill(range.private(0), PAGES, B, 0)?;
+    v.fill(range.private_gva(0), PAGES, B, 0)?;
     range.host_expect(range.all(), B)?;
     Counters::of_vm(&g)?.expect_growth("pages_4k", -3, || range.punch(2..5))?;
     range.host_expect(0..2, B)?;
     range.host_expect(2..4, Pattern::ZERO)?;
-    v.expect(range.private(2), 3, Pattern::ZERO, 2)?;
-    v.expect(range.private(5), 3, B, 5)?;
+    v.expect(range.private_gva(2), 3, Pattern::ZERO, 2)?;
+    v.expect(range.private_gva(5), 3, B, 5)?;
     range.host_fill(2..3, A)?;
-    v.expect(range.private(2), 1, A, 2)?;
-    v.fill(range.private(4), 1, A, 4)?;
+    v.expect(range.private_gva(2), 1, A, 2)?;
+    v.fill(range.private_gva(4), 1, A, 4)?;
     range.host_expect(4..5, A)
 }
 
@@ -318,7 +320,7 @@ fn hole_under_a_busy_guest(t: &Case) -> Outcome {
     let g = t.guest().vcpus(2).range(RangeSpec::new(PAGES).backing(Backing::MappedGuestMemfd)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let exits = t.trace().exits();
-    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private(1).0, pages: 1, limit: 0 })?;
+    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private_gva(1).0, pages: 1, limit: 0 })?;
     for _ in 0..100 {
         range.host().write_u64(PAGE_SIZE + 8, 0x5a5a)?;
         range.punch(1..2)?;
@@ -328,23 +330,23 @@ fn hole_under_a_busy_guest(t: &Case) -> Outcome {
     busy.done()?;
     expect_no_exit_but(t, exits, 1)?;
     let counted = range.host().read_u64(PAGE_SIZE)?;
-    v.expect_read(range.private(1), Width::B8, counted)
+    v.expect_read(range.private_gva(1), Width::B8, counted)
 }
 
 fn prefault(t: &Case) -> Outcome {
     let g = guest(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
-    v.fill(range.private(0), 1, A, 0)?;
-    v.expect(range.private(0), 1, A, 0)?;
+    v.fill(range.private_gva(0), 1, A, 0)?;
+    v.expect(range.private_gva(0), 1, A, 0)?;
     let faults = Counters::of_vcpu(&g)?;
     faults.expect_growth("pf_taken", 0, || {
         Counters::of_vm(&g)?.expect_growth("pages_4k", PAGES as i64 - 1, || {
             let done = v.kvm().pre_fault(range.gpa(1), PageCount(PAGES - 1))?;
             expect_eq("KVM_PRE_FAULT_MEMORY", &(done.result, done.gpa, done.size), &(Ok(()), range.gpa(PAGES), 0))
         })?;
-        v.expect(range.private(1), PAGES - 1, A, 1)?;
-        v.fill(range.private(1), PAGES - 1, B, 1)
+        v.expect(range.private_gva(1), PAGES - 1, A, 1)?;
+        v.fill(range.private_gva(1), PAGES - 1, B, 1)
     })?;
     range.host_expect(1..PAGES, B)
 }
@@ -354,10 +356,10 @@ fn host_memory_is_used(t: &Case, flags: u64) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().add_slot(slot)?;
     range.host_fill(range.all(), A)?;
-    v.expect(range.private(0), PAGES, A, 0)?;
-    v.fill(range.private(0), PAGES, B, 0)?;
+    v.expect(range.private_gva(0), PAGES, A, 0)?;
+    v.fill(range.private_gva(0), PAGES, B, 0)?;
     file.punch(0, BYTES)?;
-    v.expect(range.private(0), PAGES, B, 0)?;
+    v.expect(range.private_gva(0), PAGES, B, 0)?;
     range.host_expect(range.all(), B)?;
     expect_errno("mmap of the file", file.mmap(0, BYTES, MapOptions::new().shared()), Errno::ENODEV)
 }
@@ -367,17 +369,17 @@ fn private_file_serves_the_guest(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().add_slot(slot)?;
     range.host_fill(range.all(), A)?;
-    v.expect(range.private(0), PAGES, Pattern::ZERO, 0)?;
-    v.fill(range.private(0), PAGES, B, 0)?;
+    v.expect(range.private_gva(0), PAGES, Pattern::ZERO, 0)?;
+    v.fill(range.private_gva(0), PAGES, B, 0)?;
     let view = map(&file, 0, BYTES)?;
     expect_sigbus(&view, PAGE_SIZE)?;
-    v.expect(range.private(0), PAGES, B, 0)?;
+    v.expect(range.private_gva(0), PAGES, B, 0)?;
     range.host_expect(range.all(), A)
 }
 
 fn view_outlives_the_vm(t: &Case) -> Outcome {
     let g = guest(t)?;
-    g.vcpu(0).fill(g.range(0).private(0), PAGES, B, 0)?;
+    g.vcpu(0).fill(g.range(0).private_gva(0), PAGES, B, 0)?;
     let view = map(g.range(0).gmem()?, 0, BYTES)?;
     drop(g);
     for page in 0..PAGES {
@@ -393,14 +395,14 @@ fn mappable_file_serves_shared_faults(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().add_slot(slot)?;
     range.host_fill(range.all(), A)?;
-    v.expect(range.shared(0), PAGES, Pattern::ZERO, 0)?;
-    v.fill(range.shared(0), PAGES, B, 0)?;
+    v.expect(range.shared_gva(0), PAGES, Pattern::ZERO, 0)?;
+    v.fill(range.shared_gva(0), PAGES, B, 0)?;
     range.set_private(g.vm(), 2..6)?;
-    v.expect(range.private(0), PAGES, B, 0)?;
+    v.expect(range.private_gva(0), PAGES, B, 0)?;
     range.set_shared(g.vm(), range.all())?;
-    v.expect(range.shared(0), PAGES, B, 0)?;
+    v.expect(range.shared_gva(0), PAGES, B, 0)?;
     file.punch(0, BYTES)?;
-    v.expect(range.shared(0), PAGES, Pattern::ZERO, 0)?;
+    v.expect(range.shared_gva(0), PAGES, Pattern::ZERO, 0)?;
     range.host_expect(range.all(), A)
 }
 
@@ -409,12 +411,12 @@ fn private_pages_are_sigbus(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().add_slot(slot)?;
     range.set_private(g.vm(), 0..4)?;
-    v.fill(range.private(0), PAGES, B, 0)?;
+    v.fill(range.private_gva(0), PAGES, B, 0)?;
     let view = map(&file, 0, BYTES)?;
     for page in 0..PAGES {
         expect_sigbus(&view, page * PAGE_SIZE + 8)?;
     }
-    v.expect(range.private(0), PAGES, B, 0)
+    v.expect(range.private_gva(0), PAGES, B, 0)
 }
 
 /// `MSR_KVM_WALL_CLOCK_NEW`
@@ -426,7 +428,7 @@ fn kvm_itself_writes_the_shared_view(t: &Case) -> Outcome {
     range.set_private(g.vm(), 0..1)?;
     for page in 0..2 {
         range.host_fill(page..page + 1, Pattern::ZERO)?;
-        v.fill(range.private(page), 1, if page == 0 { B } else { Pattern::ZERO }, page)?;
+        v.fill(range.private_gva(page), 1, if page == 0 { B } else { Pattern::ZERO }, page)?;
         v.call(Op::WriteMsr { msr: MSR_KVM_WALL_CLOCK, value: range.gpa(page).0 })?;
         // Version, seconds, nanoseconds, of 4 bytes each; the version is even once the rest is there.
         let version = range.host().read_u64(page * PAGE_SIZE)? as u32;
@@ -435,8 +437,8 @@ fn kvm_itself_writes_the_shared_view(t: &Case) -> Outcome {
         }
         expect_eq("the rest of the host's view", &range.host().read_u64(page * PAGE_SIZE + 16)?, &0)?;
     }
-    v.expect(range.private(0), 1, B, 0)?;
-    let seen_by_the_guest = v.read(range.private(1), Width::B8)?;
+    v.expect(range.private_gva(0), 1, B, 0)?;
+    let seen_by_the_guest = v.read(range.private_gva(1), Width::B8)?;
     expect_eq("the clock in the shared page", &seen_by_the_guest, &range.host().read_u64(PAGE_SIZE)?)
 }
 

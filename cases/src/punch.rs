@@ -9,7 +9,6 @@ use privet_harness::case::Case;
 use privet_harness::need::Need;
 use privet_harness::outcome::Outcome;
 use privet_harness::test_range::{RangeSpec, TestRange};
-use privet_harness::uapi::Capability;
 use privet_harness::units::PAGE_SIZE;
 use privet_protocol::{Op, Pattern, Width};
 
@@ -114,15 +113,15 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_allocate: signal_pending"]),
     ]);
-    rows.into_iter().map(|row| row.needs(Need::Capability(Capability::GUEST_MEMFD, 1))).collect()
+    rows.into_iter().map(|row| row.needs(Need::GuestMemfd)).collect()
 }
 
 fn punch(t: &Case, private: std::ops::Range<u64>, hole: std::ops::Range<u64>) -> Outcome {
     let g = t.guest().range(RangeSpec::new(32)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    v.fill(range.shared(0), 32, A, 0)?;
+    v.fill(range.shared_gva(0), 32, A, 0)?;
     range.set_private(g.vm(), private.clone())?;
-    v.fill(range.private(private.start), private.end - private.start, B, private.start)?;
+    v.fill(range.private_gva(private.start), private.end - private.start, B, private.start)?;
     range.punch(hole.clone())?;
     let exits = t.trace().exits();
     for page in 0..32 {
@@ -131,11 +130,11 @@ fn punch(t: &Case, private: std::ops::Range<u64>, hole: std::ops::Range<u64>) ->
             (true, false) => B,
             (true, true) => Pattern::ZERO,
         };
-        v.expect(range.private(page), 1, pattern, page)?;
+        v.expect(range.private_gva(page), 1, pattern, page)?;
     }
     range.host_expect(range.all(), A)?;
     // The attribute is as it was: the guest's next write is private, and no exit asked for anything.
-    v.fill(range.private(private.start), private.end - private.start, B, private.start)?;
+    v.fill(range.private_gva(private.start), private.end - private.start, B, private.start)?;
     range.host_expect(range.all(), A)?;
     crate::expect::expect_no_exit_but(t, exits, 32 + 1)
 }
@@ -144,19 +143,19 @@ fn across_slots(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(32).slots(2)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.set_private(g.vm(), range.all())?;
-    v.fill(range.private(0), 32, B, 0)?;
+    v.fill(range.private_gva(0), 32, B, 0)?;
     range.punch(12..20)?;
-    v.expect(range.private(0), 12, B, 0)?;
-    v.expect(range.private(12), 8, Pattern::ZERO, 12)?;
-    v.expect(range.private(20), 12, B, 20)
+    v.expect(range.private_gva(0), 12, B, 0)?;
+    v.expect(range.private_gva(12), 8, Pattern::ZERO, 12)?;
+    v.expect(range.private_gva(20), 12, B, 20)
 }
 
 fn under_a_running_guest(t: &Case) -> Outcome {
     let g = t.guest().vcpus(2).range(RangeSpec::new(3)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.set_private(g.vm(), range.all())?;
-    v.fill(range.private(0), 3, B, 0)?;
-    let counter = range.private(1);
+    v.fill(range.private_gva(0), 3, B, 0)?;
+    let counter = range.private_gva(1);
     range.punch(1..2)?;
     let exits = t.trace().exits();
     let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: counter.0, pages: 1, limit: 0 })?;
@@ -174,35 +173,35 @@ fn under_a_running_guest(t: &Case) -> Outcome {
         format!("{left} increments survived {rounds} rounds although the last hole came after them")
     })?;
     v.expect_read(counter + 8, Width::B8, 0)?;
-    v.expect(range.private(0), 1, B, 0)?;
-    v.expect(range.private(2), 1, B, 2)?;
+    v.expect(range.private_gva(0), 1, B, 0)?;
+    v.expect(range.private_gva(2), 1, B, 2)?;
     crate::expect::expect_no_exit_but(t, exits, 400 + 1 + 4)
 }
 
 fn while_shared(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(2)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    v.fill(range.shared(0), 2, A, 0)?;
+    v.fill(range.shared_gva(0), 2, A, 0)?;
     range.set_private(g.vm(), range.all())?;
-    v.fill(range.private(0), 2, B, 0)?;
+    v.fill(range.private_gva(0), 2, B, 0)?;
     range.set_shared(g.vm(), range.all())?;
     range.punch(0..1)?;
-    v.expect(range.shared(0), 2, A, 0)?;
+    v.expect(range.shared_gva(0), 2, A, 0)?;
     range.set_private(g.vm(), range.all())?;
-    v.expect(range.private(0), 1, Pattern::ZERO, 0)?;
-    v.expect(range.private(1), 1, B, 1)
+    v.expect(range.private_gva(0), 1, Pattern::ZERO, 0)?;
+    v.expect(range.private_gva(1), 1, B, 1)
 }
 
 fn allocation_keeps_content(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(4)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.set_private(g.vm(), range.all())?;
-    v.fill(range.private(1), 2, B, 1)?;
+    v.fill(range.private_gva(1), 2, B, 1)?;
     range.allocate(range.all())?;
     range.allocate(range.all())?;
-    v.expect(range.private(0), 1, Pattern::ZERO, 0)?;
-    v.expect(range.private(1), 2, B, 1)?;
-    v.expect(range.private(3), 1, Pattern::ZERO, 3)
+    v.expect(range.private_gva(0), 1, Pattern::ZERO, 0)?;
+    v.expect(range.private_gva(1), 2, B, 1)?;
+    v.expect(range.private_gva(3), 1, Pattern::ZERO, 3)
 }
 
 fn after_the_vm_is_closed(t: &Case) -> Outcome {

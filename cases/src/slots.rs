@@ -8,7 +8,6 @@ mod parts;
 mod races;
 
 use privet_harness::need::Need;
-use privet_harness::uapi::Capability;
 
 use crate::row::Row;
 
@@ -17,5 +16,5 @@ pub(crate) fn rows() -> Vec<Row> {
     let guest_rows = [binding::guest_rows(), changes::guest_rows(), deletion::guest_rows()].into_iter().flatten();
     let mut rows: Vec<Row> = guest_rows.map(|row| row.needs(Need::GuestCode)).collect();
     rows.extend([creation::rows(), changes::rows(), binding::rows(), races::rows()].into_iter().flatten());
-    rows.into_iter().map(|row| row.needs(Need::Capability(Capability::GUEST_MEMFD, 1))).collect()
+    rows.into_iter().map(|row| row.needs(Need::GuestMemfd)).collect()
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use privet_harness::case::{Case, PayloadFile};
 use privet_harness::host::Host;
+use privet_harness::leaks::Holdings;
+use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::platform::Platform;
 use privet_harness::vm_type::VmType;
@@ -55,18 +57,26 @@ impl Entry {
 
     /// Why `host` cannot run this row, if it cannot: one line that a person can act on.
     pub fn unmet(&self, host: &Host) -> Option<String> {
-        host.why_not(self.vm).or_else(|| self.needs.iter().find_map(|need| need.unmet(host, self.vm)))
+        // Without it a VM that can have private memory has none.
+        let own = self.platform.has_private_memory().then_some(&Need::GuestMemfd);
+        let needs = own.into_iter().chain(&self.needs);
+        host.why_not(self.vm).or_else(|| needs.into_iter().find_map(|need| need.unmet(host, self.vm)))
     }
 
-    /// Tells the story once, in this process.
+    /// Tells the story once, in this process, and holds it to leaving nothing behind.
     pub fn run(&self, host: Arc<Host>, seed: u64, limit: Duration) -> Ran {
         if let Some(reason) = self.unmet(&host) {
             return Ran { outcome: Err(Stop::Skip(reason)), exits: 0, details: Vec::new() };
         }
+        let before = Holdings::now();
         let payload = PayloadFile { name: privet_payloads::GENERAL.name, elf: privet_payloads::GENERAL.elf };
         let case = Case::new(host, self.platform, payload, seed, limit);
         let outcome = catch_unwind(AssertUnwindSafe(|| (self.story)(&case)))
             .unwrap_or_else(|panic| Err(Stop::Error(format!("the row panicked: {}", panic_text(panic.as_ref())))));
+        let outcome = outcome.and_then(|()| match Holdings::now().more_than(&before) {
+            None => Ok(()),
+            Some(more) => Err(Stop::Error(format!("the row passed and left behind: {more}"))),
+        });
         let details = if outcome.is_err() { case.exit_lines() } else { Vec::new() };
         Ran { outcome, exits: case.trace().exits(), details }
     }

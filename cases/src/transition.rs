@@ -158,7 +158,7 @@ fn guest(t: &Case, sharing: Sharing) -> Outcome<Guest> {
     range.host_fill(P..P + 1, IN_P)?;
     range.host_fill(Q..Q + 1, SHARED)?;
     range.set_private(g.vm(), Q..Q + 1)?;
-    v.fill(range.private(Q), 1, PRIVATE, Q)?;
+    v.fill(range.private_gva(Q), 1, PRIVATE, Q)?;
     if sharing == Sharing::Shared {
         range.set_shared(g.vm(), Q..Q + 1)?;
     }
@@ -167,7 +167,7 @@ fn guest(t: &Case, sharing: Sharing) -> Outcome<Guest> {
 
 /// The guest's mapping of Q that its conversion protects.
 fn mapping(g: &Guest) -> Gva {
-    g.range(0).private(Q)
+    g.range(0).private_gva(Q)
 }
 
 /// What a load gives of which `before` bytes are in P and the rest in Q; None pads.
@@ -200,14 +200,14 @@ fn set_present(v: &GuestVcpu, q: Gva, present: bool) -> Outcome {
 /// Expects P and both backings of Q to hold what they did at first; leaves Q as `sharing` says.
 fn expect_contents(g: &Guest, sharing: Sharing) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
-    v.expect(range.private(P), 1, IN_P, P)?;
+    v.expect(range.private_gva(P), 1, IN_P, P)?;
     range.host_expect(Q..Q + 1, SHARED)?;
-    v.expect(range.private(Q), 1, content(sharing), Q)?;
+    v.expect(range.private_gva(Q), 1, content(sharing), Q)?;
     match other(sharing) {
         Sharing::Private => range.set_private(g.vm(), Q..Q + 1)?,
         Sharing::Shared => range.set_shared(g.vm(), Q..Q + 1)?,
     }
-    v.expect(range.private(Q), 1, content(other(sharing)), Q)?;
+    v.expect(range.private_gva(Q), 1, content(other(sharing)), Q)?;
     match sharing {
         Sharing::Private => range.set_private(g.vm(), Q..Q + 1),
         Sharing::Shared => range.set_shared(g.vm(), Q..Q + 1),
@@ -229,7 +229,7 @@ fn without_a_slot(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(P..P + 1, IN_P)?;
     range.set_private(g.vm(), Q..Q + 1)?;
-    v.fill(range.private(Q), 1, PRIVATE, Q)?;
+    v.fill(range.private_gva(Q), 1, PRIVATE, Q)?;
     g.vm().delete_slot(TEST_SLOT + 1)?;
     set_present(v, mapping(&g), false)?;
     expect_loads(v, mapping(&g), None)?;
@@ -300,14 +300,14 @@ fn in_place(t: &Case, to: Sharing) -> Outcome {
 fn refused(t: &Case, to: Sharing, errno: Errno) -> Outcome {
     let g = guest(t, other(to))?;
     let (v, q) = (g.vcpu(1), mapping(&g));
-    let entry = g.page_table_entry(q)?;
+    let entry = v.read_entry(q)?;
     let running = ask(&g, to, Order::NotPresentFirst)?;
     host_converts(&g, to)?;
     expect_loads(v, q, None)?;
     host_converts(&g, other(to))?;
     expect_loads(v, q, None)?;
     answer(&g, running, errno as u64)?;
-    expect_eq("Q's page-table entry", &g.page_table_entry(q)?, &entry)?;
+    expect_eq("Q's page-table entry", &v.read_entry(q)?, &entry)?;
     expect_loads(v, q, Some(content(other(to))))?;
     expect_contents(&g, other(to))?;
 
@@ -319,7 +319,7 @@ fn refused(t: &Case, to: Sharing, errno: Errno) -> Outcome {
 
 fn alias_left_behind(t: &Case) -> Outcome {
     let g = guest(t, Sharing::Shared)?;
-    let (v, q, alias) = (g.vcpu(1), mapping(&g), g.range(0).shared(Q));
+    let (v, q, alias) = (g.vcpu(1), mapping(&g), g.range(0).shared_gva(Q));
     let running = ask(&g, Sharing::Private, Order::NotPresentFirst)?;
     expect_loads(v, q, None)?;
     expect_loads(v, alias, Some(SHARED))?;
@@ -331,7 +331,7 @@ fn alias_left_behind(t: &Case) -> Outcome {
 
 fn alias_dropped_first(t: &Case) -> Outcome {
     let g = guest(t, Sharing::Shared)?;
-    let (v, q, alias) = (g.vcpu(1), mapping(&g), g.range(0).shared(Q));
+    let (v, q, alias) = (g.vcpu(1), mapping(&g), g.range(0).shared_gva(Q));
     set_present(g.vcpu(0), alias, false)?;
     let running = ask(&g, Sharing::Private, Order::NotPresentFirst)?;
     expect_loads(v, q, None)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::guest::GuestBuilder;
 use crate::host::Host;
 use crate::outcome::{Outcome, Stop};
-use crate::payload::LoadPlan;
+use crate::payload::Payload;
 use crate::platform::{ByType, Platform};
 use crate::trace::{LONGEST_INSTRUCTION, Trace};
 use crate::vm::Vm;
@@ -27,7 +27,7 @@ pub struct Case {
     seed: u64,
     limit: Duration,
     file: PayloadFile,
-    plan: OnceLock<LoadPlan>,
+    plan: OnceLock<Payload>,
 }
 
 impl Case {
@@ -83,18 +83,18 @@ impl Case {
 
     /// A guest with the general payload, to be configured and booted.
     pub fn guest(&self) -> GuestBuilder<'_> {
-        GuestBuilder::new(self)
+        GuestBuilder::new(&self.host, self.platform, self.payload(), self.limit)
     }
 
     /// How the payload is loaded.
     ///
     /// # Errors
     /// [`Stop::Error`] if the file is no payload.
-    pub fn payload(&self) -> Outcome<&LoadPlan> {
+    pub fn payload(&self) -> Outcome<&Payload> {
         if let Some(plan) = self.plan.get() {
             return Ok(plan);
         }
-        let plan = LoadPlan::parse(self.file.name, self.file.elf).map_err(|error| Stop::Error(error.to_string()))?;
+        let plan = Payload::parse(self.file.name, self.file.elf).map_err(|error| Stop::Error(error.to_string()))?;
         Ok(self.plan.get_or_init(|| plan))
     }
 }

@@ -39,13 +39,14 @@ pub fn hypercall_exit(range: &TestRange, pages: Range<u64>, to: Sharing) -> Exit
 
 /// The operation by which the guest converts `pages` of `range`.
 pub fn convert_op(range: &TestRange, pages: Range<u64>, to: Sharing, order: Order) -> Op {
-    Op::Convert(Convert {
-        gva: range.private(pages.start).0,
+    let request = Convert {
+        gva: range.private_gva(pages.start).0,
         gpa: range.gpa(pages.start).0,
         pages: pages.end - pages.start,
         to,
         order,
-    })
+    };
+    Op::Convert { request }
 }
 
 /// Does what a VMM does when it grants a conversion.

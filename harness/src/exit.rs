@@ -3,6 +3,7 @@
 use std::fmt;
 
 use nix::errno::Errno;
+use privet_protocol::DOORBELL_PORT;
 
 use crate::outcome::{Outcome, Stop};
 use crate::run_page::{EXIT, EXIT_LEN, RunPage, SENTINEL};
@@ -114,6 +115,17 @@ impl Exit {
     pub fn memory_fault(gpa: Gpa, private: bool) -> Exit {
         let flags = if private { MEMORY_EXIT_FLAG_PRIVATE } else { 0 };
         Exit::MemoryFault { errno: Errno::EFAULT, flags, gpa, size: crate::units::PAGE_SIZE }
+    }
+
+    /// How a guest leaves when it has answered, whatever its doorbell is: KVM turns a GHCB's and a TDVMCALL's port
+    /// access into the same exit.
+    pub fn doorbell() -> Exit {
+        Exit::Io { port: DOORBELL_PORT, direction: Direction::Out, size: 1, count: 1, data: vec![0] }
+    }
+
+    /// Whether a guest has rung.
+    pub fn is_doorbell(&self) -> bool {
+        matches!(self, Exit::Io { port: DOORBELL_PORT, direction: Direction::Out, .. })
     }
 
     /// Understands what KVM_RUN returned and left in the page.

@@ -3,28 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use privet_protocol::{HypercallInstruction, MAX_VCPUS, Op, PAYLOAD_BASE};
+use privet_protocol::{AliasBits, HypercallInstruction, MAX_VCPUS, Start};
 
-use crate::case::Case;
-use crate::guest_vcpu::GuestVcpu;
+use crate::guest_memfd::GuestMemfd;
+use crate::guest_vcpu::{GuestVcpu, Mailbox};
+use crate::host::Host;
+use crate::launch::{MAILBOXES, OWN_BASE, OwnMemory, Part, Plan, TABLES, load};
 use crate::long_mode;
 use crate::mapping::Mapping;
-use crate::memslot::SlotSpec;
 use crate::outcome::{Outcome, Stop};
 use crate::page_tables::{LARGE_PAGE_SIZE, PageTables};
-use crate::payload::LoadPlan;
+use crate::payload::Payload;
+use crate::platform::Platform;
 use crate::test_range::{RangeSpec, SHARED_ALIAS, TEST_SLOT, TestRange};
 use crate::units::{Gpa, Gva, PageCount};
 use crate::vm::Vm;
-
-/// GPA of the mailbox of vCPU 0; the others follow page by page.
-const MAILBOXES: Gpa = Gpa(0x20_0000);
-/// GPA of the root page table; the other tables follow page by page.
-const TABLES: Gpa = Gpa(0x40_0000);
-/// Bytes of the slot that holds payload, mailboxes and page tables, from [`PAYLOAD_BASE`] on.
-const LOW_BYTES: u64 = 0x60_0000 - PAYLOAD_BASE;
-/// Slot id of that memory.
-const LOW_SLOT: u32 = 0;
 
 /// GPA (and GVA) of a window without memslots, identity-mapped with 2 MiB pages, for MMIO.
 pub const MMIO_BASE: Gpa = Gpa(0x8000_0000);
@@ -33,17 +26,23 @@ const MMIO_LARGE_PAGES: u64 = 8;
 
 /// What a guest shall have.
 pub struct GuestBuilder<'a> {
-    case: &'a Case,
+    host: &'a Host,
+    platform: Platform,
+    payload: Outcome<&'a Payload>,
+    limit: Duration,
     vcpus: usize,
     ranges: Vec<RangeSpec>,
+    private: &'static [Part],
     hypercall: Option<HypercallInstruction>,
     map_gpa_range_exit: bool,
 }
 
 impl<'a> GuestBuilder<'a> {
-    /// One vCPU, no test range, conversion hypercalls lead to userspace.
-    pub fn new(case: &'a Case) -> Self {
-        Self { case, vcpus: 1, ranges: Vec::new(), hypercall: None, map_gpa_range_exit: true }
+    /// One vCPU, no test range, all of the guest's own memory shared, conversion hypercalls lead to userspace. An
+    /// operation may take as long as `limit` at most.
+    pub(crate) fn new(host: &'a Host, platform: Platform, payload: Outcome<&'a Payload>, limit: Duration) -> Self {
+        let (vcpus, ranges, private) = (1, Vec::new(), &[]);
+        Self { host, platform, payload, limit, vcpus, ranges, private, hypercall: None, map_gpa_range_exit: true }
     }
 
     /// So many vCPUs, at most [`MAX_VCPUS`].
@@ -55,6 +54,11 @@ impl<'a> GuestBuilder<'a> {
     pub fn range(mut self, range: RangeSpec) -> Self {
         self.ranges.push(range);
         self
+    }
+
+    /// These parts of the guest's own memory are private.
+    pub fn private(self, private: &'static [Part]) -> Self {
+        Self { private, ..self }
     }
 
     /// Makes hypercalls with this instruction instead of the one of the host's vendor.
@@ -75,17 +79,14 @@ impl<'a> GuestBuilder<'a> {
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
             return Err(Stop::Error(format!("a guest has 1 to {MAX_VCPUS} vCPUs, not {}", self.vcpus)));
         }
-        let case = self.case;
-        let vm = Arc::new(case.vm()?);
+        let vm = Arc::new(Vm::create(self.host, self.platform.vm_type())?);
         if self.map_gpa_range_exit {
             vm.enable_map_gpa_range_exit()?;
         }
-
         let tables = self.page_tables();
-        let low = Arc::new(Mapping::anonymous(LOW_BYTES)?);
-        let plan = case.payload()?;
-        load(&low, plan, &tables)?;
-        vm.add_slot(SlotSpec::shared(LOW_SLOT, Gpa(PAYLOAD_BASE), PageCount::of_bytes(LOW_BYTES), &low))?;
+        let payload = self.payload?;
+        let plan = Plan::new(payload, &tables, self.private)?;
+        let own = load(self.host, self.platform, &vm, &plan)?;
 
         let mut ranges = Vec::new();
         let mut slot = TEST_SLOT;
@@ -94,27 +95,34 @@ impl<'a> GuestBuilder<'a> {
             slot += spec.slots;
         }
 
-        let instruction = self.hypercall.unwrap_or_else(|| case.host().hypercall_instruction());
+        let start = Start {
+            hypercall: self.hypercall.unwrap_or_else(|| self.host.hypercall_instruction()),
+            doorbell: self.platform.doorbell(),
+            aliases: self.platform.aliases(),
+        };
         let mut vcpus = Vec::new();
         for index in 0..self.vcpus {
             let vcpu = vm.create_vcpu(index as u64)?;
-            let mailbox = MAILBOXES + PageCount(index as u64);
-            let registers = long_mode::registers(plan.entry, mailbox.0, index as u64);
-            long_mode::enter(&vcpu, case.host().supported_cpuid()?, tables.root(), &registers)?;
-            let vcpu = GuestVcpu::new(index, vcpu, low.clone(), mailbox.0 - PAYLOAD_BASE, case, instruction)?;
-            vcpu.boot()?;
+            let gpa = MAILBOXES + PageCount(index as u64);
+            let registers = long_mode::registers(payload.entry, gpa.0, index as u64);
+            long_mode::enter(&vcpu, self.host.supported_cpuid()?, tables.root(), &registers)?;
+            let mailbox = Mailbox { memory: own.host.clone(), offset: gpa.0 - OWN_BASE.0 };
+            let vcpu = GuestVcpu::new(index, vcpu, mailbox, payload.symbols.clone(), self.limit);
+            vcpu.boot(start)?;
             vcpus.push(vcpu);
         }
-        Ok(Guest { vcpus, ranges, tables, low, vm })
+        Ok(Guest { vcpus, ranges, tables, plan, own, vm })
     }
 
     fn page_tables(&self) -> PageTables {
         let mut tables = PageTables::new(TABLES);
-        tables.map_large(Gva(0), Gpa(0), (PAYLOAD_BASE + LOW_BYTES).div_ceil(LARGE_PAGE_SIZE));
+        let own = OWN_BASE + Plan::length();
+        tables.map_large(Gva(0), Gpa(0), own.0.div_ceil(LARGE_PAGE_SIZE));
         tables.map_large(Gva(MMIO_BASE.0), MMIO_BASE, MMIO_LARGE_PAGES);
         for range in &self.ranges {
-            for alias in [0, SHARED_ALIAS] {
-                tables.map(Gva(range.gpa.0 | alias), range.gpa, range.pages);
+            let AliasBits { private, shared } = self.platform.aliases();
+            for (alias, bits) in [(0, private), (SHARED_ALIAS, shared)] {
+                tables.map(Gva(range.gpa.0 | alias), Gpa(range.gpa.0 | bits), range.pages);
             }
         }
         tables
@@ -126,7 +134,8 @@ pub struct Guest {
     vcpus: Vec<GuestVcpu>,
     ranges: Vec<TestRange>,
     tables: PageTables,
-    low: Arc<Mapping>,
+    plan: Plan,
+    own: OwnMemory,
     vm: Arc<Vm>,
 }
 
@@ -159,50 +168,34 @@ impl Guest {
         &mut self.ranges[index]
     }
 
-    /// The guest's page-table entry (4 KiB) that maps `gva`, as it is now.
+    /// What lies where in the guest's own memory.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The host's view of the guest's own memory, from [`OWN_BASE`] on. Of private pieces it holds what was loaded.
+    pub fn own_memory(&self) -> &Arc<Mapping> {
+        &self.own.host
+    }
+
+    /// The guest_memfd behind the guest's own memory, from [`OWN_BASE`] on.
+    ///
+    /// # Errors
+    /// [`Stop::Error`] if nothing of it is private: an error of the row.
+    pub fn own_gmem(&self) -> Outcome<&Arc<GuestMemfd>> {
+        self.own.gmem.as_ref().ok_or_else(|| Stop::Error("nothing of this guest's own memory is private".into()))
+    }
+
+    /// Changes the guest's page-table entry (4 KiB) that maps `gva` behind the back of its CPU and of KVM: the host
+    /// writes it. What a guest does itself is [`Op::WriteEntry`](privet_protocol::Op::WriteEntry).
     ///
     /// # Errors
     /// [`Stop::Error`] if no 4 KiB entry maps it.
-    pub fn page_table_entry(&self, gva: Gva) -> Outcome<u64> {
-        self.low.read_u64(self.page_table_offset(gva)?)
-    }
-
-    /// Changes the guest's page-table entry (4 KiB) that maps `gva`, behind the back of its CPU.
-    ///
-    /// # Errors
-    /// [`Stop::Error`] if no 4 KiB entry maps it.
-    pub fn set_page_table_entry(&self, gva: Gva, entry: u64) -> Outcome {
-        self.low.write_u64(self.page_table_offset(gva)?, entry)
-    }
-
-    /// Where in the low memory the 4 KiB entry is that maps `gva`.
-    fn page_table_offset(&self, gva: Gva) -> Outcome<u64> {
-        let entry = self
+    pub fn set_entry_behind_the_guest(&self, gva: Gva, entry: u64) -> Outcome {
+        let at = self
             .tables
             .entry_gpa(gva)
             .ok_or_else(|| Stop::Error(format!("no 4 KiB page-table entry maps gva {gva}")))?;
-        Ok(entry.0 - PAYLOAD_BASE)
+        self.own.host.write_u64(at.0 - OWN_BASE.0, entry)
     }
 }
-
-fn load(low: &Mapping, plan: &LoadPlan, tables: &PageTables) -> Outcome {
-    for segment in &plan.segments {
-        low.write(segment.gpa - PAYLOAD_BASE, &segment.bytes)?;
-    }
-    let bytes = tables.bytes();
-    let offset = TABLES.0 - PAYLOAD_BASE;
-    if offset + bytes.len() as u64 > LOW_BYTES {
-        return Err(Stop::Error(format!(
-            "{} pages of page tables do not fit below gpa {:#x}; use smaller test ranges",
-            tables.pages().0,
-            PAYLOAD_BASE + LOW_BYTES
-        )));
-    }
-    low.write(offset, &bytes)
-}
-
-/// How long an operation that the guest does alone may take before the row is a timeout.
-pub(crate) const OPERATION_LIMIT: Duration = Duration::from_secs(20);
-
-/// The operation that every vCPU answers first.
-pub(crate) const HELLO: Op = Op::Nop;

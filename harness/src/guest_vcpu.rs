@@ -5,47 +5,44 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use privet_protocol::{
-    DOORBELL_PORT, Failure, FailureKind, Fault, HostMailbox, HypercallInstruction, Op, Pattern, Reply, Values, Width,
+    Failure, FailureKind, Fault, HostMailbox, Length, Op, Pattern, Reply, Start, Values, Width, Words,
 };
 
-use crate::case::Case;
-use crate::exit::{Direction, Exit};
-use crate::guest::{HELLO, OPERATION_LIMIT};
+use crate::exit::Exit;
 use crate::mapping::Mapping;
 use crate::outcome::{Outcome, Stop};
 use crate::payload::Symbols;
 use crate::units::{Gva, PAGE_SIZE};
 use crate::vcpu::Vcpu;
 
+/// How long an operation that the guest does alone may take before the row is a timeout.
+const OPERATION_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where a vCPU's mailbox is, as the host sees it.
+pub(crate) struct Mailbox {
+    pub(crate) memory: Arc<Mapping>,
+    pub(crate) offset: u64,
+}
+
 /// A vCPU that executes operations.
 pub struct GuestVcpu {
     index: usize,
     vcpu: Vcpu,
-    low: Arc<Mapping>,
-    mailbox: u64,
+    mailbox: Mailbox,
     symbols: Arc<Symbols>,
     limit: Duration,
 }
 
 impl GuestVcpu {
-    /// The vCPU `index` with its mailbox, which is prepared here, at byte `mailbox` of `low`.
-    pub(crate) fn new(
-        index: usize,
-        vcpu: Vcpu,
-        low: Arc<Mapping>,
-        mailbox: u64,
-        case: &Case,
-        hypercall: HypercallInstruction,
-    ) -> Outcome<Self> {
-        let (symbols, limit) = (case.payload()?.symbols.clone(), OPERATION_LIMIT.min(case.limit()));
-        let this = Self { index, vcpu, low, mailbox, symbols, limit };
-        this.mailbox()?.init(hypercall);
-        Ok(this)
+    /// The vCPU `index`, which is about to enter the payload.
+    pub(crate) fn new(index: usize, vcpu: Vcpu, mailbox: Mailbox, symbols: Arc<Symbols>, limit: Duration) -> Self {
+        Self { index, vcpu, mailbox, symbols, limit: OPERATION_LIMIT.min(limit) }
     }
 
-    /// Enters the guest for the first time and waits for its first answer.
-    pub(crate) fn boot(&self) -> Outcome {
-        self.call(HELLO).map(drop)
+    /// Enters the guest for the first time, after telling it this, and waits for its first answer.
+    pub(crate) fn boot(&self, start: Start) -> Outcome {
+        self.mailbox()?.init(start);
+        self.call(Op::Nop).map(drop)
     }
 
     /// The KVM vCPU below.
@@ -59,12 +56,15 @@ impl GuestVcpu {
     }
 
     /// The mailbox as memory, for rows that corrupt it.
-    pub fn mailbox_bytes(&self) -> (&Mapping, u64) {
-        (&self.low, self.mailbox)
+    ///
+    /// # Errors
+    /// [`Stop::Error`] if it lies in no memory.
+    pub fn mailbox_words(&self) -> Outcome<&Words> {
+        self.mailbox.memory.words(self.mailbox.offset)
     }
 
     fn mailbox(&self) -> Outcome<HostMailbox<'_>> {
-        Ok(HostMailbox::new(self.low.words(self.mailbox)?))
+        self.mailbox_words().map(HostMailbox::new)
     }
 
     /// Sends an operation and enters the guest, without waiting for anything.
@@ -74,6 +74,7 @@ impl GuestVcpu {
 
     fn start_with_bytes(&self, op: Op, bytes: &[u8]) -> Outcome<Running<'_>> {
         let sequence = self.mailbox()?.send(op, bytes);
+        self.vcpu.begin_operation(op);
         self.vcpu.start()?;
         Ok(Running { vcpu: self, op, sequence })
     }
@@ -89,10 +90,10 @@ impl GuestVcpu {
         while self.mailbox()?.rounds() == 0 {
             if let Some(exit) = self.vcpu.poll()? {
                 let ended = running.finish(&exit)?;
-                return Err(Stop::Fail(format!("vCPU {} in {op:x?}: {ended:x?} before the first round", self.index)));
+                return Err(Stop::Fail(format!("vCPU {} in {op}: {ended:x?} before the first round", self.index)));
             }
             if Instant::now() > deadline {
-                return Err(Stop::Timeout(format!("vCPU {} in {op:x?}: no round in {:?}", self.index, self.limit)));
+                return Err(Stop::Timeout(format!("vCPU {} in {op}: no round in {:?}", self.index, self.limit)));
             }
             thread::yield_now();
         }
@@ -137,12 +138,12 @@ impl GuestVcpu {
 
     /// Stores bytes.
     pub fn write_bytes(&self, gva: Gva, bytes: &[u8]) -> Outcome {
-        self.start_with_bytes(Op::WriteBytes { gva: gva.0, len: bytes.len() as u64 }, bytes)?.done().map(drop)
+        self.start_with_bytes(Op::WriteBytes { gva: gva.0, len: Length(bytes.len() as u64) }, bytes)?.done().map(drop)
     }
 
     /// Loads bytes, one by one.
     pub fn read_bytes(&self, gva: Gva, len: usize) -> Outcome<Vec<u8>> {
-        self.call(Op::ReadBytes { gva: gva.0, len: len as u64 })?;
+        self.call(Op::ReadBytes { gva: gva.0, len: Length(len as u64) })?;
         let (bytes, _) = self.mailbox()?.texts().map_err(|e| self.broken(e))?;
         Ok(bytes.collect())
     }
@@ -167,6 +168,11 @@ impl GuestVcpu {
             first + (at.wrapping_sub(gva.0)) / PAGE_SIZE,
             pages * PAGE_SIZE / 8,
         )))
+    }
+
+    /// The page-table entry (4 KiB) that maps `gva`, as the guest reads it.
+    pub fn read_entry(&self, gva: Gva) -> Outcome<u64> {
+        Ok(self.call(Op::ReadEntry { gva: gva.0 })?[0])
     }
 
     /// Tells an operation that goes on until it is stopped to end.
@@ -215,7 +221,7 @@ impl Running<'_> {
     /// Waits for the next return of KVM_RUN, whatever it is.
     pub fn exit(&self) -> Outcome<Exit> {
         self.vcpu.vcpu.wait(self.vcpu.limit).map_err(|stop| match stop {
-            Stop::Timeout(what) => Stop::Timeout(format!("vCPU {} in {:x?}: {what}", self.vcpu.index, self.op)),
+            Stop::Timeout(what) => Stop::Timeout(format!("vCPU {} in {}: {what}", self.vcpu.index, self.op)),
             other => other,
         })
     }
@@ -229,16 +235,16 @@ impl Running<'_> {
         if seen == *expected {
             return Ok(());
         }
-        if is_doorbell(&seen) {
+        if seen.is_doorbell() {
             let reply = self.reply()?;
             return Err(Stop::Fail(format!(
-                "vCPU {} in {:x?}: expected {expected}, but the operation ended with {}",
+                "vCPU {} in {}: expected {expected}, but the operation ended with {}",
                 self.vcpu.index,
                 self.op,
                 describe(&reply)
             )));
         }
-        Err(Stop::Fail(format!("vCPU {} in {:x?}: expected {expected}, saw {seen}", self.vcpu.index, self.op)))
+        Err(Stop::Fail(format!("vCPU {} in {}: expected {expected}, saw {seen}", self.vcpu.index, self.op)))
     }
 
     /// Enters the guest again.
@@ -260,16 +266,16 @@ impl Running<'_> {
     /// # Errors
     /// As [`Self::result`].
     pub fn finish(self, exit: &Exit) -> Outcome<Result<Values, Fault>> {
-        if !is_doorbell(exit) {
+        if !exit.is_doorbell() {
             return Err(Stop::Fail(format!(
-                "vCPU {} in {:x?}: expected the operation to end, saw {exit}",
+                "vCPU {} in {}: expected the operation to end, saw {exit}",
                 self.vcpu.index, self.op
             )));
         }
         match self.reply()? {
             Reply::Done(values) => Ok(Ok(values)),
             Reply::Fault(fault) => Ok(Err(fault)),
-            reply => Err(self.vcpu.broken(format!("in {:x?}: {}", self.op, describe(&reply)))),
+            reply => Err(self.vcpu.broken(format!("in {}: {}", self.op, describe(&reply)))),
         }
     }
 
@@ -281,7 +287,7 @@ impl Running<'_> {
         let (op, vcpu) = (self.op, self.vcpu);
         self.result()?.map_err(|fault| {
             Stop::Fail(format!(
-                "vCPU {} in {op:x?}: unexpected {} in the guest",
+                "vCPU {} in {op}: unexpected {} in the guest",
                 vcpu.index,
                 describe(&Reply::Fault(fault))
             ))
@@ -295,11 +301,6 @@ impl Running<'_> {
             Err(error) => Err(self.vcpu.broken(error)),
         }
     }
-}
-
-/// Whether the guest rang its doorbell.
-fn is_doorbell(exit: &Exit) -> bool {
-    matches!(exit, Exit::Io { port: DOORBELL_PORT, direction: Direction::Out, .. })
 }
 
 fn describe(reply: &Reply) -> String {

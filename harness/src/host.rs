@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 use nix::errno::Errno;
 use privet_protocol::HypercallInstruction;
 
 use crate::errno;
+use crate::found::{Found, Proven};
+use crate::guest_memfd::GuestMemfd;
 use crate::module::Modules;
 use crate::outcome::{Outcome, Stop};
-use crate::probe::{self, Proven, Usable, cpu_is_amd};
 use crate::trace::Trace;
 use crate::uapi::{API_VERSION, Capability};
-use crate::vm::Vm;
+use crate::units::PAGE_SIZE;
+use crate::vendor::cpu_is_amd;
 use crate::vm_type::VmType;
 
 /// How many of the last exits are kept for printing.
@@ -39,6 +41,22 @@ pub enum HostError {
     ApiVersion(i32),
 }
 
+/// What a VM of some type says of itself.
+#[derive(Debug)]
+struct Answers {
+    capabilities: BTreeMap<u32, i32>,
+    /// What became of `KVM_CREATE_GUEST_MEMFD` for one page.
+    guest_memfd: Result<(), Errno>,
+}
+
+impl Answers {
+    fn of(vm: &VmFd) -> Answers {
+        let capabilities =
+            Capability::ALL.iter().map(|asked| (asked.number, vm.check_extension_raw(asked.number.into())));
+        Answers { capabilities: capabilities.collect(), guest_memfd: GuestMemfd::create(vm, PAGE_SIZE, 0).map(drop) }
+    }
+}
+
 /// An open `/dev/kvm`, the facts about it, and the trace of the exits of everything that runs on it.
 #[derive(Debug)]
 pub struct Host {
@@ -48,8 +66,8 @@ pub struct Host {
     trace: Arc<Trace>,
     modules: OnceLock<Modules>,
     cpuid: OnceLock<Result<CpuId, Errno>>,
-    capabilities: [OnceLock<Result<BTreeMap<u32, i32>, Errno>>; VmType::ALL.len()],
-    usable: probe::Cache,
+    asked: [OnceLock<Result<Answers, Errno>>; VmType::ALL.len()],
+    found: Found,
 }
 
 impl Host {
@@ -77,8 +95,8 @@ impl Host {
             trace: Arc::new(Trace::new(TRACE_DEPTH)),
             modules: OnceLock::new(),
             cpuid: OnceLock::new(),
-            capabilities: Default::default(),
-            usable: probe::Cache::default(),
+            asked: Default::default(),
+            found: Found::default(),
         })
     }
 
@@ -124,20 +142,30 @@ impl Host {
     }
 
     /// `KVM_CHECK_EXTENSION` of a VM of this type; 0 for what it does not have. The first question for a
-    /// type creates a VM and asks for all of [`Capability::ALL`].
+    /// type creates a VM and asks for all of [`Capability::ALL`]; it also asks for a guest_memfd.
     ///
     /// # Errors
     /// `Stop::Skip` with the reason if there are no VMs of this type, `Stop::Fail` if one cannot be made.
     pub fn capability(&self, vm_type: VmType, capability: Capability) -> Outcome<i32> {
-        let index = vm_type.kvm_type() as usize;
-        let known = self.capabilities[index].get_or_init(|| {
-            let vm = Vm::try_create(self, vm_type.kvm_type())?;
-            Ok(Capability::ALL.iter().map(|&asked| (asked.number, vm.check_extension(asked))).collect())
-        });
-        match known {
-            Ok(known) => Ok(known.get(&capability.number).copied().unwrap_or(0)),
-            Err(errno) => Err(self.refused(vm_type, *errno)),
-        }
+        Ok(self.answers(vm_type)?.capabilities.get(&capability.number).copied().unwrap_or(0))
+    }
+
+    /// Whether a VM of this type is given a guest_memfd. What it says of the capability need not be true: a security
+    /// module or a filter of system calls may refuse the ioctl.
+    ///
+    /// # Errors
+    /// Outside as [`capability`](Self::capability); inside the error number of `KVM_CREATE_GUEST_MEMFD`.
+    pub fn guest_memfd(&self, vm_type: VmType) -> Outcome<Result<(), Errno>> {
+        Ok(self.answers(vm_type)?.guest_memfd)
+    }
+
+    fn answers(&self, vm_type: VmType) -> Outcome<&Answers> {
+        let ask = || {
+            let vm = self.kvm.create_vm_with_type(vm_type.kvm_type()).map_err(errno::of_kvm)?;
+            Ok(Answers::of(&vm))
+        };
+        let answers = self.asked[vm_type.kvm_type() as usize].get_or_init(ask);
+        answers.as_ref().map_err(|errno| self.refused(vm_type, *errno))
     }
 
     /// `KVM_GET_SUPPORTED_CPUID`, asked once: it takes the kernel over half a millisecond.
@@ -174,17 +202,17 @@ impl Host {
 
     /// What probe guests have shown to work here so far.
     pub fn proven(&self) -> Vec<Proven> {
-        self.usable.proven()
+        self.found.proven()
     }
 
     /// Believes the runner of this worker, which has tried it out in the same place.
     pub fn trust(&self, proven: &[Proven]) {
-        proven.iter().for_each(|proven| self.usable.trust(*proven));
+        proven.iter().for_each(|proven| self.found.trust(*proven));
     }
 
-    /// What a guest can really do here, tried out once; asking for a part tries out only that part.
-    pub fn usable(&self) -> Usable<'_> {
-        Usable::new(self, &self.usable)
+    /// What has been tried out here.
+    pub(crate) fn found(&self) -> &Found {
+        &self.found
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::probe::cpu_is_amd;
+use crate::vendor::cpu_is_amd;
 
 /// What `/sys/module` says about KVM.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::host::Host;
+use crate::probe;
 use crate::uapi::Capability;
 use crate::vendor::Vendor;
 use crate::vm_type::VmType;
@@ -14,6 +15,8 @@ pub enum Need {
     GuestCode,
     /// A hypercall comes back. Advertised is not usable: some hosts hang in it.
     Hypercall,
+    /// VMs of the row's type can have a guest_memfd. Advertised is not usable here either.
+    GuestMemfd,
     /// A capability, asked of a VM of the row's type, has all of these bits.
     Capability(Capability, i32),
     /// A capability, asked of `/dev/kvm` itself, has all of these bits: the kernel can do it at all, whether a
@@ -36,11 +39,16 @@ impl Need {
     pub fn unmet(&self, host: &Host, vm: VmType) -> Option<String> {
         match self {
             Need::GuestCode => {
-                host.usable().ring0().err().map(|why| format!("guest code in ring 0 is not usable here: {why}"))
+                probe::ring0(host).err().map(|why| format!("guest code in ring 0 is not usable here: {why}"))
             }
-            Need::Hypercall => {
-                host.usable().hypercall().err().map(|why| format!("hypercalls are not usable here: {why}"))
-            }
+            Need::Hypercall => probe::hypercall(host).err().map(|why| format!("hypercalls are not usable here: {why}")),
+            Need::GuestMemfd => Need::Capability(Capability::GUEST_MEMFD, 1).unmet(host, vm).or_else(|| {
+                let Ok(Err(errno)) = host.guest_memfd(vm) else { return None };
+                Some(format!(
+                    "KVM_CREATE_GUEST_MEMFD is refused ({errno:?}) although KVM_CAP_GUEST_MEMFD is there: look for a \
+                     security module, a seccomp filter or a limit in the way"
+                ))
+            }),
             Need::Capability(capability, bits) => match host.capability(vm, *capability) {
                 Ok(value) if value & bits == *bits => None,
                 Ok(value) => Some(format!(
@@ -96,6 +104,7 @@ impl fmt::Display for Need {
         match self {
             Need::GuestCode => f.write_str("guest code in ring 0"),
             Need::Hypercall => f.write_str("hypercalls"),
+            Need::GuestMemfd => f.write_str("guest_memfd"),
             Need::Capability(capability, 1) => write!(f, "KVM_CAP_{}", capability.name),
             Need::Capability(capability, bits) => write!(f, "KVM_CAP_{} with {bits:#x}", capability.name),
             Need::SystemCapability(capability, 1) => write!(f, "KVM_CAP_{} of the kernel", capability.name),

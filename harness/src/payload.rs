@@ -39,7 +39,7 @@ type Problem = (String, String);
 
 /// What to put where in guest memory, and how to enter it.
 #[derive(Clone, Debug)]
-pub struct LoadPlan {
+pub struct Payload {
     /// The payload's name, by its own account.
     pub name: String,
     /// The protocol version that it was built for: [`VERSION`], or it would not be here.
@@ -77,7 +77,7 @@ impl Segment {
     }
 }
 
-impl LoadPlan {
+impl Payload {
     /// Reads the ELF file `elf`; `file` is what errors call it.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ impl LoadPlan {
     }
 }
 
-fn read(elf: &[u8]) -> Result<LoadPlan, Problem> {
+fn read(elf: &[u8]) -> Result<Payload, Problem> {
     let header = header(elf)?;
     let segments = segments(elf, &header)?;
     let entry = header.e_entry;
@@ -97,7 +97,7 @@ fn read(elf: &[u8]) -> Result<LoadPlan, Problem> {
     let sections = Sections::read(elf, &header)?;
     let Descriptor { version, name } = descriptor(&sections)?;
     let symbols = Symbols::read(&sections, &segments)?;
-    Ok(LoadPlan { name: name.into(), protocol_version: version, entry, segments, symbols: Arc::new(symbols) })
+    Ok(Payload { name: name.into(), protocol_version: version, entry, segments, symbols: Arc::new(symbols) })
 }
 
 fn header(elf: &[u8]) -> Result<Header, Problem> {

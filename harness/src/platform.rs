@@ -6,7 +6,16 @@
 mod plain;
 mod upm;
 
+use std::sync::Arc;
+
+use privet_protocol::{AliasBits, Doorbell};
+
+use crate::host::Host;
+use crate::launch::Plan;
+use crate::mapping::Mapping;
+use crate::outcome::Outcome;
 use crate::test_range::Backing;
+use crate::vm::Vm;
 use crate::vm_type::VmType;
 
 /// A VM type that rows have guests of.
@@ -21,10 +30,16 @@ pub enum Platform {
 /// What is to be known of a platform.
 struct Facts {
     vm_type: VmType,
+    /// How guests leave when they have answered.
+    doorbell: Doorbell,
     /// `kvm_arch_has_private_mem`: the attribute PRIVATE can be set.
     has_private_memory: bool,
     /// All that a slot can have behind it.
     backing: Backing,
+    /// What page-table entries say of privacy.
+    aliases: AliasBits,
+    /// How the private pieces of a launch plan get their content; the memory has its slot already.
+    fill_private: fn(&Host, &Vm, &Arc<Mapping>, &Plan) -> Outcome,
 }
 
 impl Platform {
@@ -46,6 +61,24 @@ impl Platform {
     /// Whether the attribute PRIVATE can be set in its VMs.
     pub const fn has_private_memory(self) -> bool {
         self.facts().has_private_memory
+    }
+
+    /// What a guest's page-table entries say of privacy.
+    pub(crate) const fn aliases(self) -> AliasBits {
+        self.facts().aliases
+    }
+
+    /// How its guests leave when they have answered.
+    pub(crate) const fn doorbell(self) -> Doorbell {
+        self.facts().doorbell
+    }
+
+    /// Gives the private pieces of `plan` their content, which `view` has from the start of the guest's own memory on.
+    ///
+    /// # Errors
+    /// What KVM refuses, and `Stop::Error` where there is no private memory.
+    pub(crate) fn fill_private(self, host: &Host, vm: &Vm, view: &Arc<Mapping>, plan: &Plan) -> Outcome {
+        (self.facts().fill_private)(host, vm, view, plan)
     }
 
     /// All that a slot of its VMs can have behind it.

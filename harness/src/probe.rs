@@ -4,8 +4,7 @@
 //! hosts emulate ring 0 and do not know such instructions, or never return from a hypercall. So two guests
 //! of a few bytes try it out, under a time limit, in plain VMs.
 
-use std::arch::x86_64::__cpuid;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_bindings::kvm_regs;
@@ -69,85 +68,28 @@ const VMCALL: &[u8] = &[0x0F, 0x01, 0xC1, 0xE6, DONE_PORT as u8];
 /// `vmmcall; out 0x10, al`
 const VMMCALL: &[u8] = &[0x0F, 0x01, 0xD9, 0xE6, DONE_PORT as u8];
 
-/// What was found out so far.
-#[derive(Debug, Default)]
-pub(crate) struct Cache {
-    ring0: OnceLock<Result<(), String>>,
-    hypercall: OnceLock<Result<(), String>>,
+/// Whether compiled code runs in ring 0 of guests on `host`; tried out once.
+///
+/// # Errors
+/// What happened instead.
+pub fn ring0(host: &Host) -> Result<(), &str> {
+    let found = host.found().ring0.get_or_init(|| try_out(host, RING0));
+    found.as_ref().copied().map_err(String::as_str)
 }
 
-/// Something that a probe guest has shown, so that workers of the same run need not try it again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Proven {
-    /// Compiled code runs in ring 0.
-    Ring0,
-    /// Hypercalls come back.
-    Hypercall,
-}
-
-impl Cache {
-    /// What has been tried and works.
-    pub(crate) fn proven(&self) -> Vec<Proven> {
-        [(Proven::Ring0, &self.ring0), (Proven::Hypercall, &self.hypercall)]
-            .into_iter()
-            .filter(|(_, found)| matches!(found.get(), Some(Ok(()))))
-            .map(|(proven, _)| proven)
-            .collect()
-    }
-
-    /// Believes that somebody else has tried it and that it works.
-    pub(crate) fn trust(&self, proven: Proven) {
-        let cell = match proven {
-            Proven::Ring0 => &self.ring0,
-            Proven::Hypercall => &self.hypercall,
+/// Whether the hypercall by which guests ask for conversions reaches user space and returns; tried out once.
+///
+/// # Errors
+/// What happened instead.
+pub fn hypercall(host: &Host) -> Result<(), &str> {
+    let found = host.found().hypercall.get_or_init(|| {
+        let code = match host.hypercall_instruction() {
+            HypercallInstruction::Vmcall => VMCALL,
+            HypercallInstruction::Vmmcall => VMMCALL,
         };
-        cell.get_or_init(|| Ok(()));
-    }
-}
-
-/// What a guest can really do on a host.
-#[derive(Clone, Copy, Debug)]
-pub struct Usable<'a> {
-    host: &'a Host,
-    cache: &'a Cache,
-}
-
-impl<'a> Usable<'a> {
-    pub(crate) fn new(host: &'a Host, cache: &'a Cache) -> Self {
-        Usable { host, cache }
-    }
-
-    /// Whether compiled code runs in ring 0.
-    ///
-    /// # Errors
-    /// What happened instead.
-    pub fn ring0(self) -> Result<(), &'a str> {
-        let found = self.cache.ring0.get_or_init(|| try_out(self.host, RING0));
-        found.as_ref().copied().map_err(String::as_str)
-    }
-
-    /// Whether the hypercall by which guests ask for conversions reaches user space and returns.
-    ///
-    /// # Errors
-    /// What happened instead.
-    pub fn hypercall(self) -> Result<(), &'a str> {
-        let found = self.cache.hypercall.get_or_init(|| {
-            let code = match self.host.hypercall_instruction() {
-                HypercallInstruction::Vmcall => VMCALL,
-                HypercallInstruction::Vmmcall => VMMCALL,
-            };
-            try_out(self.host, code)
-        });
-        found.as_ref().copied().map_err(String::as_str)
-    }
-}
-
-/// Whether the CPU is AMD's (or Hygon's), whose hypercall instruction is vmmcall instead of vmcall.
-pub fn cpu_is_amd() -> bool {
-    let leaf = __cpuid(0);
-    [b"AuthenticAMD", b"HygonGenuine"].iter().any(|vendor| {
-        [leaf.ebx, leaf.edx, leaf.ecx].iter().zip(vendor.chunks(4)).all(|(reg, text)| reg.to_le_bytes() == *text)
-    })
+        try_out(host, code)
+    });
+    found.as_ref().copied().map_err(String::as_str)
 }
 
 /// Runs `code`, which may make a hypercall, until it says that it is through.

@@ -122,12 +122,12 @@ impl TestRange {
     }
 
     /// The GVA of page `page` in the private alias.
-    pub fn private(&self, page: u64) -> Gva {
+    pub fn private_gva(&self, page: u64) -> Gva {
         Gva(self.gpa(page).0)
     }
 
     /// The GVA of page `page` in the shared alias.
-    pub fn shared(&self, page: u64) -> Gva {
+    pub fn shared_gva(&self, page: u64) -> Gva {
         Gva(self.gpa(page).0 | SHARED_ALIAS)
     }
 

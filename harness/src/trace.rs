@@ -1,11 +1,13 @@
 //! The last exits of a worker, kept cheaply and printed only when a row does not pass.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+use privet_protocol::Op;
 
 use crate::exit::Exit;
 use crate::outcome::Outcome;
@@ -30,15 +32,32 @@ impl<F: Fn(u64) -> Vec<u8>> CodeSource for F {
 struct Entry {
     number: u64,
     at_us: u64,
-    vcpu: u64,
+    vcpu: VcpuName,
+    op: Option<Op>,
     rip: Option<u64>,
     exit: Outcome<Exit>,
+}
+
+/// A vCPU among those of all VMs that share a trace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct VcpuName {
+    /// The number of its VM, in the order in which they were made; the first is 1.
+    pub(crate) vm: u64,
+    /// Its own number.
+    pub(crate) vcpu: u64,
+}
+
+impl fmt::Display for VcpuName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vm {} vcpu {}", self.vm, self.vcpu)
+    }
 }
 
 /// A ring of the last exits, shared by all vCPUs.
 #[derive(Debug)]
 pub struct Trace {
     start: Instant,
+    vms: AtomicU64,
     exits: AtomicU64,
     entries: Mutex<VecDeque<Entry>>,
     depth: usize,
@@ -49,6 +68,7 @@ impl Trace {
     pub fn new(depth: usize) -> Trace {
         Trace {
             start: Instant::now(),
+            vms: AtomicU64::new(0),
             exits: AtomicU64::new(0),
             entries: Mutex::new(VecDeque::with_capacity(depth)),
             depth,
@@ -60,10 +80,16 @@ impl Trace {
         self.exits.load(Ordering::Relaxed)
     }
 
-    /// Adds an exit, and drops the oldest one if there are too many.
-    pub fn record(&self, vcpu: u64, rip: Option<u64>, exit: &Outcome<Exit>) {
+    /// The number of a VM that is about to be made.
+    pub(crate) fn next_vm(&self) -> u64 {
+        self.vms.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Adds an exit of a vCPU that executes `op`, and drops the oldest one if there are too many.
+    pub(crate) fn record(&self, vcpu: VcpuName, op: Option<Op>, rip: Option<u64>, exit: &Outcome<Exit>) {
         let number = self.exits.fetch_add(1, Ordering::Relaxed) + 1;
-        let entry = Entry { number, at_us: self.start.elapsed().as_micros() as u64, vcpu, rip, exit: exit.clone() };
+        let at_us = self.start.elapsed().as_micros() as u64;
+        let entry = Entry { number, at_us, vcpu, op, rip, exit: exit.clone() };
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.len() == self.depth {
             entries.pop_front();
@@ -82,9 +108,11 @@ impl Trace {
 impl Entry {
     fn line(&self, code: &dyn CodeSource) -> String {
         let Entry { number, at_us, vcpu, .. } = self;
-        let exit = match &self.exit {
-            Ok(exit) => exit.to_string(),
-            Err(stop) => stop.to_string(),
+        let exit = match (&self.exit, self.op) {
+            (Ok(exit), Some(op)) if exit.is_doorbell() => format!("{op}: done"),
+            (Ok(exit), Some(op)) => format!("{op}: {exit}"),
+            (Ok(exit), None) => exit.to_string(),
+            (Err(stop), _) => stop.to_string(),
         };
         let at = match self.rip {
             None => String::new(),
@@ -93,7 +121,7 @@ impl Entry {
                 None => format!(" at rip {rip:#x}"),
             },
         };
-        format!("exit {number} +{at_us} us vcpu {vcpu}: {exit}{at}")
+        format!("exit {number} +{at_us} us {vcpu}: {exit}{at}")
     }
 }
 
@@ -116,18 +144,28 @@ pub fn disassemble(rip: u64, bytes: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
     use crate::outcome::Stop;
+    use privet_protocol::Width;
 
     #[test]
     fn the_last_exits_are_kept_and_all_are_counted() {
-        let trace = Trace::new(2);
-        trace.record(0, None, &Ok(Exit::Shutdown));
-        trace.record(1, Some(0x40_0000), &Ok(Exit::Hlt));
-        trace.record(2, Some(0x50_0000), &Err(Stop::Error("damaged".into())));
-        assert_eq!(trace.exits(), 3);
+        let trace = Trace::new(3);
+        let name = |vcpu| VcpuName { vm: 3, vcpu };
+        let op = Some(Op::Read { gva: 0x1000, width: Width::B8 });
+        trace.record(name(0), None, None, &Ok(Exit::Shutdown));
+        trace.record(name(1), op, Some(0x40_0000), &Ok(Exit::Hlt));
+        trace.record(name(2), op, None, &Ok(Exit::doorbell()));
+        trace.record(name(2), op, Some(0x50_0000), &Err(Stop::Error("damaged".into())));
+        assert_eq!(trace.exits(), 4);
         let lines = trace.render(&|rip| if rip == 0x40_0000 { b"\x48\x89\x07".to_vec() } else { Vec::new() });
-        assert_eq!(lines.len(), 2);
-        assert!(lines[0].starts_with("exit 2 +") && lines[0].ends_with("vcpu 1: HLT at rip 0x400000 `mov [rdi],rax`"));
-        assert!(lines[1].starts_with("exit 3 +") && lines[1].ends_with("vcpu 2: damaged at rip 0x500000"), "{lines:?}");
+        let ends = [
+            "vm 3 vcpu 1: Read 0x1000 0x8: HLT at rip 0x400000 `mov [rdi],rax`",
+            "vm 3 vcpu 2: Read 0x1000 0x8: done",
+            "vm 3 vcpu 2: damaged at rip 0x500000",
+        ];
+        assert_eq!(lines.len(), ends.len());
+        for (number, (line, end)) in (2..).zip(lines.iter().zip(ends)) {
+            assert!(line.starts_with(&format!("exit {number} +")) && line.ends_with(end), "{lines:?}");
+        }
     }
 
     #[test]

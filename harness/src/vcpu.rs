@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::kvm_pre_fault_memory;
 use kvm_ioctls::VcpuFd;
 use nix::errno::Errno;
+use privet_protocol::Op;
 
 use crate::errno;
 use crate::exit::Exit;
@@ -18,8 +19,9 @@ use crate::outcome::{Outcome, Stop};
 use crate::raw;
 use crate::run_page::{RunPage, SENTINEL};
 use crate::stats::Stats;
+use crate::trace::VcpuName;
 use crate::units::{Gpa, PageCount};
-use crate::vm::Core;
+use crate::vm_core::Core;
 use crate::watchdog::{GRACE, REPEAT, Thread};
 
 /// A vCPU. Commands can come from any thread.
@@ -44,6 +46,8 @@ struct Shared {
 struct State {
     phase: Phase,
     thread: Option<Thread>,
+    /// What the guest is about, for the trace.
+    operation: Option<Op>,
     /// The thread did not leave KVM_RUN when it was told to: nobody waits for it a second time.
     left_behind: bool,
 }
@@ -87,7 +91,7 @@ impl Vcpu {
             fd,
             page: RunPage::new(page)?,
             core,
-            state: Mutex::new(State { phase: Phase::Idle, thread: None, left_behind: false }),
+            state: Mutex::new(State { phase: Phase::Idle, thread: None, operation: None, left_behind: false }),
             changed: Condvar::new(),
         });
         let thread = Mutex::new(Some(shared.spawn()?));
@@ -119,6 +123,11 @@ impl Vcpu {
         self.shared.lock().phase = Phase::Idle;
         *thread = Some(self.shared.spawn()?);
         Ok(())
+    }
+
+    /// Says what the guest is about from the next run on.
+    pub(crate) fn begin_operation(&self, op: Op) {
+        self.shared.lock().operation = Some(op);
     }
 
     /// Lets the thread call KVM_RUN.
@@ -354,7 +363,8 @@ impl Shared {
                 Phase::Running => {
                     drop(state);
                     let exit = Exit::decode(raw::run(self.fd.as_raw_fd()), &self.page);
-                    self.core.trace.record(self.id, self.rip_after(&exit), &exit);
+                    let name = VcpuName { vm: self.core.number, vcpu: self.id };
+                    self.core.trace.record(name, self.operation(), self.rip_after(&exit), &exit);
                     state = self.lock();
                     if matches!(state.phase, Phase::Running) {
                         state.phase = Phase::Done(exit);
@@ -368,6 +378,10 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn operation(&self) -> Option<Op> {
+        self.lock().operation
     }
 
     /// RIP for the trace, where it says something: reading it costs an ioctl, and port accesses are the

@@ -1,6 +1,7 @@
 //! The vendors of processors that KVM has a module for. Where their halves of KVM differ, a row says so in
 //! its needs.
 
+use std::arch::x86_64::__cpuid;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -32,4 +33,12 @@ impl fmt::Display for Vendor {
             Vendor::Intel => "intel",
         })
     }
+}
+
+/// Whether the CPU is AMD's (or Hygon's), whose hypercall instruction is vmmcall instead of vmcall.
+pub(crate) fn cpu_is_amd() -> bool {
+    let leaf = __cpuid(0);
+    [b"AuthenticAMD", b"HygonGenuine"].iter().any(|vendor| {
+        [leaf.ebx, leaf.edx, leaf.ecx].iter().zip(vendor.chunks(4)).all(|(reg, text)| reg.to_le_bytes() == *text)
+    })
 }

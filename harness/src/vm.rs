@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "memslots hand host memory to a guest")]
 
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use kvm_bindings::{kvm_enable_cap, kvm_userspace_memory_region, kvm_userspace_memory_region2};
 use kvm_ioctls::VmFd;
@@ -12,7 +12,7 @@ use crate::errno;
 use crate::guest_memfd::GuestMemfd;
 use crate::host::Host;
 use crate::mapping::Mapping;
-use crate::memslot::{Memslot, SlotSpec, SlotTable};
+use crate::memslot::{Memslot, SlotSpec};
 use crate::outcome::{Outcome, Stop};
 use crate::raw;
 use crate::stats::Stats;
@@ -20,16 +20,8 @@ use crate::trace::Trace;
 use crate::uapi::{Capability, HC_MAP_GPA_RANGE};
 use crate::units::PageCount;
 use crate::vcpu::Vcpu;
+use crate::vm_core::Core;
 use crate::vm_type::VmType;
-
-/// What a VM and its vCPUs share; the VM's descriptor is closed when the last of them is gone.
-#[derive(Debug)]
-pub(crate) struct Core {
-    pub(crate) fd: VmFd,
-    pub(crate) run_size: u64,
-    pub(crate) trace: Arc<Trace>,
-    slots: Mutex<SlotTable>,
-}
 
 /// A VM. Any thread may change slots and attributes while vCPUs run.
 #[derive(Debug)]
@@ -58,8 +50,7 @@ impl Vm {
     /// As [`try_create`](Self::try_create), with the exits going to `trace`.
     pub(crate) fn try_create_traced(host: &Host, kvm_type: u64, trace: &Arc<Trace>) -> Result<Vm, Errno> {
         let fd = host.kvm().create_vm_with_type(kvm_type).map_err(errno::of_kvm)?;
-        let run_size = fd.run_size() as u64;
-        Ok(Vm { core: Arc::new(Core { fd, run_size, trace: Arc::clone(trace), slots: Mutex::default() }) })
+        Ok(Vm { core: Arc::new(Core::new(fd, trace)) })
     }
 
     /// The descriptor, for what has no function of its own here.
@@ -254,11 +245,5 @@ impl Vm {
     /// The error number of the ioctl.
     pub fn ioctl_raw(&self, request: u64, argument: u16) -> Result<i32, Errno> {
         raw::with_small_argument(&self.core.fd, request, argument)
-    }
-}
-
-impl Core {
-    fn slots(&self) -> MutexGuard<'_, SlotTable> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
 //! The loader accepts the payload that the workspace builds and refuses whatever is wrong with one.
 
-use privet_harness::payload::{LoadError, LoadPlan, MAX_PAGES};
+use privet_harness::payload::{LoadError, MAX_PAGES, Payload};
 use privet_payloads::GENERAL;
 use privet_protocol::{DESCRIPTOR_BYTES, MAGIC, PAYLOAD_BASE, PAYLOAD_END, VERSION};
 use proptest::prelude::*;
@@ -72,7 +72,7 @@ impl Elf {
     /// Checks that the loader refuses the file because of `field`, and says `problem` about it.
     #[track_caller]
     fn expect_refusal(self, field: &str, problem: &str) {
-        let error = LoadPlan::parse("broken", &self.0).expect_err(field);
+        let error = Payload::parse("broken", &self.0).expect_err(field);
         assert_eq!(error.file, "broken");
         assert!(error.field.starts_with(field), "the field is not {field}: {error}");
         assert!(error.problem.contains(problem), "nothing about {problem}: {error}");
@@ -82,7 +82,7 @@ impl Elf {
 
 #[test]
 fn the_general_payload_is_loaded_as_it_was_linked() {
-    let plan = LoadPlan::parse(GENERAL.name, GENERAL.elf).unwrap();
+    let plan = Payload::parse(GENERAL.name, GENERAL.elf).unwrap();
     assert_eq!((plan.name.as_str(), plan.protocol_version, plan.entry), (GENERAL.name, VERSION, PAYLOAD_BASE));
     let access: Vec<_> = plan.segments.iter().map(|s| (s.writable, s.executable)).collect();
     assert_eq!(access, [(false, true), (false, false), (true, false)], "code, constants, data");
@@ -101,7 +101,7 @@ fn the_general_payload_is_loaded_as_it_was_linked() {
 
 #[test]
 fn code_has_names() {
-    let symbols = LoadPlan::parse(GENERAL.name, GENERAL.elf).unwrap().symbols;
+    let symbols = Payload::parse(GENERAL.name, GENERAL.elf).unwrap().symbols;
     assert_eq!(symbols.describe(PAYLOAD_BASE + 3), "_start+0x3");
     assert_eq!(symbols.describe(PAYLOAD_BASE - 1), "not in the payload's code");
     assert_eq!(symbols.describe(PAYLOAD_END), "not in the payload's code");
@@ -236,7 +236,7 @@ proptest! {
             elf[*place.get(&structure)] = byte;
         }
         elf.truncate(len);
-        check_parsed(LoadPlan::parse("mutated", &elf))?;
+        check_parsed(Payload::parse("mutated", &elf))?;
     }
 
     #[test]
@@ -246,11 +246,11 @@ proptest! {
                 *byte = *right;
             }
         }
-        prop_assert!(LoadPlan::parse("noise", &bytes).is_err());
+        prop_assert!(Payload::parse("noise", &bytes).is_err());
     }
 }
 
-fn check_parsed(parsed: Result<LoadPlan, LoadError>) -> Result<(), TestCaseError> {
+fn check_parsed(parsed: Result<Payload, LoadError>) -> Result<(), TestCaseError> {
     match parsed {
         Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1),
         Ok(plan) => {

@@ -8,7 +8,7 @@ use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::units::{Gva, PAGE_SIZE};
-use privet_protocol::{Fault, MAX_BYTES, Op, REPLY_SEQ, Width};
+use privet_protocol::{Fault, Length, Op, REPLY_SEQ, Width};
 
 use super::{expect_error, mailbox, words};
 use crate::expect::{expect_eq, expect_no_exit_but, expect_that};
@@ -76,7 +76,7 @@ fn ram(pages: u64) -> RangeSpec {
 fn interleaved_calls(t: &Case) -> Outcome {
     const ROUNDS: u64 = 25;
     let g = t.guest().vcpus(4).range(ram(4)).boot()?;
-    let at = |index: usize| g.range(0).private(index as u64);
+    let at = |index: usize| g.range(0).private_gva(index as u64);
     let answered = |v: &GuestVcpu| Ok::<_, Stop>(words(v)?[REPLY_SEQ].load(std::sync::atomic::Ordering::Acquire));
     let before = g.vcpus().iter().map(answered).collect::<Outcome<Vec<_>>>()?;
     let exits = t.trace().exits();
@@ -112,7 +112,7 @@ fn concurrent_calls(t: &Case) -> Outcome {
     let g = t.guest().vcpus(4).range(ram(4)).boot()?;
     let exits = t.trace().exits();
     let caller = |index: usize| {
-        let (v, at) = (g.vcpu(index), g.range(0).private(index as u64));
+        let (v, at) = (g.vcpu(index), g.range(0).private_gva(index as u64));
         for call in 0..CALLS / 2 {
             let value = call << 8 | index as u64;
             v.write(at + 8 * call, Width::B8, value)?;
@@ -132,19 +132,19 @@ fn concurrent_calls(t: &Case) -> Outcome {
 fn bytes_travel(t: &Case) -> Outcome {
     let g = t.guest().range(ram(2)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    for len in [0, 1, 7, 8, 9, 255, MAX_BYTES - 1, MAX_BYTES] {
+    for len in [0, 1, 7, 8, 9, 255, Length::MAX.0 as usize - 1, Length::MAX.0 as usize] {
         let bytes: Vec<u8> = (0..len as u64).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 7) as u8 ^ len as u8).collect();
         // Over the edge of a page, and with a neighbour that must stay.
         let start = PAGE_SIZE - len as u64 / 2;
         range.host().write(start, &vec![0xee; len + 1])?;
-        v.write_bytes(range.private(0) + start, &bytes)?;
+        v.write_bytes(range.private_gva(0) + start, &bytes)?;
         let mut host = vec![0; len + 1];
         range.host().read(start, &mut host)?;
         expect_eq("the byte after them", &host.pop(), &Some(0xee))?;
         expect_eq("the bytes that the guest wrote", &host, &bytes)?;
-        expect_eq("the bytes that the guest read", &v.read_bytes(range.private(0) + start, len)?, &bytes)?;
+        expect_eq("the bytes that the guest read", &v.read_bytes(range.private_gva(0) + start, len)?, &bytes)?;
     }
-    let too_many = Op::ReadBytes { gva: range.private(0).0, len: MAX_BYTES as u64 + 1 };
+    let too_many = Op::ReadBytes { gva: range.private_gva(0).0, len: Length(Length::MAX.0 + 1) };
     expect_error("one byte too many", v.attempt(too_many), &["BadRequest", "0x801"])
 }
 
@@ -202,7 +202,7 @@ fn faults_are_results(t: &Case) -> Outcome {
     const FETCH: u64 = 1 << 4;
     const UD2: [u8; 2] = [0x0f, 0x0b];
     let g = t.guest().range(ram(1)).boot()?;
-    let (v, code) = (g.vcpu(0), g.range(0).private(0));
+    let (v, code) = (g.vcpu(0), g.range(0).private_gva(0));
     for width in Width::ALL {
         let read = |gva: Gva| Op::Read { gva: gva.0, width };
         let write = |gva: Gva| Op::Write { gva: gva.0, width, value: 0 };
@@ -226,7 +226,7 @@ fn hammering(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     let mut counted = 0;
     for _ in 0..20 {
-        let running = v.hammer(Op::HammerAdd { gva: range.private(0).0, pages: 1, limit: 0 })?;
+        let running = v.hammer(Op::HammerAdd { gva: range.private_gva(0).0, pages: 1, limit: 0 })?;
         let begun = range.host().read_u64(0)?;
         expect_that(begun > counted, || format!("the counter is still {begun} when the host goes on"))?;
         v.stop()?;

@@ -84,7 +84,7 @@ pub(super) fn rows() -> Vec<Row> {
         )
         .basis(&["virt/kvm/guest_memfd.c: __kvm_gmem_create takes a reference to the VM"]),
     ];
-    rows.into_iter().map(|row| row.needs(Need::Capability(Capability::GUEST_MEMFD, 1))).collect()
+    rows.into_iter().map(|row| row.needs(Need::GuestMemfd)).collect()
 }
 
 fn flags(t: &Case) -> Outcome {

@@ -221,7 +221,7 @@ fn enter_function(rbp: u64) -> Vec<u8> {
 
 fn split_enter(t: &Case) -> Outcome {
     let g = t.guest().range(super::memory::ram(1)).boot()?;
-    let (v, code) = (g.vcpu(0), g.range(0).private(0));
+    let (v, code) = (g.vcpu(0), g.range(0).private_gva(0));
     for before in 1..8 {
         let value = VALUE.rotate_left(before as u32);
         v.write_bytes(code, &enter_function(value))?;

@@ -76,7 +76,7 @@ impl<'a> Meter<'a> {
     /// A meter of vCPU `index`. Page `index` of test range 0 is memory for it.
     pub(super) fn new(g: &'a Guest, index: usize) -> Outcome<Self> {
         let v = g.vcpu(index);
-        Ok(Self { v, stats: v.kvm().stats()?, ram: g.range(0).private(0) + index as u64 * PAGE_SIZE })
+        Ok(Self { v, stats: v.kvm().stats()?, ram: g.range(0).private_gva(0) + index as u64 * PAGE_SIZE })
     }
 
     /// What `access`, one operation, costs beyond an operation that accesses nothing.

@@ -185,7 +185,7 @@ fn private_slot_over_cached_mmio(t: &Case) -> Outcome {
     expect_eq("KVM_PRE_FAULT_MEMORY", &v.kvm().pre_fault(range.gpa(0), PAGE)?, &done)?;
     running.resume()?;
     running.done()?;
-    v.expect_read(range.private(0), Width::B8, VALUE)?;
+    v.expect_read(range.private_gva(0), Width::B8, VALUE)?;
     range.host_expect(0..1, Pattern::ZERO)
 }
 
@@ -193,8 +193,8 @@ fn private_slot_over_mmio(t: &Case) -> Outcome {
     let g = private_slot_over_used_mmio(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let exits = t.trace().exits();
-    v.write(range.private(0), Width::B8, VALUE)?;
-    v.expect_read(range.private(0), Width::B8, VALUE)?;
+    v.write(range.private_gva(0), Width::B8, VALUE)?;
+    v.expect_read(range.private_gva(0), Width::B8, VALUE)?;
     expect_no_exit_but(t, exits, 2)?;
     range.host_expect(0..1, Pattern::ZERO)
 }
@@ -207,11 +207,11 @@ fn emulator_knows_no_private_memory(t: &Case) -> Outcome {
     g.vm().delete_slot(TEST_SLOT + 1)?;
     range.host_fill(0..1, HOST)?;
     range.set_private(g.vm(), 0..1)?;
-    v.fill(range.private(0), 1, GUEST, 0)?;
+    v.fill(range.private_gva(0), 1, GUEST, 0)?;
     let running = v.start(write_op(Gpa(range.gpa(1).0 - 4), Width::B8, VALUE))?;
     take_write(&running, range.gpa(1), 4, VALUE >> 32)?;
     running.done()?;
-    v.expect(range.private(0), 1, GUEST, 0)?;
+    v.expect(range.private_gva(0), 1, GUEST, 0)?;
     let last = range.host().read_u64(PAGE_SIZE - 8)?;
     expect_eq("the end of the host's view", &last, &(VALUE << 32 | HOST.word(0) & 0xffff_ffff))
 }

@@ -30,19 +30,19 @@ pub(super) fn rows() -> Vec<Row> {
 fn remapped(t: &Case) -> Outcome {
     let g = t.guest().range(ram(1)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    let gva = range.private(0);
+    let gva = range.private_gva(0);
     v.write(gva, Width::B8, 1)?;
     // Takes the right to write from the SPTE, which stays present.
     g.vm().add_slot(SlotSpec { flags: MEM_LOG_DIRTY_PAGES, ..range.slots()[0].clone() })?;
-    let entry = g.page_table_entry(gva)?;
-    g.set_page_table_entry(gva, (entry % PAGE_SIZE) | MMIO_BASE.0)?;
+    let entry = v.read_entry(gva)?;
+    g.set_entry_behind_the_guest(gva, (entry % PAGE_SIZE) | MMIO_BASE.0)?;
     for value in [2, 3] {
         let running = v.start(Op::Write { gva: gva.0, width: Width::B8, value })?;
         take_write(&running, MMIO_BASE, 8, value)?;
         running.done()?;
     }
     expect_eq("the memory", &range.host().read_u64(0)?, &1)?;
-    g.set_page_table_entry(gva, entry)?;
+    g.set_entry_behind_the_guest(gva, entry)?;
     // The guest changes nothing in the entry, and flushes its TLB.
     v.call(Op::SetPresent { gva: gva.0, pages: 1, present: true })?;
     v.write(gva, Width::B8, 4)?;

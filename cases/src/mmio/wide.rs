@@ -82,7 +82,7 @@ fn part(bytes: u128, first: u64, len: u64) -> u64 {
 
 fn wide_writes(t: &Case) -> Outcome {
     let g = open_gap(t.guest().range(ram_and_gap()).boot()?)?;
-    let (v, code) = (g.vcpu(0), g.range(0).private(1));
+    let (v, code) = (g.vcpu(0), g.range(0).private_gva(1));
     v.write_bytes(code, &store_function())?;
     let all = u128::from(HIGH) << 64 | u128::from(LOW);
     let store = |before: u64| {
@@ -103,7 +103,7 @@ fn wide_writes(t: &Case) -> Outcome {
 
 fn wide_reads(t: &Case) -> Outcome {
     let g = open_gap(t.guest().range(ram_and_gap()).boot()?)?;
-    let (v, code) = (g.vcpu(0), g.range(0).private(1));
+    let (v, code) = (g.vcpu(0), g.range(0).private_gva(1));
     v.write_bytes(code, &LOAD_FUNCTION)?;
     for before in 0..=16 {
         let running = v.start(Op::Execute { gva: code.0, argument: gva(EDGE).0 - before })?;

@@ -149,9 +149,9 @@ fn over_private_gfns(t: &Case) -> Outcome {
     g.vm().add_slot(slot.clone())?;
     for page in 0..8 {
         let private = (2..5).contains(&page) || page == 7;
-        v.expect(range.private(page), 1, if private { Pattern::ZERO } else { A }, page)?;
+        v.expect(range.private_gva(page), 1, if private { Pattern::ZERO } else { A }, page)?;
     }
-    v.fill(range.private(0), 8, B, 0)?;
+    v.fill(range.private_gva(0), 8, B, 0)?;
     for page in 0..8 {
         let private = (2..5).contains(&page) || page == 7;
         range.host_expect(page..page + 1, if private { A } else { B })?;
@@ -165,7 +165,7 @@ fn every_page_of_the_file_anywhere(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     let whole = &range.slots()[0];
     range.set_private(g.vm(), range.all())?;
-    v.fill(range.private(0), PAGES, B, 0)?;
+    v.fill(range.private_gva(0), PAGES, B, 0)?;
     g.vm().delete_slot(whole.slot)?;
     for round in 0..100 {
         // 7 and 5 have no factor with 16 in common: every page comes to every GPA.
@@ -176,7 +176,7 @@ fn every_page_of_the_file_anywhere(t: &Case) -> Outcome {
             gmem: Some((range.gmem()?.clone(), file_page * PAGE_SIZE)),
             ..whole.clone()
         })?;
-        v.expect(range.private(gpa_page), 1, B, file_page)?;
+        v.expect(range.private_gva(gpa_page), 1, B, file_page)?;
         g.vm().delete_slot(whole.slot)?;
     }
     Ok(())
@@ -190,7 +190,7 @@ fn huge(t: &Case) -> Outcome<(Guest, SlotSpec)> {
     let memory = Arc::new(Mapping::anonymous_with(bytes, MapOptions::new().huge_pages(true).aligned(bytes))?);
     memory.fill(0, bytes, 0)?;
     // Everything that the guest needs to get there, its page tables included, is mapped from here on.
-    g.vcpu(0).read(range.private(0), Width::B8)?;
+    g.vcpu(0).read(range.private_gva(0), Width::B8)?;
     g.vm().delete_slot(range.slots()[0].slot)?;
     let slot = SlotSpec { mapping: Some(memory), ..range.slots()[0].clone() };
     Ok((g, slot))
@@ -200,7 +200,7 @@ fn huge_page_beside_a_private_page(t: &Case) -> Outcome {
     let (g, slot) = huge(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let counters = Counters::of_vm(&g)?;
-    let read = |page| v.read(range.private(page), Width::B8).map(drop);
+    let read = |page| v.read(range.private_gva(page), Width::B8).map(drop);
     g.vm().add_slot(slot)?;
 
     let before = counters.get("pages_2m")?;
@@ -226,7 +226,7 @@ fn huge_page_not_over_private_gfns(t: &Case) -> Outcome {
     g.vm().add_slot(slot)?;
     counters.expect_growth("pages_2m", 0, || {
         counters.expect_growth("pages_4k", 3, || {
-            [0, 1, 511].into_iter().try_for_each(|page| v.read(range.private(page), Width::B8).map(drop))
+            [0, 1, 511].into_iter().try_for_each(|page| v.read(range.private_gva(page), Width::B8).map(drop))
         })
     })
 }
@@ -242,13 +242,13 @@ fn dirty_log(t: &Case) -> Outcome {
         expect_ok("changing the flags", g.vm().set_user_memory_region2_raw(&region, Some(range.host())))
     };
     expect_errno("the dirty log of a slot without one", log(), Errno::ENOENT)?;
-    v.fill(range.shared(0), PAGES, A, 0)?;
+    v.fill(range.shared_gva(0), PAGES, A, 0)?;
     set_flags(MEM_LOG_DIRTY_PAGES)?;
     for pages in [&[1, 3][..], &[], &[0, 1, 7]] {
         for &page in pages {
-            v.fill(range.shared(page), 1, B, page)?;
+            v.fill(range.shared_gva(page), 1, B, page)?;
         }
-        v.read(range.shared(5), Width::B8)?;
+        v.read(range.shared_gva(5), Width::B8)?;
         let written = pages.iter().fold(0, |bits, page| bits | 1 << page);
         expect_eq("the dirty pages", &expect_ok("KVM_GET_DIRTY_LOG", log())?, &vec![written])?;
     }

@@ -153,7 +153,7 @@ fn refused_changes_leave_the_guest_alone(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     range.set_private(g.vm(), 0..2)?;
-    v.fill(range.private(0), 2, B, 0)?;
+    v.fill(range.private_gva(0), 2, B, 0)?;
     let other_file = g.vm().create_guest_memfd(4 * PAGE_SIZE, 0)?;
     let exits = t.trace().exits();
     let changes = changes_with_guest_memfd(range.slots()[0].region(), other_file.fd() as u32);
@@ -161,8 +161,8 @@ fn refused_changes_leave_the_guest_alone(t: &Case) -> Outcome {
     for (what, region) in changes {
         let refused = g.vm().set_user_memory_region2_raw(&region, Some(range.host()));
         expect_errno(what, refused, Errno::EINVAL)?;
-        v.expect(range.private(0), 2, B, 0)?;
-        v.expect(range.shared(2), 2, A, 2)?;
+        v.expect(range.private_gva(0), 2, B, 0)?;
+        v.expect(range.shared_gva(2), 2, A, 2)?;
     }
     range.host_expect(range.all(), A)?;
     expect_no_exit_but(t, exits, 2 * asked)

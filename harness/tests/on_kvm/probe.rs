@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 use privet_harness::outcome::Stop;
+use privet_harness::probe;
 use privet_harness::uapi::Capability;
 use privet_harness::vm::Vm;
 use privet_harness::vm_type::VmType;
@@ -37,14 +38,14 @@ fn capabilities_are_those_of_a_vm() {
 fn a_host_that_emulates_ring_0_is_recognised() {
     let Some(host) = host() else { return };
     let poor = host.modules().vendor.as_deref() == Some("kvm_pvm");
-    match (host.usable().ring0(), poor) {
+    match (probe::ring0(&host), poor) {
         (Ok(()), false) => {}
         (Err(why), true) => {
             assert!(why.contains("INTERNAL_ERROR 1 (emulation)") && why.contains("xorps"), "{why}");
         }
         (found, _) => panic!("poor host: {poor}, but: {found:?}"),
     }
-    match (host.usable().hypercall(), poor) {
+    match (probe::hypercall(&host), poor) {
         (Ok(()), false) => {}
         (Err(why), true) => assert!(why.contains("still running after 2s"), "{why}"),
         (found, _) => panic!("poor host: {poor}, but: {found:?}"),

@@ -5,17 +5,14 @@
 mod hammer;
 mod memory;
 
-use privet_protocol::{Op, Refusal, Reply};
+use privet_protocol::{Op, Reply, Start};
+use privet_runtime::paging::Refused;
 use privet_runtime::probe::{self, Probed};
 use privet_runtime::{Vcpu, convert, cpu, guest_assert_eq, hypercall};
 
 /// Executes one operation on one vCPU.
-pub fn execute(vcpu: &'static Vcpu, op: Op) -> Reply {
+pub fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply {
     let mailbox = vcpu.mailbox();
-    let hypercall_instruction = match mailbox.hypercall() {
-        Ok(instruction) => instruction,
-        Err(error) => return Reply::Refused(Refusal::BadRequest, error.word),
-    };
     match op {
         Op::Nop => Reply::done([]),
         Op::Read { gva, width } => value(probe::read(gva, width)),
@@ -27,14 +24,13 @@ pub fn execute(vcpu: &'static Vcpu, op: Op) -> Reply {
         Op::CompareExchange { gva, expected, new } => value(probe::compare_exchange(gva, expected, new)),
         Op::Execute { gva, argument } => value(probe::execute(gva, argument)),
         Op::MapGpaRange { gpa, pages, attributes } => {
-            value(hypercall::map_gpa_range(hypercall_instruction, gpa, pages, attributes))
+            value(hypercall::map_gpa_range(start.hypercall, gpa, pages, attributes))
         }
-        Op::Hypercall { registers } => value(hypercall::call(hypercall_instruction, registers)),
-        Op::Convert(request) => convert::convert(hypercall_instruction, request),
-        Op::SetPresent { gva, pages, present } => match convert::set_present(gva, pages, present) {
-            Ok(()) => Reply::done([]),
-            Err((refusal, word)) => Reply::Refused(refusal, word),
-        },
+        Op::Hypercall { registers } => value(hypercall::call(start.hypercall, registers)),
+        Op::Convert { request } => convert::convert(start, request),
+        Op::SetPresent { gva, pages, present } => entries(convert::set_present(start.aliases, gva, pages, present)),
+        Op::ReadEntry { gva } => entries(convert::read_entry(start.aliases, gva)),
+        Op::WriteEntry { gva, entry } => entries(convert::write_entry(start.aliases, gva, entry)),
         Op::Cpuid { leaf, subleaf } => Reply::done(cpu::cpuid(leaf, subleaf).map(u64::from)),
         Op::ReadMsr { msr } => value(probe::read_msr(msr)),
         Op::WriteMsr { msr, value } => nothing(probe::write_msr(msr, value)),
@@ -52,6 +48,10 @@ pub fn execute(vcpu: &'static Vcpu, op: Op) -> Reply {
 
 fn value(probed: Probed<u64>) -> Reply {
     probed.map_or_else(Reply::Fault, |value| Reply::done([value]))
+}
+
+fn entries<const N: usize>(values: Result<[u64; N], Refused>) -> Reply {
+    values.map_or_else(|(refusal, word)| Reply::Refused(refusal, word), Reply::done)
 }
 
 fn nothing(probed: Probed) -> Reply {

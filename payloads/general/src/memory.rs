@@ -1,6 +1,6 @@
 //! Operations on bytes and pages.
 
-use privet_protocol::{Fault, GuestMailbox, Op, Pattern, Refusal, Reply, Width};
+use privet_protocol::{Fault, GuestMailbox, Length, Op, Pattern, Refusal, Reply, Width};
 use privet_runtime::paging::PAGE_SIZE;
 use privet_runtime::probe::{self, Probed};
 
@@ -10,17 +10,18 @@ pub(crate) const PAGE_FAULT: u64 = 14;
 /// Words of 8 bytes in a page.
 const PAGE_WORDS: u64 = PAGE_SIZE / 8;
 
-pub(crate) fn read_bytes(mailbox: GuestMailbox<'_>, gva: u64, len: u64) -> Probed {
-    for index in 0..len {
+pub(crate) fn read_bytes(mailbox: GuestMailbox<'_>, gva: u64, len: Length) -> Probed {
+    for index in 0..len.0 {
         let byte = probe::read(gva.wrapping_add(index), Width::B1)?;
         mailbox.set_byte(index as usize, byte as u8);
     }
-    mailbox.set_text_len(len as usize);
+    mailbox.set_text_len(len.0 as usize);
     Ok(())
 }
 
-pub(crate) fn write_bytes(mailbox: GuestMailbox<'_>, gva: u64, len: u64) -> Probed {
-    (0..len).try_for_each(|index| probe::write(gva.wrapping_add(index), Width::B1, mailbox.byte(index as usize).into()))
+pub(crate) fn write_bytes(mailbox: GuestMailbox<'_>, gva: u64, len: Length) -> Probed {
+    (0..len.0)
+        .try_for_each(|index| probe::write(gva.wrapping_add(index), Width::B1, mailbox.byte(index as usize).into()))
 }
 
 pub(crate) fn fill(gva: u64, pages: u64, pattern: Pattern, first: u64) -> Reply {

@@ -25,10 +25,12 @@ pub const REQUEST_SEQ: usize = 1;
 pub const REPLY_SEQ: usize = 2;
 /// Nonzero: operations that go on until they are told to stop shall end.
 pub(crate) const STOP: usize = 3;
-/// Which instruction makes a hypercall, see `HypercallInstruction`.
-pub(crate) const HYPERCALL: usize = 4;
 /// How many rounds an operation that goes on until it is stopped has done so far.
 pub(crate) const ROUNDS: usize = 5;
+/// The first word of what the guest is told at its start, see `Start`; written by the host before the first entry.
+pub(crate) const START: usize = 18;
+/// How many words of that there are.
+pub(crate) const START_COUNT: usize = 4;
 /// Word of a mailbox: code of the operation.
 pub const OP: usize = 8;
 /// Word of a mailbox: the first argument of the operation.
@@ -53,3 +55,25 @@ pub const TEXT_BYTES: usize = (WORDS - TEXT) * 8;
 
 /// Bytes that the message of a failure can have: the rest is for the name of the file.
 pub const MAX_MESSAGE: usize = TEXT_BYTES / 4 * 3;
+
+/// The numbers above that both sides have to agree on, for the version of the protocol.
+pub(crate) const NUMBERS: [usize; 18] = [
+    WORDS,
+    MAX_VCPUS,
+    MAGIC_WORD,
+    REQUEST_SEQ,
+    REPLY_SEQ,
+    STOP,
+    ROUNDS,
+    START,
+    START_COUNT,
+    OP,
+    ARGS,
+    ARG_COUNT,
+    STATUS,
+    VALUES,
+    VALUE_COUNT,
+    TEXT_LEN,
+    FILE_LEN,
+    TEXT,
+];

@@ -6,32 +6,36 @@
 //! neither needs `unsafe` to speak. Everything that is read from it is checked: a word that means nothing is
 //! a [`DecodeError`] that names the field.
 //!
-//! Bump [`VERSION`] with every change of layout or meaning: the loader refuses payloads of another version.
+//! [`VERSION`] changes with the table of operations and with the layout: the loader refuses payloads of another version.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod argument;
+mod decode;
 mod descriptor;
 mod layout;
 mod mailbox;
 mod op;
 mod pattern;
 mod reply;
+mod start;
+mod version;
 
+pub use decode::{DecodeError, Field};
 pub use descriptor::{DESCRIPTOR_BYTES, Descriptor, DescriptorField};
 pub use layout::{
     ARGS, MAGIC_WORD, MAX_MESSAGE, MAX_VCPUS, OP, PAYLOAD_BASE, PAYLOAD_END, REPLY_SEQ, REQUEST_SEQ, STATUS,
     TEXT_BYTES, TEXT_LEN, VALUES, WORDS, Words,
 };
-pub use mailbox::{DecodeError, Field, GuestMailbox, HostMailbox};
-pub use op::{Convert, HypercallInstruction, MAX_BYTES, Op, Order, Sharing, Width};
+pub use mailbox::{GuestMailbox, HostMailbox};
+pub use op::{Convert, Length, Op, Order, Sharing, Width};
 pub use pattern::Pattern;
 pub use reply::{Failure, FailureKind, Fault, Refusal, Reply, Values};
-
-/// The version of this protocol, in the `.privet` section of every payload.
-pub const VERSION: u32 = 2;
+pub use start::{AliasBits, Doorbell, HypercallInstruction, Start};
+pub use version::VERSION;
 
 /// The first eight bytes of the `.privet` section of every payload, and the first word of every mailbox.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"privet01");
 
-/// The I/O port of the doorbell of VMs whose guests may execute `out` (plain, UPM, SEV). One byte, value 0.
+/// The I/O port of [`Doorbell::Port`].
 pub const DOORBELL_PORT: u16 = 0xe0;

@@ -1,59 +1,16 @@
 //! The two views of a mailbox.
 
-use core::fmt;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::MAGIC;
+use crate::decode::{DecodeError, Field};
 use crate::layout::{
-    ARG_COUNT, ARGS, FILE_LEN, HYPERCALL, MAGIC_WORD, MAX_MESSAGE, OP, REPLY_SEQ, REQUEST_SEQ, ROUNDS, STATUS, STOP,
-    TEXT, TEXT_BYTES, TEXT_LEN, VALUE_COUNT, VALUES, Words,
+    ARG_COUNT, ARGS, FILE_LEN, MAGIC_WORD, MAX_MESSAGE, OP, REPLY_SEQ, REQUEST_SEQ, ROUNDS, START, START_COUNT, STATUS,
+    STOP, TEXT, TEXT_BYTES, TEXT_LEN, VALUE_COUNT, VALUES, Words,
 };
-use crate::op::{HypercallInstruction, Op};
+use crate::op::Op;
 use crate::reply::Reply;
-
-/// The field of a mailbox that made no sense.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "the names are the fields'")]
-pub enum Field {
-    Magic,
-    Op,
-    Width,
-    Len,
-    Sharing,
-    Order,
-    Present,
-    Register,
-    Hypercall,
-    RequestSequence,
-    ReplySequence,
-    Status,
-    Refusal,
-    FailureKind,
-    TextLength,
-}
-
-/// A word of a mailbox that means nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DecodeError {
-    /// Which field.
-    pub field: Field,
-    /// What was found there.
-    pub word: u64,
-}
-
-impl DecodeError {
-    pub(crate) const fn new(field: Field, word: u64) -> Self {
-        Self { field, word }
-    }
-}
-
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "mailbox field {:?} holds {:#x}", self.field, self.word)
-    }
-}
-
-impl core::error::Error for DecodeError {}
+use crate::start::Start;
 
 /// The host's side of a mailbox.
 #[derive(Clone, Copy)]
@@ -66,11 +23,13 @@ impl<'a> HostMailbox<'a> {
     }
 
     /// Prepares a fresh mailbox, before the vCPU first runs.
-    pub fn init(self, hypercall: HypercallInstruction) {
+    pub fn init(self, start: Start) {
         for word in self.0 {
             word.store(0, Relaxed);
         }
-        self.0[HYPERCALL].store(hypercall as u64, Relaxed);
+        for (word, value) in self.0[START..START + START_COUNT].iter().zip(start.encode()) {
+            word.store(value, Relaxed);
+        }
         self.0[MAGIC_WORD].store(MAGIC, Release);
     }
 
@@ -153,9 +112,12 @@ impl<'a> GuestMailbox<'a> {
         self.0[MAGIC_WORD].load(Acquire) == MAGIC
     }
 
-    /// Which instruction makes a hypercall.
-    pub fn hypercall(self) -> Result<HypercallInstruction, DecodeError> {
-        HypercallInstruction::decode(self.0[HYPERCALL].load(Relaxed))
+    /// What the host tells a guest about the VM that it is in.
+    ///
+    /// # Errors
+    /// The field that makes no sense.
+    pub fn start(self) -> Result<Start, DecodeError> {
+        Start::decode(core::array::from_fn(|i| self.0[START + i].load(Relaxed)))
     }
 
     /// The request that follows request `previous`.

@@ -1,7 +1,7 @@
 //! What the guest answers.
 
+use crate::decode::{DecodeError, Field};
 use crate::layout::VALUE_COUNT;
-use crate::mailbox::{DecodeError, Field};
 
 /// The values of a reply; their meaning is the operation's.
 pub type Values = [u64; VALUE_COUNT];

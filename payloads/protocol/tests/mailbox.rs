@@ -10,13 +10,17 @@ fn page() -> Box<Words> {
     Box::new([const { AtomicU64::new(0) }; WORDS])
 }
 
+fn told(hypercall: HypercallInstruction) -> Start {
+    Start { hypercall, doorbell: Doorbell::Port, aliases: AliasBits { private: 1 << 51, shared: 1 << 47 } }
+}
+
 #[test]
 fn a_request_is_answered() {
     let page = page();
     let (host, guest) = (HostMailbox::new(&page), GuestMailbox::new(&page));
-    host.init(HypercallInstruction::Vmmcall);
+    host.init(told(HypercallInstruction::Vmmcall));
     assert!(guest.is_ready());
-    assert_eq!(guest.hypercall(), Ok(HypercallInstruction::Vmmcall));
+    assert_eq!(guest.start(), Ok(told(HypercallInstruction::Vmmcall)));
 
     let op = Op::Write { gva: 0x1_0000_0ffd, width: Width::B8, value: 7 };
     let sequence = host.send(op, &[]);
@@ -31,7 +35,7 @@ fn a_request_is_answered() {
 fn a_guest_that_is_entered_without_a_request_sees_it() {
     let page = page();
     let (host, guest) = (HostMailbox::new(&page), GuestMailbox::new(&page));
-    host.init(HypercallInstruction::Vmcall);
+    host.init(told(HypercallInstruction::Vmcall));
     let sequence = host.send(Op::Nop, &[]);
     assert_eq!(guest.request(sequence), Err(DecodeError { field: Field::RequestSequence, word: sequence }));
 }
@@ -40,7 +44,7 @@ fn a_guest_that_is_entered_without_a_request_sees_it() {
 fn the_reply_to_an_older_request_is_not_taken_for_the_answer() {
     let page = page();
     let (host, guest) = (HostMailbox::new(&page), GuestMailbox::new(&page));
-    host.init(HypercallInstruction::Vmcall);
+    host.init(told(HypercallInstruction::Vmcall));
     let first = host.send(Op::Nop, &[]);
     guest.answer(first, Reply::Done(Values::default()));
     let second = host.send(Op::Nop, &[]);
@@ -52,9 +56,9 @@ fn the_reply_to_an_older_request_is_not_taken_for_the_answer() {
 fn bytes_travel_both_ways() {
     let page = page();
     let (host, guest) = (HostMailbox::new(&page), GuestMailbox::new(&page));
-    host.init(HypercallInstruction::Vmcall);
-    let code: Vec<u8> = (0..MAX_BYTES).map(|i| (i * 7) as u8).collect();
-    host.send(Op::WriteBytes { gva: 0, len: code.len() as u64 }, &code);
+    host.init(told(HypercallInstruction::Vmcall));
+    let code: Vec<u8> = (0..Length::MAX.0).map(|i| (i * 7) as u8).collect();
+    host.send(Op::WriteBytes { gva: 0, len: Length(code.len() as u64) }, &code);
     let seen: Vec<u8> = (0..code.len()).map(|i| guest.byte(i)).collect();
     assert_eq!(seen, code);
     for (i, byte) in code.iter().rev().enumerate() {
@@ -77,7 +81,7 @@ fn fail_with(guest: GuestMailbox<'_>, message: &[u8], file: &[u8]) {
 fn a_failure_arrives_whole_and_out_of_turn() {
     let page = page();
     let (host, guest) = (HostMailbox::new(&page), GuestMailbox::new(&page));
-    host.init(HypercallInstruction::Vmcall);
+    host.init(told(HypercallInstruction::Vmcall));
     let sequence = host.send(Op::Crash, &[]);
     let failure = Failure {
         kind: FailureKind::Panic,
@@ -147,6 +151,20 @@ proptest! {
         // A guest on the same garbage.
         let _ = GuestMailbox::new(&page).request(sequence);
     }
+}
+
+#[test]
+fn an_operation_is_told_by_name_and_arguments() {
+    let op = Op::Fill { gva: 0x1_0000_1000, pages: 1, pattern: Pattern(0xaa), first: 0 };
+    assert_eq!(op.to_string(), "Fill 0x100001000 0x1 0xaa 0x0");
+    assert_eq!(Op::Nop.to_string(), "Nop");
+}
+
+#[test]
+fn alias_bits_are_no_address() {
+    let aliases = told(HypercallInstruction::Vmcall).aliases;
+    assert_eq!(aliases.address_mask(), 0x0007_7fff_ffff_f000);
+    assert_eq!(AliasBits::NONE.address_mask(), 0x000f_ffff_ffff_f000);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Explicit conversion of pages between private and shared.
 
-use privet_protocol::{Convert, Fault, HypercallInstruction, Order, Refusal, Reply};
+use privet_protocol::{AliasBits, Convert, Fault, HypercallInstruction, Order, Refusal, Reply, Start};
 
 use crate::hypercall::{attributes, map_gpa_range};
 use crate::paging::{PAGE_SIZE, Range, Refused};
@@ -16,11 +16,13 @@ use crate::tlb;
 /// Whatever the host answers, and if the hypercall itself faults, every entry is as it was before.
 ///
 /// Values of the reply: RAX of the hypercall; pages that are present afterwards.
-pub fn convert(instruction: HypercallInstruction, request: Convert) -> Reply {
+pub fn convert(start: Start, request: Convert) -> Reply {
     if !request.gpa.is_multiple_of(PAGE_SIZE) {
         return Reply::Refused(Refusal::Unaligned, request.gpa);
     }
-    match Range::current(request.gva, request.pages).map(|range| convert_range(instruction, request, range)) {
+    match Range::current(start.aliases, request.gva, request.pages)
+        .map(|range| convert_range(start.hypercall, request, range))
+    {
         Ok(Ok([rax, present])) => Reply::done([rax, present]),
         Ok(Err(fault)) => Reply::Fault(fault),
         Err((refusal, word)) => Reply::Refused(refusal, word),
@@ -47,8 +49,26 @@ fn convert_range(instruction: HypercallInstruction, request: Convert, range: Ran
 ///
 /// # Errors
 /// As [`Range::current`].
-pub fn set_present(gva: u64, pages: u64, present: bool) -> Result<(), Refused> {
-    Range::current(gva, pages)?.set_present(present);
+pub fn set_present(aliases: AliasBits, gva: u64, pages: u64, present: bool) -> Result<[u64; 0], Refused> {
+    Range::current(aliases, gva, pages)?.set_present(present);
     tlb::flush_everywhere();
-    Ok(())
+    Ok([])
+}
+
+/// The page-table entry of a page.
+///
+/// # Errors
+/// As [`Range::current`].
+pub fn read_entry(aliases: AliasBits, gva: u64) -> Result<[u64; 1], Refused> {
+    Ok([Range::current(aliases, gva, 1)?.first()])
+}
+
+/// Writes the page-table entry of a page, and flushes.
+///
+/// # Errors
+/// As [`Range::current`].
+pub fn write_entry(aliases: AliasBits, gva: u64, entry: u64) -> Result<[u64; 0], Refused> {
+    Range::current(aliases, gva, 1)?.set_first(entry);
+    tlb::flush_everywhere();
+    Ok([])
 }

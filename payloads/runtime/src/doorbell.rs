@@ -3,11 +3,16 @@
 
 use core::arch::asm;
 
-use privet_protocol::DOORBELL_PORT;
+use privet_protocol::{DOORBELL_PORT, Doorbell};
 
-/// Rings the doorbell of VMs whose guests may execute `out`: one byte, value 0. Returns when the host enters
-/// the guest again.
-pub fn ring() {
+/// Rings. Returns when the host enters the guest again.
+pub fn ring(doorbell: Doorbell) {
+    match doorbell {
+        Doorbell::Port => out(),
+    }
+}
+
+fn out() {
     // SAFETY: the port belongs to the host's side of the protocol; the instruction changes nothing in the
     // guest, and whatever the host changes meanwhile lies in memory that is only accessed as atomics.
     unsafe { asm!("out dx, al", in("dx") DOORBELL_PORT, in("al") 0u8, options(nostack, preserves_flags)) };

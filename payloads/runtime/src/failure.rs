@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::Relaxed;
 
-use privet_protocol::{Failure, FailureKind, Fault, GuestMailbox, MAX_MESSAGE, Reply};
+use privet_protocol::{Doorbell, Failure, FailureKind, Fault, GuestMailbox, MAX_MESSAGE, Reply};
 
 use crate::doorbell;
 use crate::vcpu::Vcpu;
@@ -61,13 +61,14 @@ fn fail(vcpu: &Vcpu, message: fmt::Arguments<'_>, file: &str, failure: Failure) 
         let op = if vcpu.busy.load(Relaxed) == 1 { mailbox.op_code() } else { 0 };
         mailbox.answer(vcpu.sequence.load(Relaxed), Reply::Failed(Failure { op, ..failure }));
     }
-    park()
+    // A mailbox that is damaged says nothing; what every host hears is the port.
+    park(vcpu.mailbox().start().map_or(Doorbell::Port, |start| start.doorbell))
 }
 
 /// Nothing follows: each time the host enters the guest again, the doorbell rings again.
-pub(crate) fn park() -> ! {
+pub(crate) fn park(doorbell: Doorbell) -> ! {
     loop {
-        doorbell::ring();
+        doorbell::ring(doorbell);
     }
 }
 

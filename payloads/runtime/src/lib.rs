@@ -34,7 +34,7 @@ pub use privet_protocol as protocol;
 ///
 /// ```text
 /// privet_runtime::payload!("general", execute);
-/// fn execute(vcpu: &'static Vcpu, op: Op) -> Reply { ... }
+/// fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply { ... }
 /// ```
 #[macro_export]
 macro_rules! payload {

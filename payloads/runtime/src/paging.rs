@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::SeqCst;
 
-use privet_protocol::Refusal;
+use privet_protocol::{AliasBits, Refusal};
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -14,7 +14,6 @@ const PRESENT: u64 = 1 << 0;
 const LARGE: u64 = 1 << 7;
 /// Ignored by the CPU: marks an entry from which [`hide`] took PRESENT.
 const HIDDEN: u64 = 1 << 9;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// An entry that cannot be had, and the address that it was wanted for.
 pub type Refused = (Refusal, u64);
@@ -22,6 +21,7 @@ pub type Refused = (Refusal, u64);
 /// A range of pages that are all mapped by 4 KiB entries, present or not.
 #[derive(Clone, Copy)]
 pub struct Range {
+    address_mask: u64,
     root: u64,
     gva: u64,
     pages: u64,
@@ -33,19 +33,20 @@ impl Range {
     /// # Errors
     /// [`Refusal::Unaligned`], [`Refusal::LargePage`], or [`Refusal::NotMapped`] if an entry is missing or was
     /// never filled, or the range is not one of canonical addresses.
-    pub fn current(gva: u64, pages: u64) -> Result<Self, Refused> {
+    pub fn current(aliases: AliasBits, gva: u64, pages: u64) -> Result<Self, Refused> {
         let cr3: u64;
         // SAFETY: only reads a register, in ring 0.
         unsafe { asm!("mov {}, cr3", out(reg) cr3, options(nomem, nostack, preserves_flags)) };
+        let mask = aliases.address_mask();
         // SAFETY: the host maps the tables of a payload identically, and for good.
-        unsafe { Self::new(cr3 & ADDRESS, gva, pages) }
+        unsafe { Self::new(mask, cr3 & mask, gva, pages) }
     }
 
-    /// The range in the tables under `root`.
+    /// The range in the tables under `root`, in whose entries `address_mask` are the bits of an address.
     ///
     /// # Safety
     /// The tables lie at their physical addresses, for good, and are only accessed as atomics.
-    unsafe fn new(root: u64, gva: u64, pages: u64) -> Result<Self, Refused> {
+    unsafe fn new(address_mask: u64, root: u64, gva: u64, pages: u64) -> Result<Self, Refused> {
         if !gva.is_multiple_of(PAGE_SIZE) {
             return Err((Refusal::Unaligned, gva));
         }
@@ -55,7 +56,7 @@ impl Range {
         if !canonical(gva) || !last.is_some_and(canonical) {
             return Err((Refusal::NotMapped, gva));
         }
-        let range = Self { root, gva, pages };
+        let range = Self { address_mask, root, gva, pages };
         for page in 0..pages {
             range.entry(page)?;
         }
@@ -74,7 +75,7 @@ impl Range {
             if entry & LARGE != 0 {
                 return Err((Refusal::LargePage, gva));
             }
-            table = entry & ADDRESS;
+            table = entry & self.address_mask;
         }
         match slot(table, gva, 12) {
             empty if empty.load(SeqCst) == 0 => Err((Refusal::NotMapped, gva)),
@@ -118,6 +119,18 @@ impl Range {
         }
     }
 
+    /// The entry of the first page.
+    pub fn first(&self) -> u64 {
+        self.entries().next().map_or(0, |entry| entry.load(SeqCst))
+    }
+
+    /// Writes the entry of the first page. The TLB is the caller's business.
+    pub fn set_first(&self, value: u64) {
+        if let Some(entry) = self.entries().next() {
+            entry.store(value, SeqCst);
+        }
+    }
+
     /// How many pages are present.
     pub fn present(&self) -> u64 {
         self.entries().filter(|entry| entry.load(SeqCst) & PRESENT != 0).count() as u64
@@ -134,6 +147,9 @@ fn slot(table: u64, gva: u64, shift: u32) -> &'static AtomicU64 {
 mod tests {
     use super::*;
 
+    /// As of a guest whose entries say what is private; so do those of the tables below.
+    const ALIASES: AliasBits = AliasBits { private: 1 << 51, shared: 0 };
+
     #[repr(align(4096))]
     struct Table([AtomicU64; 512]);
 
@@ -142,9 +158,9 @@ mod tests {
     fn tables() -> &'static [Table; 4] {
         let tables: &'static [Table; 4] = Box::leak(Box::new([const { Table([const { AtomicU64::new(0) }; 512]) }; 4]));
         let address = |level: usize| tables[level].0.as_ptr() as u64;
-        tables[0].0[0].store(address(1) | PRESENT, SeqCst);
+        tables[0].0[0].store(address(1) | ALIASES.private | PRESENT, SeqCst);
         tables[1].0[0].store(address(2) | PRESENT, SeqCst);
-        tables[2].0[1].store(address(3) | PRESENT, SeqCst);
+        tables[2].0[1].store(address(3) | ALIASES.private | PRESENT, SeqCst);
         tables[2].0[2].store(0x40_0000 | LARGE | PRESENT, SeqCst);
         tables[3].0[0].store(0x20_0000 | PRESENT, SeqCst);
         tables[3].0[1].store(0x20_1000 | PRESENT, SeqCst);
@@ -154,7 +170,7 @@ mod tests {
 
     fn range(tables: &'static [Table; 4], gva: u64, pages: u64) -> Result<Range, Refused> {
         // SAFETY: the tables are leaked and hold host addresses of each other.
-        unsafe { Range::new(tables[0].0.as_ptr() as u64, gva, pages) }
+        unsafe { Range::new(ALIASES.address_mask(), tables[0].0.as_ptr() as u64, gva, pages) }
     }
 
     fn entries(tables: &'static [Table; 4]) -> [u64; 3] {
@@ -180,6 +196,15 @@ mod tests {
         assert_eq!(range(tables, 0x20_0000, 3).unwrap().present(), 3);
         range(tables, 0x20_1000, 1).unwrap().set_present(false);
         assert_eq!(entries(tables), [0x20_0001, 0x20_1000, 0x20_2001]);
+    }
+
+    #[test]
+    fn one_entry_can_be_read_and_written() {
+        let tables = tables();
+        let range = range(tables, 0x20_1000, 1).unwrap();
+        assert_eq!(range.first(), 0x20_1001);
+        range.set_first(0x7000 | PRESENT);
+        assert_eq!(entries(tables), [0x20_0001, 0x7001, 0x20_2000]);
     }
 
     #[test]

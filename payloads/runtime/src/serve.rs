@@ -2,19 +2,23 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use privet_protocol::{Field, Op, Refusal, Reply};
+use privet_protocol::{Doorbell, Field, Op, Refusal, Reply, Start};
 
 use crate::failure::park;
 use crate::vcpu::Vcpu;
 use crate::{doorbell, tlb};
 
+/// Executes an operation on a vCPU of a VM that is as the host has said.
+pub type Execute = fn(&'static Vcpu, Start, Op) -> Reply;
+
 /// Serves requests on this vCPU, for good.
-pub fn serve(vcpu: &'static Vcpu, execute: fn(&'static Vcpu, Op) -> Reply) -> ! {
+pub fn serve(vcpu: &'static Vcpu, execute: Execute) -> ! {
     let mailbox = vcpu.mailbox();
-    if !mailbox.is_ready() {
+    let start = match mailbox.start() {
+        Ok(start) if mailbox.is_ready() => start,
         // Nothing that is written there would be believed; the host finds its own magic missing.
-        park();
-    }
+        _ => park(Doorbell::Port),
+    };
     loop {
         let answered = vcpu.sequence.load(Relaxed);
         let next = answered.wrapping_add(1);
@@ -23,7 +27,7 @@ pub fn serve(vcpu: &'static Vcpu, execute: fn(&'static Vcpu, Op) -> Reply) -> ! 
                 vcpu.sequence.store(next, Relaxed);
                 vcpu.busy.store(1, Relaxed);
                 tlb::catch_up(vcpu);
-                let reply = execute(vcpu, op);
+                let reply = execute(vcpu, start, op);
                 vcpu.busy.store(0, Relaxed);
                 mailbox.answer(next, reply);
             }
@@ -36,6 +40,6 @@ pub fn serve(vcpu: &'static Vcpu, execute: fn(&'static Vcpu, Op) -> Reply) -> ! 
                 mailbox.answer(next, Reply::Refused(Refusal::BadRequest, error.word));
             }
         }
-        doorbell::ring();
+        doorbell::ring(start.doorbell);
     }
 }

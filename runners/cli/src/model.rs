@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use privet_harness::probe::Proven;
+use privet_harness::found::Proven;
 use privet_harness::vendor::Vendor;
 use privet_machine::options::{DEFECT, OPTIONS, PERSONALITY};
 use privet_machine::{Defect, Options};

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use privet_harness::host::Host;
+use privet_harness::probe;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_report::{Place, Verdict};
@@ -138,8 +139,7 @@ pub fn serve(plan: &GuestPlan, tell: &mut dyn FnMut(Event)) {
     let program = std::env::current_exe().expect("init was started from a file");
     // Tried out once, for all workers; one that finds no host says so itself.
     let proven = Host::open().map(|host| {
-        let usable = host.usable();
-        let _ = (usable.ring0(), usable.hypercall());
+        let _ = (probe::ring0(&host), probe::hypercall(&host));
         host.proven()
     });
     let proven = proven.unwrap_or_default();

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use privet_harness::found::Proven;
 use privet_harness::host::Host;
-use privet_harness::probe::Proven;
 use privet_report::Verdict;
 use serde::{Deserialize, Serialize};
 

@@ -21,8 +21,8 @@ use privet::plan::{self, Job};
 use privet::pool::{Event, KernelLogs, MARGIN, Pool};
 use privet::worker;
 use privet_cases::Entry;
+use privet_harness::found::Proven;
 use privet_harness::host::Host;
-use privet_harness::probe::Proven;
 use privet_report::{CaseReport, Place, Verdict};
 
 const LIMIT: Duration = Duration::from_secs(60);

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use privet_cases::Entry;
 use privet_harness::host::Host;
+use privet_harness::probe;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_kselftest::catalogue::{TESTS, Test};
@@ -188,7 +189,7 @@ impl Where {
             On::Rig => in_rig(),
             On::Auto if args.rig.is_given() => in_rig(),
             On::Auto => match Host::open() {
-                Ok(host) if host.usable().ring0().is_ok() && host.usable().hypercall().is_ok() => Ok(Self::Host),
+                Ok(host) if probe::ring0(&host).is_ok() && probe::hypercall(&host).is_ok() => Ok(Self::Host),
                 Ok(_) | Err(_) => in_rig(),
             },
         }

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use privet_harness::host::Host;
+use privet_harness::probe;
 use privet_harness::uapi::Capability;
 use privet_harness::vm_type::VmType;
 use privet_kernel::Kernel;
@@ -46,8 +47,8 @@ pub fn probe(mut out: impl Write) -> Result<Status, Early> {
 fn host_facts(host: &Host) -> Vec<(String, Vec<String>)> {
     let yes_or_why = |usable: Result<(), &str>| usable.map_or_else(|why| format!("no: {why}"), |()| "yes".to_owned());
     let mut facts = vec![
-        ("guest ring 0".to_owned(), vec![yes_or_why(host.usable().ring0())]),
-        ("hypercalls".to_owned(), vec![yes_or_why(host.usable().hypercall())]),
+        ("guest ring 0".to_owned(), vec![yes_or_why(probe::ring0(host))]),
+        ("hypercalls".to_owned(), vec![yes_or_why(probe::hypercall(host))]),
     ];
     let table = privet_cases::table();
     for vm_type in VmType::ALL {

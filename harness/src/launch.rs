@@ -1,0 +1,11 @@
+//! How a guest's own memory (payload, page tables, mailboxes) comes to be: planned as pieces of a kind, then loaded.
+
+mod copier;
+mod loader;
+mod plan;
+
+pub(crate) use copier::copy_within_the_guest;
+pub use loader::OWN_SLOT;
+pub(crate) use loader::{OwnMemory, load};
+pub use plan::{Kind, OWN_BASE, Part, Piece, Plan};
+pub(crate) use plan::{MAILBOXES, TABLES};

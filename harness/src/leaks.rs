@@ -1,0 +1,76 @@
+//! What a row leaves behind in its process: descriptors (of VMs, vCPUs, guest_memfds), memory of theirs that is still
+//! mapped, and children.
+#![expect(unsafe_code, reason = "waitid(2) into a siginfo")]
+
+use std::collections::BTreeMap;
+use std::fs;
+
+/// What a process holds at one moment.
+#[derive(Debug)]
+pub struct Holdings {
+    /// Descriptors and what they lead to.
+    descriptors: BTreeMap<String, String>,
+    /// Mappings of files of KVM's: kvm_run pages, guest_memfds.
+    mappings: usize,
+    has_children: bool,
+}
+
+impl Holdings {
+    /// Those of this process now.
+    pub fn now() -> Holdings {
+        let links = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let named = links.filter_map(|entry| {
+            let link = fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
+            // The directory that is being read has a descriptor, too.
+            (!link.starts_with("/proc/")).then(|| (entry.file_name().to_string_lossy().into_owned(), link))
+        });
+        let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        let mappings = maps.lines().filter(|line| line.contains("kvm-vcpu") || line.contains("kvm-gmem")).count();
+        Holdings { descriptors: named.collect(), mappings, has_children: has_children() }
+    }
+
+    /// What there is more of than there was `before`, in words.
+    pub fn more_than(&self, before: &Holdings) -> Option<String> {
+        let is_new = |(number, link): &(&String, &String)| before.descriptors.get(*number) != Some(*link);
+        let descriptors = self.descriptors.iter().filter(is_new);
+        let mut more: Vec<String> = descriptors.map(|(number, link)| format!("descriptor {number} ({link})")).collect();
+        if self.mappings > before.mappings {
+            more.push(format!("{} mappings of KVM's files", self.mappings - before.mappings));
+        }
+        if self.has_children && !before.has_children {
+            more.push("a child process".to_owned());
+        }
+        (!more.is_empty()).then(|| more.join(", "))
+    }
+}
+
+/// Whether there is a child, alive or not yet waited for; it stays as it is.
+fn has_children() -> bool {
+    // SAFETY: a siginfo of zeros is valid, waitid writes to it alone.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn what_was_there_before_is_no_leak_and_the_rest_is_named() {
+        let kept = File::open("/dev/null").unwrap();
+        let before = Holdings::now();
+        assert_eq!(Holdings::now().more_than(&before), None);
+        let leaked = File::open("/dev/zero").unwrap();
+        let mut child = Command::new("/bin/true").spawn().unwrap();
+        let more = Holdings::now().more_than(&before).unwrap();
+        assert!(more.contains("(/dev/zero)") && more.contains("a child process") && !more.contains("null"), "{more}");
+        child.wait().unwrap();
+        drop((kept, leaked));
+        assert_eq!(Holdings::now().more_than(&before), None);
+    }
+}
