@@ -2,7 +2,8 @@
 
 use privet_cpu::state::World;
 
-use crate::memory::PhysicalMemory;
+use crate::encryption::{Key, KeyedMemory};
+use crate::rmp::Rmp;
 
 /// Which translations of a processor go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,12 +17,18 @@ pub enum Flush {
 }
 
 /// One processor's surroundings.
-pub trait Board: PhysicalMemory {
+pub trait Board: KeyedMemory {
     /// Drops translations of this processor before its next access.
     fn flush(&mut self, what: Flush);
 
     /// Has this processor ask for events ([`privet_cpu::Bus::take_event`]) before its next instruction.
     fn raise_event(&mut self);
+
+    /// The key of the guest that the secure processor has launched under this ASID; none if VMRUN may not run it.
+    fn guest_key(&self, asid: u16) -> Option<Key>;
+
+    /// The reverse map table, if SNP is enabled in this processor.
+    fn rmp(&self) -> Option<Rmp>;
 
     /// Software asks for something that this silicon has not: told loudly, once, by this name.
     fn unsimulated(&mut self, what: &'static str);

@@ -22,7 +22,7 @@ pub mod error_code {
 }
 
 /// Error code of the #VC that an access to a page raises which the guest has not validated.
-pub const PAGE_NOT_VALIDATED: u64 = 0x404;
+pub const PAGE_NOT_VALIDATED: u32 = 0x404;
 
 /// An access of an SNP guest to private memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

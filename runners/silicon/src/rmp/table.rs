@@ -75,6 +75,13 @@ impl Rmp {
         }
     }
 
+    /// Says that a processor runs with the page, or no longer does. That changes nobody's rights.
+    pub(crate) fn set_in_use(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, in_use: bool) {
+        if let Some((at, entry)) = self.address(pa).zip(self.own_entry(memory, pa)) {
+            write_u64(memory, at, Entry { in_use, ..entry }.encode()[0]);
+        }
+    }
+
     /// Makes every page the hypervisor's, as SNP_INIT begins.
     pub(crate) fn clear(&self, memory: &mut (impl KeyedMemory + ?Sized)) {
         for page in (self.base..self.end).step_by(4096) {

@@ -7,25 +7,28 @@ use privet_cpu::{AccessKind, Config, CpuState, MAX_INSTRUCTION_BYTES, PAGE_SIZE}
 use super::nested_paging::NestedTables;
 use super::vmcb::at;
 use super::{Features, Svm};
-use crate::memory::{PhysicalMemory, read_u64};
+use crate::KeyedMemory;
+use crate::encryption::Key;
 
 impl Svm {
     /// Stores as many bytes from RIP on as can be fetched, up to 15; none if the exit is not `with_bytes`.
-    pub(super) fn store_instruction_bytes(&self, memory: &mut impl PhysicalMemory, state: &CpuState, with_bytes: bool) {
+    pub(super) fn store_instruction_bytes(&self, memory: &mut impl KeyedMemory, state: &CpuState, with_bytes: bool) {
         let Some(guest) = &self.guest else { return };
         if !with_bytes {
             memory.write(guest.vmcb + at::INSTRUCTION_LENGTH, &[0]);
             return;
         }
         let mut record = [0; 1 + MAX_INSTRUCTION_BYTES];
+        // Fetches and page walks of an encrypted guest use its key.
+        let key = guest.protection.map_or(Key::PLAIN, |protection| protection.key);
         let rip = state.linear_rip();
         let before_page_end = (PAGE_SIZE - rip % PAGE_SIZE) as usize;
         let (first, second) = record[1..].split_at_mut(before_page_end.min(MAX_INSTRUCTION_BYTES));
         let mut fetched = 0;
         for (linear, bytes) in [(rip, first), (rip.wrapping_add(before_page_end as u64), second)] {
-            match page(memory, state, guest.nested.as_ref(), &self.features, linear) {
+            match page(memory, state, (guest.nested.as_ref(), key), &self.features, linear) {
                 Some(page) if !bytes.is_empty() => {
-                    memory.read(page + linear % PAGE_SIZE, bytes);
+                    memory.read_as(key, page + linear % PAGE_SIZE, bytes);
                     fetched += bytes.len();
                 }
                 _ => break,
@@ -39,13 +42,13 @@ impl Svm {
 /// The system-physical page that the guest fetches from at `linear`, looked up without a trace; `None` if the fetch
 /// would fault.
 fn page(
-    memory: &mut impl PhysicalMemory,
+    memory: &mut impl KeyedMemory,
     state: &CpuState,
-    nested: Option<&NestedTables>,
+    (nested, key): (Option<&NestedTables>, Key),
     features: &Features,
     linear: u64,
 ) -> Option<u64> {
-    let mut guest = GuestTables { memory, nested };
+    let mut guest = GuestTables { memory, nested, key };
     let gpa = if state.cr0 & cr0::PG == 0 {
         linear & !(PAGE_SIZE - 1)
     } else {
@@ -64,12 +67,13 @@ fn page(
 struct GuestTables<'a, M> {
     memory: &'a mut M,
     nested: Option<&'a NestedTables>,
+    key: Key,
 }
 
 /// A nested page fault would come.
 struct Unreachable;
 
-impl<M: PhysicalMemory> GuestTables<'_, M> {
+impl<M: KeyedMemory> GuestTables<'_, M> {
     fn place(&mut self, gpa: u64) -> Option<u64> {
         match self.nested {
             Some(nested) => nested.peek(self.memory, gpa),
@@ -78,12 +82,14 @@ impl<M: PhysicalMemory> GuestTables<'_, M> {
     }
 }
 
-impl<M: PhysicalMemory> Tables for GuestTables<'_, M> {
+impl<M: KeyedMemory> Tables for GuestTables<'_, M> {
     type Error = Unreachable;
 
     fn read(&mut self, gpa: u64) -> Result<u64, Unreachable> {
         let page = self.place(gpa & !(PAGE_SIZE - 1)).ok_or(Unreachable)?;
-        Ok(read_u64(self.memory, page + gpa % PAGE_SIZE))
+        let mut entry = [0; 8];
+        self.memory.read_as(self.key, page + gpa % PAGE_SIZE, &mut entry);
+        Ok(u64::from_le_bytes(entry))
     }
 
     fn update(&mut self, _: u64, _: u64, _: u64) -> Result<bool, Unreachable> {

@@ -65,7 +65,8 @@ fn high_cr0(entry: &Entry) -> bool {
 /// The manual says "any MBZ bit" and does not say of which mode: address bits that the processor has not are reserved
 /// in all of them.
 fn reserved_cr3(entry: &Entry) -> bool {
-    entry.guest.cr3 >> entry.features.physical_bits != 0
+    let c_bit = entry.features.sev.map_or(0, |sev| 1 << sev.c_bit);
+    (entry.guest.cr3 & !c_bit) >> entry.features.physical_bits != 0
 }
 
 fn reserved_cr4(entry: &Entry) -> bool {

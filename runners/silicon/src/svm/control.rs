@@ -28,10 +28,14 @@ pub(crate) struct Control {
     pub(crate) misc: u64,
     pub(crate) event_injection: u32,
     pub(crate) event_error: u32,
+    /// MSR GHCB of the guest.
+    pub(crate) ghcb: u64,
     pub(crate) nested_cr3: u64,
     /// See [`super::vmcb::misc2`].
     pub(crate) misc2: u64,
     pub(crate) next_rip: u64,
+    /// Physical address of the VMSA, of a guest whose registers are encrypted.
+    pub(crate) vmsa: u64,
 }
 
 impl Control {
@@ -40,7 +44,7 @@ impl Control {
     /// The clean bits are not looked at: they allow a processor to keep what it has, they never oblige it to, and
     /// what a hypervisor forgot to mark would be a bug that only some processors show.
     pub(crate) fn read(memory: &mut (impl PhysicalMemory + ?Sized), vmcb: u64) -> Control {
-        let area = Area::<0xd0>::read(memory, vmcb);
+        let area = Area::<0x110>::read(memory, vmcb);
         Control {
             intercepts: Intercepts::new([0, 1, 2, 3, 4, 5].map(|word| area.u32(word * 4))),
             pause_threshold: area.u16(0x3c),
@@ -56,9 +60,11 @@ impl Control {
             misc: area.u64(0x90),
             event_injection: area.u32(0xa8),
             event_error: area.u32(0xac),
+            ghcb: area.u64(0xa0),
             nested_cr3: area.u64(0xb0),
             misc2: area.u64(0xb8),
             next_rip: area.u64(0xc8),
+            vmsa: area.u64(0x108),
         }
     }
 

@@ -1,7 +1,7 @@
 //! VMRUN (APM volume 2, 15.5): from the host into a guest.
 
 use privet_cpu::state::{Shadow, World, cr0};
-use privet_cpu::{CpuState, flags};
+use privet_cpu::{CpuState, Encryption, flags};
 
 use super::checks::{self, Entry};
 use super::control::Control;
@@ -9,6 +9,7 @@ use super::exit;
 use super::injection::{injection, is_software};
 use super::nested_paging::NestedTables;
 use super::pause::PauseFilter;
+use super::protection::{Protection, Refused};
 use super::save::Swapped;
 use super::vmcb::{SAVE, at, int_ctl, misc, misc2};
 use super::{Guest, Svm};
@@ -27,34 +28,68 @@ impl Svm {
         let host = Swapped { rip: next_rip, rflags: state.rflags & !flags::RF, ..Swapped::of(state) };
         host.write(board, self.hsave_pa + SAVE);
         let control = Control::read(board, vmcb);
-        let guest = Swapped::read(board, vmcb + SAVE);
+        let protection = match self.features.sev {
+            Some(sev) => Protection::of(board, &control, &sev),
+            None => Ok(None),
+        };
+        let protection = match protection {
+            Ok(protection) => protection,
+            Err(Refused::Invalid) => return self.refuse(board, state, vmcb, &host, exit::INVALID),
+            Err(Refused::Busy) => return self.refuse(board, state, vmcb, &host, exit::BUSY),
+        };
+        let vmsa = protection.and_then(|protection| protection.vmsa());
+        let guest = match vmsa {
+            Some(vmsa) => vmsa.swapped(board),
+            None => Swapped::read(board, vmcb + SAVE),
+        };
         let entry =
             Entry { control: &control, guest: &guest, host_paging: state.cr0 & cr0::PG != 0, features: &self.features };
         if checks::violated(&entry).is_some() {
-            self.refuse(board, state, vmcb, &host);
-            return;
+            return self.refuse(board, state, vmcb, &host, exit::INVALID);
         }
         self.tell_unsimulated(board, &control);
         self.flush(board, &control);
-        self.enter(state, vmcb, control, &guest);
+        self.enter(state, vmcb, control, &guest, protection);
+        if let Some(vmsa) = vmsa {
+            vmsa.load_rest(board, state);
+        }
+        self.mark_in_use(board, true);
         board.raise_event();
     }
 
-    /// VMEXIT_INVALID: of the guest nothing was loaded, and nothing is stored but the exit code. As any exit it leaves
+    /// Says in the RMP that VMCB and VMSA are in use, or that they no longer are: nobody may change their entries
+    /// meanwhile (15.36.12).
+    pub(super) fn mark_in_use(&self, board: &mut impl Board, in_use: bool) {
+        let (Some(rmp), Some(guest)) = (board.rmp(), &self.guest) else { return };
+        let vmsa = guest.protection.and_then(|protection| protection.vmsa()).map(|vmsa| vmsa.pa);
+        for page in [Some(guest.vmcb), vmsa].into_iter().flatten() {
+            rmp.set_in_use(board, page, in_use);
+        }
+    }
+
+    /// VMEXIT_INVALID and its like: of the guest nothing was loaded, and nothing is stored but the exit code. As any exit it leaves
     /// the global interrupt flag clear.
-    fn refuse(&mut self, board: &mut impl Board, state: &mut CpuState, vmcb: u64, host: &Swapped) {
-        write_u64(board, vmcb + at::EXIT_CODE, exit::INVALID);
+    fn refuse(&mut self, board: &mut impl Board, state: &mut CpuState, vmcb: u64, host: &Swapped, code: u64) {
+        write_u64(board, vmcb + at::EXIT_CODE, code);
         host.load_host(state, true);
         state.shadow = Shadow::None;
         self.gif = false;
     }
 
-    fn enter(&mut self, state: &mut CpuState, vmcb: u64, control: Control, guest: &Swapped) {
+    fn enter(
+        &mut self,
+        state: &mut CpuState,
+        vmcb: u64,
+        control: Control,
+        guest: &Swapped,
+        protection: Option<Protection>,
+    ) {
         let nested = (self.features.nested_paging && control.nested_paging())
             .then(|| NestedTables::new(control.nested_cr3, state, &self.features));
         let mut running = Guest {
             vmcb,
             nested,
+            protection,
             pause: PauseFilter::new(&control, &self.features),
             virtual_interrupt: control.interrupt & int_ctl::V_IRQ != 0,
             host_interrupts: state.rflags & flags::IF != 0,
@@ -68,6 +103,10 @@ impl Svm {
             state.cr8 = u64::from(running.control.interrupt & int_ctl::V_TPR);
         }
         state.world = World(running.control.asid);
+        state.encryption = match (protection, self.features.sev) {
+            (Some(_), Some(sev)) => Encryption::CBit(sev.c_bit),
+            _ => Encryption::None,
+        };
         state.shadow = if running.control.interrupt_shadow { Shadow::Sti } else { Shadow::None };
         state.nmi_blocked = false;
         state.injection = injection(&running.control, state);
@@ -98,10 +137,10 @@ impl Svm {
     /// without them ignores them.
     fn tell_unsimulated(&self, board: &mut impl Board, control: &Control) {
         let absent = [
-            (control.misc2 & misc2::LBR != 0, "SVM: LBR virtualization"),
+            (control.misc2 & misc2::LBR != 0 && self.features.sev.is_none(), "SVM: LBR virtualization"),
             (control.misc2 & misc2::VIRTUAL_VMLOAD != 0, "SVM: virtual VMLOAD and VMSAVE"),
             (control.misc & misc::GMET != 0, "SVM: guest mode execute trap"),
-            (control.misc & (misc::SEV | misc::SEV_ES) != 0, "SVM: SEV"),
+            (control.misc & (misc::SEV | misc::SEV_ES) != 0 && self.features.sev.is_none(), "SVM: SEV"),
             (control.interrupt & (int_ctl::AVIC | int_ctl::X2AVIC) != 0, "SVM: AVIC"),
             (control.interrupt & int_ctl::V_GIF_ENABLE != 0, "SVM: virtual GIF"),
             (control.interrupt & int_ctl::V_NMI_ENABLE != 0, "SVM: virtual NMI"),

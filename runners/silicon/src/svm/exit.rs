@@ -6,8 +6,12 @@ use super::intercepts::Code;
 
 /// VMEXIT_INVALID: the consistency checks of VMRUN failed.
 pub(crate) const INVALID: u64 = u64::MAX;
+/// VMEXIT_BUSY: the VMSA runs already.
+pub(crate) const BUSY: u64 = u64::MAX - 1;
 /// VMEXIT_NPF.
 pub(crate) const NPF: u64 = 0x400;
+/// VMEXIT_VMGEXIT.
+pub(crate) const VMGEXIT: u64 = 0x403;
 
 /// Bit of a page fault's error code: the access was an instruction fetch.
 const PF_FETCH: u64 = 1 << 4;

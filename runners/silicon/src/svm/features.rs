@@ -4,6 +4,8 @@ use privet_cpu::CpuidResult;
 use privet_cpu::state::{cr4, efer};
 use serde::{Deserialize, Serialize};
 
+use super::sev_features::SevFeatures;
+
 /// Features of SVM and the limits of the processor that it is checked against.
 ///
 /// Absent from all processors here, so that software finds them neither in CPUID nor working: LBR virtualization,
@@ -34,6 +36,8 @@ pub struct Features {
     pub cr4: u64,
     /// Bits of EFER that a guest may have.
     pub efer: u64,
+    /// Encryption of guests.
+    pub sev: Option<SevFeatures>,
 }
 
 impl Features {
@@ -53,6 +57,7 @@ impl Features {
             physical_bits: 48,
             cr4: cr4::BASELINE | cr4::UMIP | cr4::LA57 | cr4::FSGSBASE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP,
             efer: efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::SVME,
+            sev: None,
         }
     }
 
@@ -61,6 +66,8 @@ impl Features {
     pub fn cpuid(&self) -> CpuidResult {
         let bits = [
             (self.nested_paging, 0),
+            // LBR virtualization, which SEV-ES guests need: there is no record of branches that it could swap.
+            (self.sev.is_some(), 1),
             (self.next_rip, 3),
             (self.tsc_ratio, 4),
             (self.vmcb_clean, 5),

@@ -9,6 +9,7 @@ use super::intercepts::Code;
 use super::save;
 use super::vmcb::SAVE;
 use crate::board::{Board, Flush};
+use crate::rmp::{self, PageSize};
 use privet_cpu::state::World;
 
 impl Svm {
@@ -30,7 +31,7 @@ impl Svm {
             Call::Skinit => Code::SKINIT,
             Call::Vmmcall => Code::VMMCALL,
             Call::Rsm => Code::RSM,
-            _ => return None,
+            _ => return self.snp_call(board, state, call, length),
         };
         if let Err(exception) = self.permitted(state, call) {
             return Some(Intercepted::Reflect(exception));
@@ -69,6 +70,7 @@ impl Svm {
 
     fn execute(&mut self, board: &mut impl Board, state: &mut CpuState, call: Call, length: u8) -> Intercepted {
         match call {
+            Call::Vmrun if !hypervisor_owns(board, address(state)) => return Intercepted::Reflect(Exception::gp(0)),
             Call::Vmrun => {
                 self.vmrun(board, state, address(state), next_rip(state, length));
                 return Intercepted::Switched;
@@ -89,6 +91,11 @@ impl Svm {
         }
         Intercepted::Done
     }
+}
+
+/// With SNP enabled a VMCB has to be the hypervisor's page (table 15-41).
+fn hypervisor_owns(board: &mut impl Board, pa: u64) -> bool {
+    board.rmp().is_none_or(|rmp| rmp::may_write_shared(&rmp, board, pa, PageSize::Size4K))
 }
 
 /// rAX as wide as addresses are.

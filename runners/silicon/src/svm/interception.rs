@@ -1,12 +1,14 @@
 //! What an intercept bit makes of an instruction or an exception (APM volume 2, 15.7 to 15.14, appendix C).
 
-use privet_cpu::state::{cr0, gpr};
-use privet_cpu::{CpuState, CrAccess, Exception, Intercept, Intercepted, Reaction, TableRegister, vector};
+use privet_cpu::state::{Injection, cr0, gpr};
+use privet_cpu::{CpuState, CrAccess, Exception, Intercept, Intercepted, Reaction, TableRegister, Trap, vector};
 
 use super::Svm;
+use super::automatic::{Fate, fate};
 use super::exit::Exit;
 use super::instructions::next_rip;
 use super::intercepts::Code;
+use super::msr::SEV_STATUS;
 use super::permission_maps::{intercepts_msr, intercepts_port};
 use crate::board::Board;
 
@@ -47,6 +49,8 @@ impl Svm {
         let next = next_rip(state, length);
         let plain = |svm: &Svm, code: Code| svm.intercepts(code).then(|| Exit::instruction(code, 0, 0, next));
         match what {
+            // In an SNP guest CPUID and ports are taken for intercepted whatever the VMCB says (15.36.8).
+            Intercept::Cpuid if self.snp_active() => Some(Exit::instruction(Code::CPUID, 0, 0, next)),
             Intercept::Cpuid => plain(self, Code::CPUID),
             Intercept::Hlt => plain(self, Code::HLT),
             Intercept::Iret => plain(self, Code::IRET),
@@ -108,8 +112,12 @@ impl Svm {
     }
 
     fn exit_of_msr(&self, board: &mut impl Board, state: &CpuState, write: bool, next: u64) -> Option<Exit> {
-        let guest = self.guest.as_ref().filter(|guest| guest.control.intercepts.has(Code::MSR))?;
         let index = state.gpr[gpr::RCX] as u32;
+        // An encrypted guest learns what it is from its processor alone (15.34.10).
+        if index == SEV_STATUS && !write && self.protection().is_some() {
+            return None;
+        }
+        let guest = self.guest.as_ref().filter(|guest| guest.control.intercepts.has(Code::MSR))?;
         intercepts_msr(board, guest.control.msrpm, index, write)
             .then(|| Exit::instruction(Code::MSR, u64::from(write), 0, next))
     }
@@ -117,7 +125,8 @@ impl Svm {
     /// EXITINFO1 as in figure 15-2, EXITINFO2 the next instruction.
     fn exit_of_port(&self, board: &mut impl Board, what: Intercept, next: u64) -> Option<Exit> {
         let Intercept::PortIo { port, size, input, string, rep, address_size, segment } = what else { return None };
-        let guest = self.guest.as_ref().filter(|guest| guest.control.intercepts.has(Code::IOIO))?;
+        let guest =
+            self.guest.as_ref().filter(|guest| self.snp_active() || guest.control.intercepts.has(Code::IOIO))?;
         let info = u64::from(input)
             | u64::from(string) << 2
             | u64::from(rep) << 3
@@ -125,7 +134,8 @@ impl Svm {
             | u64::from(address_size >> 1 & 7) << 7
             | if string { (segment as u64) << 10 } else { 0 }
             | u64::from(port) << 16;
-        intercepts_port(board, guest.control.iopm, port, size).then(|| Exit::instruction(Code::IOIO, info, next, next))
+        (self.snp_active() || intercepts_port(board, guest.control.iopm, port, size))
+            .then(|| Exit::instruction(Code::IOIO, info, next, next))
     }
 
     fn exit_of_pause(&mut self, state: &CpuState) -> bool {
@@ -154,8 +164,34 @@ impl Svm {
             vector::BP | vector::OF => exit.next_rip = next_rip(state, 1),
             _ => {}
         }
-        self.vmexit(board, state, exit);
+        match fate(&exit) {
+            // The guest's handler takes its place: #VC, before anything of the exception is delivered.
+            Fate::Exception(exception) if self.registers_encrypted() => {
+                state.injection = Some(Injection::Exception(exception));
+            }
+            _ => self.vmexit(board, state, exit),
+        }
         Reaction::Switched
+    }
+
+    /// An instruction has written a control register or EFER: a guest whose registers are encrypted exits behind it
+    /// (15.35.9).
+    pub fn after(&mut self, board: &mut impl Board, state: &mut CpuState, what: Trap) -> Reaction {
+        let (code, value) = match what {
+            Trap::WriteEfer => (Code::EFER_WRITE_TRAP, state.efer),
+            Trap::WriteCr(0) => (Code::cr_write_trap(0), state.cr0),
+            Trap::WriteCr(4) => (Code::cr_write_trap(4), state.cr4),
+            Trap::WriteCr(number) => (Code::cr_write_trap(number), state.cr8),
+        };
+        if !self.registers_encrypted() || !self.intercepts(code) {
+            return Reaction::Native;
+        }
+        self.vmexit(board, state, Exit::instruction(code, value, 0, 0));
+        Reaction::Switched
+    }
+
+    fn snp_active(&self) -> bool {
+        self.protection().is_some_and(|protection| protection.vmpl().is_some())
     }
 
     /// A triple fault (15.14.3).

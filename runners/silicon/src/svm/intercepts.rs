@@ -43,13 +43,13 @@ impl Code {
         INVD = 0x76, PAUSE = 0x77, HLT = 0x78, INVLPG = 0x79, INVLPGA = 0x7a, IOIO = 0x7b, MSR = 0x7c,
         SHUTDOWN = 0x7f,
         VMRUN = 0x80, VMMCALL = 0x81, VMLOAD = 0x82, VMSAVE = 0x83, STGI = 0x84, CLGI = 0x85, SKINIT = 0x86,
-        RDTSCP = 0x87, ICEBP = 0x88, WBINVD = 0x89, MONITOR = 0x8a, MWAIT = 0x8b, XSETBV = 0x8d,
+        RDTSCP = 0x87, ICEBP = 0x88, WBINVD = 0x89, MONITOR = 0x8a, MWAIT = 0x8b, XSETBV = 0x8d, EFER_WRITE_TRAP = 0x8f,
         INVPCID = 0xa2,
     }
 
     /// The number that #VMEXIT stores.
-    pub(crate) fn number(self) -> u64 {
-        u64::from(self.0)
+    pub(crate) const fn number(self) -> u64 {
+        self.0 as u64
     }
 
     /// MOV from control register `n`, 0 to 15.
@@ -60,6 +60,11 @@ impl Code {
     /// MOV to control register `n`, 0 to 15.
     pub(crate) fn write_cr(n: u8) -> Code {
         Code(0x10 | n & 15)
+    }
+
+    /// A write of control register `n`, 0 to 15, told afterwards.
+    pub(crate) fn cr_write_trap(n: u8) -> Code {
+        Code(0x90 | n & 15)
     }
 
     /// MOV from debug register `n`, 0 to 15.

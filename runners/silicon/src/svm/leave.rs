@@ -1,26 +1,38 @@
 //! #VMEXIT (APM volume 2, 15.6): from a guest back into the host.
 
 use privet_cpu::state::{Shadow, World};
-use privet_cpu::{CpuState, Intercepted};
+use privet_cpu::{CpuState, Encryption, Intercepted, flags};
 
+use super::automatic::{Fate, fate};
 use super::exit::Exit;
 use super::save::Swapped;
 use super::vmcb::{SAVE, at, int_ctl};
-use super::{Guest, Svm};
+use super::{Guest, Svm, vmsa};
 use crate::board::Board;
 use crate::event::{KIND_EXCEPTION, VALID, encode};
 use crate::memory::{PhysicalMemory, read_u32, write_u32, write_u64};
 
 impl Svm {
-    /// Leaves the guest with this exit, in place of the current instruction.
+    /// Leaves the guest with this exit, in place of the current instruction. A guest whose registers are encrypted may
+    /// have to be asked first (15.35.4).
     pub(super) fn switch(&mut self, board: &mut impl Board, state: &mut CpuState, exit: Exit) -> Intercepted {
+        if self.registers_encrypted() {
+            match fate(&exit) {
+                Fate::Exits => {}
+                Fate::ExitsBehind => state.rip = exit.next_rip,
+                Fate::Exception(exception) => return Intercepted::Reflect(exception),
+            }
+        }
         self.vmexit(board, state, exit);
         Intercepted::Switched
     }
 
     /// Leaves the guest, if one runs.
     pub(super) fn vmexit(&mut self, board: &mut impl Board, state: &mut CpuState, exit: Exit) {
-        if self.features.decode_assists {
+        let encrypted = self.registers_encrypted();
+        self.mark_in_use(board, false);
+        // What a hypervisor cannot read it cannot emulate either.
+        if self.features.decode_assists && !encrypted {
             self.store_instruction_bytes(board, state, exit.with_bytes);
         }
         let Some(guest) = self.guest.take() else { return };
@@ -28,13 +40,20 @@ impl Svm {
             state.rip = rip;
         }
         self.store_exit(board, state, &guest, exit);
-        Swapped::of(state).write(board, guest.vmcb + SAVE);
+        match guest.protection.and_then(|protection| protection.vmsa()) {
+            None => Swapped::of(state).write(board, guest.vmcb + SAVE),
+            Some(vmsa) => {
+                vmsa.store(board, state);
+                vmsa::load_host(board, self.hsave_pa + SAVE, state);
+            }
+        }
         let host = Swapped::read(board, self.hsave_pa + SAVE);
         host.load_host(state, guest.nested.is_some());
         if guest.control.interrupt_masking() {
             state.cr8 = guest.host_cr8;
         }
         state.world = World::HOST;
+        state.encryption = Encryption::None;
         state.shadow = Shadow::None;
         state.nmi_blocked = guest.host_nmi_blocked;
         state.injection = None;
@@ -46,7 +65,14 @@ impl Svm {
     fn store_exit(&self, memory: &mut impl PhysicalMemory, state: &CpuState, guest: &Guest, exit: Exit) {
         let vmcb = guest.vmcb;
         write_u32(memory, vmcb + at::INTERRUPT_CONTROL, interrupt_control(state, guest));
-        write_u64(memory, vmcb + at::INTERRUPT_STATE, u64::from(state.shadow != Shadow::None));
+        let shadow = u64::from(state.shadow != Shadow::None);
+        let registers = guest.protection.and_then(|protection| protection.registers);
+        // RFLAGS.IF, which the hypervisor cannot see otherwise.
+        let interrupts = registers.map_or(0, |_| u64::from(state.rflags & flags::IF != 0) << 1);
+        write_u64(memory, vmcb + at::INTERRUPT_STATE, shadow | interrupts);
+        if let Some(registers) = registers {
+            write_u64(memory, vmcb + at::GHCB, registers.ghcb);
+        }
         let (event, error) = state.vectoring.map_or((0, 0), |event| encode(event, KIND_EXCEPTION));
         let mut words = [0; 32];
         words[..8].copy_from_slice(&exit.code.to_le_bytes());

@@ -9,9 +9,10 @@
 //!        │      └── interception   an intercept bit, its exit   leave   #VMEXIT: exit, save, bytes
 //! Bus::exception ── interception
 //! Bus::take_event ─ interrupts     GIF, INTR, NMI, V_IRQ
-//! Bus::resolve ──── nested_paging
+//! Bus::resolve ──── translation, nested_paging
 //! ```
 
+mod automatic;
 mod bytes;
 mod checks;
 mod control;
@@ -28,24 +29,31 @@ mod msr;
 mod nested_paging;
 mod pause;
 mod permission_maps;
+mod protection;
 mod save;
+mod sev_features;
+mod snp_instructions;
+mod translation;
 mod vmcb;
+mod vmsa;
 
 #[cfg(test)]
 mod tests;
 
+use privet_cpu::CpuState;
 use privet_cpu::state::efer;
-use privet_cpu::{Access, CpuState};
 use serde::{Deserialize, Serialize};
 
 pub use features::Features;
 pub use interrupts::{Pending, Taken};
+pub use sev_features::SevFeatures;
+pub use translation::Translation;
 
 use crate::board::Board;
 use control::Control;
-use exit::Exit;
 use nested_paging::NestedTables;
 use pause::PauseFilter;
+use protection::Protection;
 
 /// The SVM part of one processor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,6 +78,8 @@ struct Guest {
     control: Control,
     /// `None` without nested paging: guest-physical addresses are system-physical ones.
     nested: Option<NestedTables>,
+    /// `None` unless the guest is encrypted.
+    protection: Option<Protection>,
     pause: PauseFilter,
     /// A virtual interrupt is pending (V_IRQ).
     virtual_interrupt: bool,
@@ -82,15 +92,6 @@ struct Guest {
     /// While a software event of EVENTINJ is being delivered: RIP of the VMCB, which an exit then stores again. The
     /// CPU's RIP is NEXT_RIP meanwhile.
     injected_at: Option<u64>,
-}
-
-/// Where a guest-physical page is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Translation {
-    /// At this system-physical address.
-    Page(u64),
-    /// The access has ended in a #VMEXIT.
-    Switched,
 }
 
 impl Svm {
@@ -137,19 +138,14 @@ impl Svm {
         }
     }
 
-    /// Where the page at `gpa` (page aligned) is. A nested page fault ends the guest's access.
-    pub fn translate(&mut self, board: &mut impl Board, state: &mut CpuState, gpa: u64, access: Access) -> Translation {
-        let Some(nested) = self.guest.as_ref().and_then(|guest| guest.nested) else {
-            return Translation::Page(gpa);
-        };
-        match nested.translate(board, gpa, access) {
-            Ok(page) => Translation::Page(page),
-            Err(error) => {
-                let exit = Exit::nested_page_fault(error, gpa | u64::from(access.offset));
-                self.vmexit(board, state, exit);
-                Translation::Switched
-            }
-        }
+    /// Whether a guest runs whose registers are encrypted.
+    fn registers_encrypted(&self) -> bool {
+        self.protection().is_some_and(|protection| protection.registers.is_some())
+    }
+
+    /// How the guest that runs is encrypted, if it is.
+    fn protection(&self) -> Option<Protection> {
+        self.guest.as_ref().and_then(|guest| guest.protection)
     }
 
     /// Whether CR8 is V_TPR, and no business of the local APIC's.

@@ -5,6 +5,8 @@ use privet_cpu::Exception;
 use super::Svm;
 
 const TSC_RATIO: u32 = 0xc000_0104;
+const GHCB: u32 = 0xc001_0130;
+pub(super) const SEV_STATUS: u32 = 0xc001_0131;
 const VM_CR: u32 = 0xc001_0114;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
 
@@ -27,6 +29,10 @@ impl Svm {
             TSC_RATIO if self.features.tsc_ratio => Some(self.tsc_ratio),
             VM_CR => Some(self.vm_cr),
             VM_HSAVE_PA => Some(self.hsave_pa),
+            SEV_STATUS if self.features.sev.is_some() => {
+                Some(self.protection().map_or(0, |protection| protection.sev_status()))
+            }
+            GHCB => Some(self.protection()?.registers?.ghcb),
             _ => None,
         }
     }
@@ -36,6 +42,10 @@ impl Svm {
         let (slot, valid) = match index {
             TSC_RATIO if self.features.tsc_ratio => (&mut self.tsc_ratio, value & TSC_RATIO_RESERVED == 0),
             VM_CR => return Some(self.write_vm_cr(value)),
+            GHCB => {
+                self.guest.as_mut()?.protection.as_mut()?.registers.as_mut()?.ghcb = value;
+                return Some(Ok(()));
+            }
             VM_HSAVE_PA => {
                 let valid = value & 0xfff == 0 && value >> self.features.physical_bits == 0;
                 (&mut self.hsave_pa, valid)

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::features::Features;
 use crate::memory::{PhysicalMemory, read_u64, write_u64};
+use crate::rmp::PageSize;
 
 /// Bits of EXITINFO1 that a page fault's error code has not (15.25.6).
 const GUEST_FINAL: u64 = 1 << 32;
@@ -35,7 +36,7 @@ impl NestedTables {
         }
     }
 
-    /// The system-physical page of the page at `gpa`, or EXITINFO1 of the nested page fault.
+    /// The system-physical page of the page at `gpa` and what it is mapped with, or EXITINFO1 of the nested page fault.
     ///
     /// Every access is a user's (15.25.5), so that CR0.WP, SMEP and SMAP of the host have no say, and the guest's own
     /// page tables are always written: the processor may have to set their accessed and dirty bits.
@@ -44,11 +45,11 @@ impl NestedTables {
         memory: &mut (impl PhysicalMemory + ?Sized),
         gpa: u64,
         access: Access,
-    ) -> Result<u64, u64> {
+    ) -> Result<(u64, PageSize), u64> {
         let kind = if access.walk { AccessKind::Write } else { access.kind };
         match self.walk(memory, gpa, kind, true) {
-            Walk::Page { gpa: page, .. } => Ok(page),
-            Walk::Fault(code) => Err(u64::from(code) | if access.walk { GUEST_PAGE } else { GUEST_FINAL }),
+            Walk::Page { gpa: page, level, .. } => Ok((page, PageSize::of_bit(level > 1))),
+            Walk::Fault(code) => Err(u64::from(code) | place(access)),
         }
     }
 
@@ -77,6 +78,11 @@ impl NestedTables {
             Err(never) => match never {},
         }
     }
+}
+
+/// Whether a nested page fault is about the guest's tables or about what they lead to.
+pub(super) fn place(access: Access) -> u64 {
+    if access.walk { GUEST_PAGE } else { GUEST_FINAL }
 }
 
 /// Page tables in system-physical memory.

@@ -12,6 +12,7 @@ pub(crate) mod at {
     pub(crate) const EXIT_CODE: u64 = 0x70;
     pub(crate) const EVENT_INJECTION: u64 = 0xa8;
     pub(crate) const NEXT_RIP: u64 = 0xc8;
+    pub(crate) const GHCB: u64 = 0xa0;
     pub(crate) const INSTRUCTION_LENGTH: u64 = 0xd0;
 }
 
@@ -70,5 +71,9 @@ impl<const N: usize> Area<N> {
 
     pub(crate) fn u64(&self, at: usize) -> u64 {
         u64::from_le_bytes(self.bytes(at))
+    }
+
+    pub(crate) fn u128(&self, at: usize) -> u128 {
+        u128::from_le_bytes(self.bytes(at))
     }
 }

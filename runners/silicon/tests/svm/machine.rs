@@ -11,8 +11,10 @@ use privet_cpu::{
     Access, Bus, Call, Cpu, CpuExit, CpuState, CpuidResult, Event, Exception, HostPage, Intercept, Intercepted, Kick,
     Reaction, Resolve, Seg, Segment,
 };
+use privet_silicon::encryption::Key;
+use privet_silicon::rmp::Rmp;
 use privet_silicon::svm::{Features, Pending, Svm, Taken, Translation};
-use privet_silicon::{Board, Flush, PhysicalMemory, read_u32, read_u64, write_u32, write_u64};
+use privet_silicon::{Board, Flush, KeyedMemory, PhysicalMemory, read_u32, read_u64, write_u32, write_u64};
 
 const MEMORY_BYTES: u64 = 0x40_0000;
 const HOST_TABLES: u64 = 0x1000;
@@ -71,6 +73,30 @@ impl PhysicalMemory for Surroundings {
     }
 }
 
+impl KeyedMemory for Surroundings {
+    fn size(&self) -> u64 {
+        MEMORY_BYTES
+    }
+
+    fn read_as(&mut self, key: Key, pa: u64, bytes: &mut [u8]) {
+        assert_eq!(key, Key::PLAIN, "nothing is encrypted here");
+        self.read(pa, bytes);
+    }
+
+    fn write_as(&mut self, key: Key, pa: u64, bytes: &[u8]) {
+        assert_eq!(key, Key::PLAIN, "nothing is encrypted here");
+        self.write(pa, bytes);
+    }
+
+    fn flush_page(&mut self, _: u64) {
+        self.kick.request_flush();
+    }
+
+    fn flush_asid(&mut self, _: u16) {
+        self.kick.request_flush();
+    }
+}
+
 impl Board for Surroundings {
     fn flush(&mut self, _: Flush) {
         self.kick.request_flush();
@@ -78,6 +104,14 @@ impl Board for Surroundings {
 
     fn raise_event(&mut self) {
         self.kick.raise_event();
+    }
+
+    fn guest_key(&self, _: u16) -> Option<Key> {
+        None
+    }
+
+    fn rmp(&self) -> Option<Rmp> {
+        None
     }
 
     fn unsimulated(&mut self, what: &'static str) {
@@ -97,7 +131,8 @@ impl Bus for TestBus {
     fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve {
         match self.svm.translate(&mut self.board, state, gpa, access) {
             Translation::Switched => Resolve::Switched,
-            Translation::Page(pa) => match self.board.page(pa) {
+            Translation::Reflect(exception) => Resolve::Reflect(exception),
+            Translation::Page { page, .. } => match self.board.page(page) {
                 // SAFETY: the page lives as long as the machine, and is accessed by raw pointers only.
                 Some(page) => Resolve::Page(unsafe { HostPage::new(page, true) }),
                 None => Resolve::Mmio,

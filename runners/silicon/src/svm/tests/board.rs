@@ -1,52 +1,67 @@
 //! A board with a little memory that writes down what the silicon asks of it.
 
+use std::collections::BTreeMap;
+
 use crate::board::{Board, Flush};
+use crate::encryption::{Key, KeyedMemory};
 use crate::memory::PhysicalMemory;
+use crate::rmp::Rmp;
+use crate::test_memory::TestMemory;
 
 pub(crate) const MEMORY_BYTES: u64 = 0x20_0000;
 
-#[derive(Clone)]
-#[repr(C, align(4096))]
-struct Page([u8; 4096]);
-
 pub(crate) struct TestBoard {
-    pages: Vec<Page>,
+    pub(crate) memory: TestMemory,
     pub(crate) flushed: Vec<Flush>,
     pub(crate) event_raised: bool,
     pub(crate) unsimulated: Vec<&'static str>,
+    /// What the secure processor has launched.
+    pub(crate) guest_keys: BTreeMap<u16, Key>,
+    pub(crate) rmp: Option<Rmp>,
 }
 
 impl TestBoard {
     pub(crate) fn new() -> TestBoard {
         TestBoard {
-            pages: vec![Page([0; 4096]); (MEMORY_BYTES >> 12) as usize],
+            memory: TestMemory::new(MEMORY_BYTES as usize),
             flushed: Vec::new(),
             event_raised: false,
             unsimulated: Vec::new(),
+            guest_keys: BTreeMap::new(),
+            rmp: None,
         }
-    }
-
-    /// The page that `pa` is in, if it is in memory.
-    pub(crate) fn page(&mut self, pa: u64) -> Option<&mut [u8; 4096]> {
-        self.pages.get_mut((pa >> 12) as usize).map(|page| &mut page.0)
     }
 }
 
 impl PhysicalMemory for TestBoard {
     fn read(&mut self, pa: u64, bytes: &mut [u8]) {
-        for (offset, byte) in bytes.iter_mut().enumerate() {
-            let at = pa.wrapping_add(offset as u64);
-            *byte = self.page(at).map_or(0xff, |page| page[(at & 0xfff) as usize]);
-        }
+        self.memory.read(pa, bytes);
     }
 
     fn write(&mut self, pa: u64, bytes: &[u8]) {
-        for (offset, byte) in bytes.iter().enumerate() {
-            let at = pa.wrapping_add(offset as u64);
-            if let Some(page) = self.page(at) {
-                page[(at & 0xfff) as usize] = *byte;
-            }
-        }
+        self.memory.write(pa, bytes);
+    }
+}
+
+impl KeyedMemory for TestBoard {
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+
+    fn read_as(&mut self, key: Key, pa: u64, bytes: &mut [u8]) {
+        self.memory.read_as(key, pa, bytes);
+    }
+
+    fn write_as(&mut self, key: Key, pa: u64, bytes: &[u8]) {
+        self.memory.write_as(key, pa, bytes);
+    }
+
+    fn flush_page(&mut self, pa: u64) {
+        self.memory.flush_page(pa);
+    }
+
+    fn flush_asid(&mut self, asid: u16) {
+        self.memory.flush_asid(asid);
     }
 }
 
@@ -57,6 +72,14 @@ impl Board for TestBoard {
 
     fn raise_event(&mut self) {
         self.event_raised = true;
+    }
+
+    fn guest_key(&self, asid: u16) -> Option<Key> {
+        self.guest_keys.get(&asid).copied()
+    }
+
+    fn rmp(&self) -> Option<Rmp> {
+        self.rmp
     }
 
     fn unsimulated(&mut self, what: &'static str) {

@@ -2,6 +2,7 @@
 
 pub(crate) mod board;
 mod checks;
+mod encrypted;
 mod events;
 mod exits;
 mod instructions;

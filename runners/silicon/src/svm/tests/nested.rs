@@ -3,6 +3,7 @@
 use privet_cpu::{Access, AccessKind};
 
 use super::*;
+use crate::encryption::Key;
 use crate::svm::Translation;
 
 const ROOT: u64 = 0x10_0000;
@@ -43,6 +44,11 @@ fn translate(bench: &mut Bench, access: Access) -> Translation {
     bench.svm.translate(&mut bench.board, &mut bench.state, GPA, access)
 }
 
+/// An access to this page, which nothing encrypts.
+fn plain(page: u64) -> Translation {
+    Translation::Page { page, key: Key::PLAIN }
+}
+
 /// The access ends in a nested page fault with this EXITINFO1.
 fn faults(bench: &mut Bench, access: Access, error: u64) {
     assert_eq!(translate(bench, access), Translation::Switched);
@@ -52,17 +58,17 @@ fn faults(bench: &mut Bench, access: Access, error: u64) {
 #[test]
 fn without_nested_paging_addresses_are_the_systems() {
     let mut bench = Bench::new();
-    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), Translation::Page(GPA));
+    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), plain(GPA));
     bench.enter();
-    assert_eq!(translate(&mut bench, access(AccessKind::Write, false)), Translation::Page(GPA));
+    assert_eq!(translate(&mut bench, access(AccessKind::Write, false)), plain(GPA));
 }
 
 #[test]
 fn reads_set_accessed_and_writes_dirty() {
     let mut bench = mapped(PAGE | P | W | U);
-    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), Translation::Page(PAGE));
+    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), plain(PAGE));
     assert_eq!(leaf(&mut bench), PAGE | P | W | U | A);
-    assert_eq!(translate(&mut bench, access(AccessKind::Write, false)), Translation::Page(PAGE));
+    assert_eq!(translate(&mut bench, access(AccessKind::Write, false)), plain(PAGE));
     assert_eq!(leaf(&mut bench), PAGE | P | W | U | A | D);
 }
 
@@ -76,7 +82,7 @@ fn not_present() {
 #[test]
 fn write_protected_whatever_the_host_says() {
     let mut bench = mapped(PAGE | P | U);
-    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), Translation::Page(PAGE));
+    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), plain(PAGE));
     faults(&mut bench, access(AccessKind::Write, false), FINAL | P | W | U);
 }
 
@@ -95,7 +101,7 @@ fn reserved_bits() {
 fn no_execute_is_the_hosts_to_enable() {
     faults(&mut mapped(PAGE | P | W | U | NX), access(AccessKind::Fetch, false), FINAL | P | U | 0x10);
     let mut bench = mapped(PAGE | P | W | U | NX);
-    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), Translation::Page(PAGE));
+    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), plain(PAGE));
     let mut bench = Bench::new();
     bench.state.efer &= !efer::NXE;
     let guest = mapped(PAGE | P | W | U | NX);
@@ -107,7 +113,7 @@ fn no_execute_is_the_hosts_to_enable() {
 #[test]
 fn the_guests_tables_are_written() {
     let mut bench = mapped(PAGE | P | W | U);
-    assert_eq!(translate(&mut bench, access(AccessKind::Read, true)), Translation::Page(PAGE));
+    assert_eq!(translate(&mut bench, access(AccessKind::Read, true)), plain(PAGE));
     assert_eq!(leaf(&mut bench), PAGE | P | W | U | A | D);
     faults(&mut mapped(PAGE | P | U), access(AccessKind::Read, true), TABLE | P | W | U);
     faults(&mut mapped(0), access(AccessKind::Read, true), TABLE | W | U);
@@ -122,7 +128,7 @@ fn five_levels_with_the_hosts_la57() {
     bench.set(0xb0, 0x18_0000);
     write_u64(&mut bench.board, 0x18_0000, ROOT | P | W | U);
     bench.enter();
-    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), Translation::Page(PAGE));
+    assert_eq!(translate(&mut bench, access(AccessKind::Read, false)), plain(PAGE));
 }
 
 #[test]
