@@ -1,13 +1,18 @@
 //! Decoded basic blocks and their cache.
 //!
 //! A block is a function of its address, the width of the code segment and the bytes it was decoded
-//! from, and of nothing else. So the cache needs no invalidation, whoever writes to code (this CPU,
-//! another, the host) or maps another page there: before a block runs, its bytes are compared with
-//! those that the guest would fetch now.
+//! from, and of nothing else. Before it runs, it is made sure that the guest would fetch the same bytes now: by
+//! comparing them, whoever may have written to code or mapped another page there; or, if all writers tell
+//! ([`CodePages`]), by the version of the page that it came from.
+//!
+//! [`CodePages`]: crate::CodePages
+
+use std::sync::Arc;
 
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use crate::MAX_BLOCK_OPS;
+use crate::code::{CodePage, News};
 use crate::core::{Abort, Core};
 use crate::decode;
 use crate::exception::Exception;
@@ -15,7 +20,7 @@ use crate::exit::MAX_INSTRUCTION_BYTES;
 use crate::op::Op;
 use crate::segment::Seg;
 
-const SLOTS: usize = 4096;
+const SLOTS: usize = 16384;
 /// A block is at most so long, bytes.
 const MAX_BYTES: usize = 256;
 
@@ -23,44 +28,52 @@ const MAX_BYTES: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Block {
     rip: u64,
+    /// 0 for no block.
     bits: u8,
-    /// The instruction (only one then) continues on the next page.
-    crosses_page: bool,
     /// The last op may change what following code means: mode, privilege, mapping, pending events.
     pub(crate) changes_mode: bool,
-    code: Box<[u8]>,
+    source: Source,
     pub(crate) ops: Box<[Op]>,
+}
+
+/// What a block was decoded from.
+#[derive(Debug)]
+enum Source {
+    /// These bytes.
+    Bytes(Box<[u8]>),
+    /// These bytes, the only instruction; it continues on the next page.
+    TwoPages(Box<[u8]>),
+    /// What was at this address of the host in this version of the page.
+    Page { address: usize, page: Arc<CodePage>, version: u32 },
 }
 
 /// The blocks decoded so far, direct mapped by address.
 #[derive(Debug)]
 pub(crate) struct BlockCache {
-    slots: Vec<Option<Box<Block>>>,
+    slots: Box<[Block]>,
 }
 
 impl BlockCache {
     pub(crate) fn new() -> BlockCache {
-        BlockCache { slots: std::iter::repeat_with(|| None).take(SLOTS).collect() }
+        let none = || Block {
+            rip: 0,
+            bits: 0,
+            changes_mode: false,
+            source: Source::Bytes(Box::default()),
+            ops: Box::default(),
+        };
+        BlockCache { slots: std::iter::repeat_with(none).take(SLOTS).collect() }
     }
 
-    /// The block at RIP, taken out of the cache: give it back with [`BlockCache::put`].
+    /// The block at RIP.
     #[inline(always)]
-    pub(crate) fn take(&mut self, core: &mut Core<'_>) -> Result<Box<Block>, Abort> {
+    pub(crate) fn find(&mut self, core: &mut Core<'_>) -> Result<&Block, Abort> {
         let rip = core.s.rip;
-        if let Some(block) = self.slots[slot(rip)].take()
-            && block.rip == rip
-            && block.bits == core.bits
-            && block.is_current(core)?
-        {
-            return Ok(block);
+        let block = &mut self.slots[slot(rip)];
+        if block.rip != rip || block.bits != core.bits || !block.is_current(core)? {
+            *block = decode_block(core)?;
         }
-        decode_block(core)
-    }
-
-    #[inline(always)]
-    pub(crate) fn put(&mut self, block: Box<Block>) {
-        let slot = slot(block.rip);
-        self.slots[slot] = Some(block);
+        Ok(block)
     }
 }
 
@@ -73,19 +86,24 @@ impl Block {
     #[inline(always)]
     fn is_current(&self, core: &mut Core<'_>) -> Result<bool, Abort> {
         let linear = core.s.linear_rip();
-        if self.crosses_page {
-            let mut now = [0; MAX_INSTRUCTION_BYTES];
-            let now = &mut now[..self.code.len()];
-            let first = core.fetch_code(linear, now)?;
-            core.fetch_code(linear.wrapping_add(first as u64), &mut now[first..])?;
-            return Ok(*now == *self.code);
+        match &self.source {
+            Source::Page { address, page, version } => {
+                Ok(core.code_address(linear)?.addr() == *address && page.version() == *version)
+            }
+            Source::Bytes(code) => core.code_equals(linear, code),
+            Source::TwoPages(code) => {
+                let mut now = [0; MAX_INSTRUCTION_BYTES];
+                let now = &mut now[..code.len()];
+                let first = core.fetch_code(linear, now)?;
+                core.fetch_code(linear.wrapping_add(first as u64), &mut now[first..])?;
+                Ok(*now == **code)
+            }
         }
-        core.code_equals(linear, &self.code)
     }
 }
 
 #[cold]
-fn decode_block(core: &mut Core<'_>) -> Result<Box<Block>, Abort> {
+fn decode_block(core: &mut Core<'_>) -> Result<Block, Abort> {
     let rip = core.s.rip;
     let linear = core.s.linear_rip();
     if core.bits != 64 && rip > u64::from(core.s.segment(Seg::Cs).limit) {
@@ -98,20 +116,39 @@ fn decode_block(core: &mut Core<'_>) -> Result<Box<Block>, Abort> {
     if crosses_page {
         let next_page = linear.wrapping_add(available as u64);
         available += core.fetch_code(next_page, &mut code[available..MAX_INSTRUCTION_BYTES])?;
-        (ops, used, changes_mode) = decode_ops(&code[..available], rip, core.bits);
+        (ops, used, _) = decode_ops(&code[..available], rip, core.bits);
         ops.truncate(1);
         // A sequence that is no instruction in 15 bytes has none of them: its op raises the fault.
         used = ops.first().map_or(used, |op| usize::from(op.len));
-        changes_mode |= ops.is_empty();
+        changes_mode = true;
     }
-    Ok(Box::new(Block {
-        rip,
-        bits: core.bits,
-        crosses_page: crosses_page && linear >> 12 != linear.wrapping_add(used as u64 - 1) >> 12,
-        changes_mode: changes_mode || crosses_page,
-        code: code[..used].into(),
-        ops: ops.into(),
-    }))
+    let code = &code[..used];
+    let source = if crosses_page && linear >> 12 != linear.wrapping_add(used as u64 - 1) >> 12 {
+        Source::TwoPages(code.into())
+    } else {
+        core.code_source(linear, code)?
+    };
+    Ok(Block { rip, bits: core.bits, changes_mode, source, ops: ops.into() })
+}
+
+impl Core<'_> {
+    /// How it will be known that the code at `linear` still is `code`, which was just fetched.
+    fn code_source(&mut self, linear: u64, code: &[u8]) -> Result<Source, Abort> {
+        let Some(pages) = self.code else { return Ok(Source::Bytes(code.into())) };
+        let address = self.code_address(linear)?;
+        let page = pages.mark(address, code.len());
+        self.hear_of_code();
+        Ok(Source::Page { address: address.addr(), version: page.version(), page })
+    }
+
+    /// Does not write any more, without asking first, to what has become code.
+    pub(crate) fn hear_of_code(&mut self) {
+        match self.code.map(|code| code.news(self.seen_code)) {
+            Some(News::Pages(pages)) => pages.into_iter().for_each(|page| self.tlbs.forbid_writes(page)),
+            Some(News::Lost) => self.tlbs.flush(),
+            None => {}
+        }
+    }
 }
 
 /// Decodes up to the end of a block; returns the ops, the bytes they take, and whether the last

@@ -65,7 +65,7 @@ impl Core<'_> {
             self.s.efer &= !efer::LMA;
         }
         self.s.cr0 = value;
-        self.tlbs.flush();
+        self.tlbs.flush_world();
         self.after(Trap::WriteCr(0))
     }
 
@@ -74,23 +74,28 @@ impl Core<'_> {
         let changed = value ^ self.s.cr4;
         if value & !self.config.cr4_allowed != 0
             || long && (value & cr4::PAE == 0 || changed & cr4::LA57 != 0)
-            || value & cr4::PCIDE != 0 && !long
+            || changed & value & cr4::PCIDE != 0 && (!long || self.s.cr3 & 0xfff != 0)
         {
             return self.raise(Exception::gp(0));
         }
         self.s.cr4 = value;
-        self.tlbs.flush();
+        self.tlbs.flush_world();
+        self.select_context();
         self.after(Trap::WriteCr(4))
     }
 
     fn set_cr3(&mut self, value: u64) -> Result<(), Abort> {
-        let allowed = u64::MAX >> (64 - self.config.physical_bits) | self.s.encryption.mask() | 1 << 63;
+        let no_flush = if self.s.cr4 & cr4::PCIDE != 0 { 1 << 63 } else { 0 };
+        let allowed = u64::MAX >> (64 - self.config.physical_bits) | self.s.encryption.mask() | no_flush;
         if self.s.long_mode() && value & !allowed != 0 {
             return self.raise(Exception::gp(0));
         }
-        // Bit 63 says to keep translations of a PCID; dropping more than asked is allowed always.
         self.s.cr3 = value & !(1 << 63);
-        self.tlbs.flush();
+        self.select_context();
+        // Bit 63 says to keep the translations of the PCID.
+        if self.s.cr4 & cr4::PCIDE == 0 || value >> 63 == 0 {
+            self.tlbs.flush_pcid(self.tlbs.context().pcid);
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::bus::Bus;
+use crate::code::{CodePages, Seen};
 use crate::completion::Completion;
 use crate::config::{Config, DebugControl};
 use crate::exception::Exception;
@@ -13,7 +14,7 @@ use crate::op::{FLAT, Mem, Op, Operand};
 use crate::paging::View;
 use crate::segment::Seg;
 use crate::state::{CpuState, Shadow, cr0, cr4, gpr};
-use crate::tlb::Tlbs;
+use crate::tlb::{Context, Tlbs};
 use crate::word::Word;
 
 /// The instruction did not complete; [`Core::why`] says why.
@@ -41,6 +42,9 @@ pub(crate) struct Core<'a> {
     pub(crate) bus: &'a mut dyn Bus,
     pub(crate) completion: &'a mut Completion,
     pub(crate) kick: Arc<Kick>,
+    /// Whose writes to code are told, see [`CodePages`]; without, each block is compared with memory.
+    pub(crate) code: Option<&'a CodePages>,
+    pub(crate) seen_code: &'a mut Seen,
     pub(crate) config: Config,
     pub(crate) debug: DebugControl,
     /// Where execution goes on after the current instruction.
@@ -100,7 +104,16 @@ impl Core<'_> {
     pub(crate) fn set_emulating(&mut self, emulating: bool) {
         if self.emulating != emulating {
             self.emulating = emulating;
-            self.tlbs.change_hands();
+            self.select_context();
+        }
+    }
+
+    /// Uses the translations of the current world, address space and emulator.
+    pub(crate) fn select_context(&mut self) {
+        let pcid = if self.s.cr4 & cr4::PCIDE != 0 { (self.s.cr3 & 0xfff) as u16 } else { 0 };
+        let context = Context { world: self.s.world, pcid, emulated: self.emulating };
+        if self.tlbs.context() != context {
+            self.tlbs.select(context);
         }
     }
 

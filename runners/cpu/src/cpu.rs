@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::block::BlockCache;
 use crate::bus::Bus;
+use crate::code::{CodePages, Seen};
 use crate::completion::Completion;
 use crate::config::{Config, DebugControl};
 use crate::core::{Core, Why};
@@ -26,13 +27,22 @@ pub struct Cpu {
     kick: Arc<Kick>,
     tlbs: Tlbs,
     blocks: BlockCache,
+    code: Option<Arc<CodePages>>,
+    seen_code: Seen,
     completion: Completion,
     /// CR0, CR3, CR4 and EFER when the translations were made.
     translated_with: [u64; 4],
 }
 
 impl Cpu {
-    /// A CPU after RESET.
+    /// A CPU after RESET, one of those that share `code`: they take decoded code for unchanged until a write is
+    /// told there.
+    #[must_use]
+    pub fn sharing(config: Config, code: Arc<CodePages>) -> Cpu {
+        Cpu { code: Some(code), ..Cpu::new(config) }
+    }
+
+    /// A CPU after RESET. It compares code with memory each time: anybody may write there without telling it.
     #[must_use]
     pub fn new(config: Config) -> Cpu {
         Cpu {
@@ -42,6 +52,8 @@ impl Cpu {
             kick: Arc::new(Kick::new()),
             tlbs: Tlbs::new(),
             blocks: BlockCache::new(),
+            code: None,
+            seen_code: Seen::default(),
             completion: Completion::default(),
             translated_with: [0; 4],
         }
@@ -64,6 +76,8 @@ impl Cpu {
         let kick = Arc::clone(&self.kick);
         let (mut core, blocks) = self.core(bus);
         core.update_mode();
+        core.select_context();
+        core.hear_of_code();
         kick.enter();
         let exit = core.execute(blocks);
         kick.leave();
@@ -112,10 +126,10 @@ impl Cpu {
     pub fn translate(&mut self, bus: &mut dyn Bus, linear: u64) -> Option<u64> {
         let kick = Arc::clone(&self.kick);
         let (mut core, _) = self.core(bus);
+        core.select_context();
+        core.hear_of_code();
         kick.enter();
-        if kick.take_flush() {
-            core.tlbs.flush();
-        }
+        core.flush_as_asked();
         let gpa = core.probe(linear);
         kick.leave();
         gpa
@@ -140,6 +154,8 @@ impl Cpu {
             bus,
             completion: &mut self.completion,
             kick: Arc::clone(&self.kick),
+            code: self.code.as_deref(),
+            seen_code: &mut self.seen_code,
             config: self.config,
             debug: self.debug,
             why: Why::NonCanonical,

@@ -34,9 +34,7 @@ impl Core<'_> {
         let mut events = Events::Waiting;
         loop {
             if self.kick.any() {
-                if self.kick.take_flush() {
-                    self.tlbs.flush();
-                }
+                self.flush_as_asked();
                 if self.kick.take_event() {
                     events = Events::Waiting;
                 }
@@ -72,7 +70,7 @@ impl Core<'_> {
                 self.tlbs.flush();
             }
             self.stepping = completing || watches || self.single_steps();
-            let result = if self.stepping { self.step(blocks) } else { self.run_block(blocks) };
+            let result = if self.stepping { self.step(blocks) } else { self.run_blocks(blocks) };
             if let Err(exit) = result {
                 return exit;
             }
@@ -108,32 +106,34 @@ impl Core<'_> {
         Events::Waiting
     }
 
-    /// Executes one block.
+    /// Executes blocks, until something has happened that the loop around has to look at.
     #[inline(always)]
-    fn run_block(&mut self, blocks: &mut BlockCache) -> Result<(), CpuExit> {
-        let block = match blocks.take(self) {
-            Ok(block) => block,
-            Err(abort) => return self.aborted(abort, None),
-        };
-        let mut result = Ok(());
-        for op in &block.ops {
-            self.next_rip = op.next_rip;
-            if let Err(abort) = (op.run)(self, op) {
-                result = self.aborted(abort, Some(op));
-                break;
+    fn run_blocks(&mut self, blocks: &mut BlockCache) -> Result<(), CpuExit> {
+        loop {
+            let block = match blocks.find(self) {
+                Ok(block) => block,
+                Err(abort) => return self.aborted(abort, None),
+            };
+            for op in &block.ops {
+                self.next_rip = op.next_rip;
+                if let Err(abort) = (op.run)(self, op) {
+                    return self.aborted(abort, Some(op));
+                }
+                self.s.rip = self.next_rip;
+                self.s.instructions = self.s.instructions.wrapping_add(1);
+                if self.attention {
+                    self.update_mode();
+                    return self.attend();
+                }
             }
-            self.s.rip = self.next_rip;
-            self.s.instructions = self.s.instructions.wrapping_add(1);
-            if self.attention {
-                result = self.attend();
-                break;
+            if block.changes_mode {
+                self.update_mode();
+                return Ok(());
+            }
+            if self.kick.any() || self.s.instructions >= self.s.turn_ends {
+                return Ok(());
             }
         }
-        if block.changes_mode {
-            self.update_mode();
-        }
-        blocks.put(block);
-        result
     }
 
     /// Executes one instruction, with everything that may come between two.
@@ -144,7 +144,7 @@ impl Core<'_> {
         if self.instruction_breakpoint(shadow)? {
             return Ok(());
         }
-        let block = match blocks.take(self) {
+        let block = match blocks.find(self) {
             Ok(block) => block,
             Err(abort) => return self.aborted(abort, None),
         };
@@ -157,7 +157,7 @@ impl Core<'_> {
         self.set_emulating(emulated);
         let done = (op.run)(self, op);
         self.set_emulating(false);
-        let result = match done {
+        match done {
             Ok(()) => {
                 if !self.casts_shadow {
                     self.s.shadow = Shadow::None;
@@ -176,9 +176,7 @@ impl Core<'_> {
                 }
                 self.aborted(abort, Some(op))
             }
-        };
-        blocks.put(block);
-        result
+        }
     }
 
     /// #DB traps after an instruction: single step and data breakpoints, the guest's or the host's.

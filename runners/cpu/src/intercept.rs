@@ -80,9 +80,23 @@ impl Core<'_> {
         self.kick.leave();
         let result = call(self);
         self.kick.enter();
-        if self.kick.take_flush() {
+        self.flush_as_asked();
+        result
+    }
+
+    /// Drops the translations that somebody has asked to drop; says whether there were any.
+    pub(crate) fn flush_as_asked(&mut self) -> bool {
+        if !self.kick.any() {
+            return false;
+        }
+        let mut flushed = self.kick.take_flush();
+        if flushed {
             self.tlbs.flush();
         }
-        result
+        for part in self.kick.take_parts() {
+            self.tlbs.flush_part(part);
+            flushed = true;
+        }
+        flushed
     }
 }

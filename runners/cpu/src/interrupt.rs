@@ -145,7 +145,7 @@ impl Core<'_> {
         self.s.vectoring = None;
         self.s.instructions = self.s.instructions.wrapping_add(1);
         self.completion.forget();
-        self.tlbs.flush();
+        self.select_context();
         self.update_mode();
         self.new_world = true;
     }

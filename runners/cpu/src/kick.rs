@@ -2,11 +2,26 @@
 //! interrupt.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use crate::state::World;
 
 const STOP: u32 = 1 << 0;
 const FLUSH: u32 = 1 << 1;
 const EVENT: u32 = 1 << 2;
+const PARTS: u32 = 1 << 3;
+
+/// Translations that are to be dropped, of those that a CPU remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// All of one world.
+    World(World),
+    /// Those of the page with this linear address, in every world.
+    Page(u64),
+    /// Those that lead to the page of host memory at this address ([`crate::HostPage::start`]).
+    Backing(usize),
+}
 
 /// How a thread waits for another one, which may need this one's core: it lets others run, and sleeps now and
 /// then. Who only yields keeps a core busy that could take the other one over.
@@ -48,10 +63,13 @@ impl Patience {
 /// bus call. What `resolve` returned is thrown away and asked for again if a flush came meanwhile.
 /// Elsewhere a CPU looks at its requests before every block (at most [`crate::MAX_BLOCK_OPS`]
 /// instructions) and before every iteration of a repeated string instruction.
+///
+/// A bus may ask for a flush of its own CPU from inside a call, which then is honoured behind that call.
 #[derive(Debug, Default)]
 pub struct Kick {
     requests: AtomicU32,
     running: AtomicBool,
+    parts: Mutex<Vec<Flush>>,
 }
 
 impl Kick {
@@ -80,6 +98,12 @@ impl Kick {
     /// Asks the CPU to drop its translations, without waiting.
     pub fn request_flush(&self) {
         self.requests.fetch_or(FLUSH, Ordering::SeqCst);
+    }
+
+    /// Asks the CPU to drop some of its translations, without waiting. Not for signal handlers.
+    pub fn request(&self, flush: Flush) {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).push(flush);
+        self.requests.fetch_or(PARTS, Ordering::SeqCst);
     }
 
     /// Asks the CPU to drop its translations and returns when it uses none of them any more.
@@ -125,6 +149,14 @@ impl Kick {
     /// request.
     pub(crate) fn take_flush(&self) -> bool {
         self.take(FLUSH)
+    }
+
+    /// What else is to be dropped.
+    pub(crate) fn take_parts(&self) -> Vec<Flush> {
+        if !self.take(PARTS) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn take_event(&self) -> bool {

@@ -16,7 +16,7 @@
 //!                │                  │
 //!                │       arithmetic, moves, sse ... handlers, one file a family
 //!                │                  │
-//!            interrupt           memory ── tlb ── paging ── Bus::resolve
+//!            interrupt           memory ── tlb ── place ── paging, Bus::resolve
 //! ```
 //!
 //! # Threads
@@ -30,6 +30,7 @@ mod block;
 mod branch;
 mod breakpoint;
 mod bus;
+mod code;
 mod completion;
 mod config;
 mod control;
@@ -56,6 +57,7 @@ mod msr;
 mod multiply;
 mod op;
 pub mod paging;
+mod place;
 mod port;
 pub mod segment;
 mod shift;
@@ -73,11 +75,12 @@ pub use bus::{
     Access, AccessKind, Bus, Call, CpuidResult, CrAccess, Encryption, Event, HostPage, Intercept, Intercepted,
     PAGE_SIZE, Reaction, Resolve, TableRegister, Trap,
 };
+pub use code::CodePages;
 pub use config::{Config, DebugControl};
 pub use cpu::Cpu;
 pub use exception::{Exception, vector};
 pub use exit::{CpuExit, Datum, MAX_INSTRUCTION_BYTES};
-pub use kick::Kick;
+pub use kick::{Flush, Kick};
 pub use segment::{Seg, Segment};
 pub use state::{CpuState, World};
 

@@ -6,31 +6,17 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::bus::{Access, AccessKind, HostPage, Resolve};
-use crate::core::{Abort, Core, Why};
-use crate::exception::Exception;
+use crate::bus::AccessKind;
+use crate::core::{Abort, Core};
 use crate::exit::{CpuExit, Datum};
 use crate::host::{self, Cell};
-use crate::paging::{self, Tables, View, Walk, WalkRegisters};
-use crate::state::{cr0, cr4};
+use crate::paging::View;
+use crate::place::{MAX_ATTEMPTS, Place};
+use crate::state::cr4;
 use crate::word::Word;
 
-/// Where bytes of one page are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    Host(*mut u8),
-    /// No memory: guest-physical address.
-    Mmio(u64),
-    /// Registers of a device: system-physical address.
-    Device(u64),
-}
-
-/// What the bus has said of a page.
-enum Page {
-    Host(HostPage),
-    Mmio,
-    Device(u64),
-}
+/// The places of one write, with their sizes.
+type Places = Vec<(Place, usize)>;
 
 /// Locked accesses that cross a page, or that go to MMIO, are atomic among each other.
 static SPLIT_LOCK: Mutex<()> = Mutex::new(());
@@ -49,7 +35,7 @@ impl Core<'_> {
 
     #[inline(always)]
     fn read_as<T: Cell + Word>(&mut self, linear: u64, view: View) -> Result<u64, Abort> {
-        if let Some(at) = self.tlbs.data(view).read(linear, T::BYTES) {
+        if let Some(at) = self.tlbs.read(view, linear, T::BYTES) {
             // SAFETY: an address out of the TLB, not used later than now: the bus promised the page
             // until the CPU acknowledges a flush, which it does at block boundaries and in bus calls.
             return Ok(unsafe { T::load(at) }.wide());
@@ -68,7 +54,7 @@ impl Core<'_> {
     /// Writes a value of `T`'s width at a linear address.
     #[inline(always)]
     pub(crate) fn write<T: Cell + Word>(&mut self, linear: u64, value: u64) -> Result<(), Abort> {
-        if let Some(at) = self.tlbs.data(self.view).write(linear, T::BYTES) {
+        if let Some(at) = self.tlbs.write(self.view, linear, T::BYTES) {
             // SAFETY: as in `read_as`, and the TLB gives writable pages to writes only.
             unsafe { T::store(at, T::cut(value)) };
             return Ok(());
@@ -84,7 +70,7 @@ impl Core<'_> {
     /// Reads 16 bytes.
     #[inline(always)]
     pub(crate) fn read_wide(&mut self, linear: u64) -> Result<u128, Abort> {
-        if let Some(at) = self.tlbs.data(self.view).read(linear, 16) {
+        if let Some(at) = self.tlbs.read(self.view, linear, 16) {
             // SAFETY: as in `read_as`.
             return Ok(unsafe { u128::load(at) });
         }
@@ -96,7 +82,7 @@ impl Core<'_> {
     /// Writes 16 bytes.
     #[inline(always)]
     pub(crate) fn write_wide(&mut self, linear: u64, value: u128) -> Result<(), Abort> {
-        if let Some(at) = self.tlbs.data(self.view).write(linear, 16) {
+        if let Some(at) = self.tlbs.write(self.view, linear, 16) {
             // SAFETY: as in `write`.
             unsafe { u128::store(at, value) };
             return Ok(());
@@ -113,7 +99,7 @@ impl Core<'_> {
         lock: bool,
         change: impl Fn(u64) -> u64,
     ) -> Result<u64, Abort> {
-        if let Some(at) = self.tlbs.data(self.view).write(linear, T::BYTES) {
+        if let Some(at) = self.tlbs.write(self.view, linear, T::BYTES) {
             if lock {
                 // SAFETY: as in `write`.
                 let mut old = unsafe { T::load(at) };
@@ -134,7 +120,7 @@ impl Core<'_> {
             }
         }
         self.prepare_write(linear, T::BYTES)?;
-        if self.tlbs.data(self.view).write(linear, T::BYTES).is_some() {
+        if self.tlbs.write(self.view, linear, T::BYTES).is_some() {
             return self.modify::<T>(linear, lock, change);
         }
         // Across pages, or MMIO, which has no atomic access on hardware either.
@@ -147,7 +133,7 @@ impl Core<'_> {
     /// CMPXCHG16B with LOCK: stores `new` if 16 aligned bytes hold `old`; returns what they held.
     pub(crate) fn compare_exchange_wide(&mut self, linear: u64, old: u128, new: u128) -> Result<u128, Abort> {
         self.prepare_write(linear, 16)?;
-        if let Some(at) = self.tlbs.data(self.view).write(linear, 16) {
+        if let Some(at) = self.tlbs.write(self.view, linear, 16) {
             // SAFETY: as in `write`; the caller has checked the alignment.
             return Ok(unsafe { u128::compare_exchange(at, old, new) });
         }
@@ -189,7 +175,7 @@ impl Core<'_> {
             done += size;
             match self.place(linear, AccessKind::Read, view)? {
                 // One access of a width that exists is one instruction, so that it is not torn.
-                Place::Host(at) => match size {
+                Place::Host(at) | Place::Code(at) => match size {
                     // SAFETY: `place` just found the page; the piece does not leave it.
                     2 => piece.copy_from_slice(&unsafe { u16::load(at) }.to_le_bytes()),
                     // SAFETY: as above.
@@ -224,53 +210,72 @@ impl Core<'_> {
         if self.watches_memory {
             self.watch(linear, from.len(), true);
         }
-        let mut places = [(Place::Mmio(0), 0); 3];
-        'again: loop {
-            let generation = self.tlbs.generation;
-            let mut count = 0;
-            for (linear, size) in pieces(linear, from.len()) {
-                places[count] = (self.place(linear, AccessKind::Write, view)?, size);
-                count += 1;
-                if generation != self.tlbs.generation {
-                    continue 'again;
-                }
+        for _ in 0..MAX_ATTEMPTS {
+            let Some(places) = self.places(linear, from.len(), view)? else { continue };
+            self.store(&places, from);
+            return Ok(());
+        }
+        // Finding one page has flushed the other each time.
+        let mut done = 0;
+        for (linear, size) in pieces(linear, from.len()) {
+            self.write_bytes_as(linear, &from[done..done + size], view)?;
+            done += size;
+        }
+        Ok(())
+    }
+
+    /// Where a write goes, and how many bytes of it; `None` if a place may be outdated because a later one was looked
+    /// up. One place on its own never is.
+    fn places(&mut self, linear: u64, size: usize, view: View) -> Result<Option<Places>, Abort> {
+        let mut places = Places::new();
+        let mut generation = None;
+        for (linear, size) in pieces(linear, size) {
+            places.push((self.place(linear, AccessKind::Write, view)?, size));
+            if *generation.get_or_insert(self.tlbs.generation) != self.tlbs.generation {
+                return Ok(None);
             }
-            let mut rest = from;
-            for &(place, size) in &places[..count] {
-                let (piece, after) = rest.split_at(size);
-                rest = after;
-                match place {
-                    Place::Host(at) => match *piece {
-                        // SAFETY: no flush came since `place` found the page writable, and no bus call
-                        // is made in this loop; the piece does not leave the page.
-                        [a, b] => unsafe { u16::store(at, u16::from_le_bytes([a, b])) },
-                        // SAFETY: as above.
-                        [a, b, c, d] => unsafe { u32::store(at, u32::from_le_bytes([a, b, c, d])) },
-                        // SAFETY: as above.
-                        [a, b, c, d, e, f, g, h] => unsafe {
-                            u64::store(at, u64::from_le_bytes([a, b, c, d, e, f, g, h]));
-                        },
-                        // SAFETY: as above.
-                        _ => unsafe { host::copy_in(at, piece) },
+        }
+        Ok(Some(places))
+    }
+
+    /// Writes to places that were just found, all of them.
+    fn store(&mut self, places: &Places, from: &[u8]) {
+        let mut rest = from;
+        for &(place, size) in places {
+            let (piece, after) = rest.split_at(size);
+            rest = after;
+            match place {
+                Place::Host(at) | Place::Code(at) => match *piece {
+                    // SAFETY: no flush came since `place` found the page writable, and no bus call
+                    // is made in this loop; the piece does not leave the page.
+                    [a, b] => unsafe { u16::store(at, u16::from_le_bytes([a, b])) },
+                    // SAFETY: as above.
+                    [a, b, c, d] => unsafe { u32::store(at, u32::from_le_bytes([a, b, c, d])) },
+                    // SAFETY: as above.
+                    [a, b, c, d, e, f, g, h] => unsafe {
+                        u64::store(at, u64::from_le_bytes([a, b, c, d, e, f, g, h]));
                     },
-                    // Only after the host's pages: a device may do anything.
-                    Place::Device(_) => {}
-                    Place::Mmio(gpa) => {
-                        for (index, fragment) in piece.chunks(8).enumerate() {
-                            self.mmio_write(gpa + index as u64 * 8, Datum::from_slice(fragment));
-                        }
+                    // SAFETY: as above.
+                    _ => unsafe { host::copy_in(at, piece) },
+                },
+                Place::Mmio(gpa) => {
+                    for (index, fragment) in piece.chunks(8).enumerate() {
+                        self.mmio_write(gpa + index as u64 * 8, Datum::from_slice(fragment));
                     }
                 }
+                Place::Device(_) => {}
             }
-            let mut rest = from;
-            for &(place, size) in &places[..count] {
-                let (piece, after) = rest.split_at(size);
-                rest = after;
-                if let Place::Device(address) = place {
-                    self.with_bus(|core| core.bus.device_write(core.s, address, piece));
-                }
+        }
+        // Only now: a device may do anything.
+        let mut rest = from;
+        for &(place, size) in places {
+            let (piece, after) = rest.split_at(size);
+            rest = after;
+            match place {
+                Place::Device(address) => self.with_bus(|core| core.bus.device_write(core.s, address, piece)),
+                Place::Code(at) => self.wrote_code(at, size),
+                Place::Host(_) | Place::Mmio(_) => {}
             }
-            return Ok(());
         }
     }
 
@@ -278,8 +283,7 @@ impl Core<'_> {
     /// the first one needs more care than that.
     pub(crate) fn bulk_move(&mut self, to: u64, from: u64, count: u64, size: u64) -> u64 {
         let count = count.min((4096 - (to & 0xfff)) / size).min((4096 - (from & 0xfff)) / size);
-        let (Some(source), Some(target)) =
-            (self.tlbs.data(self.view).read(from, 1), self.tlbs.data(self.view).write(to, 1))
+        let (Some(source), Some(target)) = (self.tlbs.read(self.view, from, 1), self.tlbs.write(self.view, to, 1))
         else {
             return 0;
         };
@@ -291,7 +295,7 @@ impl Core<'_> {
     /// As [`Core::bulk_move`], for REP STOS.
     pub(crate) fn bulk_store(&mut self, to: u64, value: u64, count: u64, size: u64) -> u64 {
         let count = count.min((4096 - (to & 0xfff)) / size);
-        let Some(target) = self.tlbs.data(self.view).write(to, 1) else {
+        let Some(target) = self.tlbs.write(self.view, to, 1) else {
             return 0;
         };
         // SAFETY: the address just came out of the TLB, and `count` elements stay in its page.
@@ -302,7 +306,7 @@ impl Core<'_> {
     /// As [`Core::bulk_move`], for REPE SCAS or REPNE SCAS; also returns RFLAGS after the last comparison.
     pub(crate) fn bulk_scan(&mut self, at: u64, accumulator: u64, count: u64, size: u64, equal: bool) -> (u64, u64) {
         let count = count.min((4096 - (at & 0xfff)) / size);
-        match self.tlbs.data(self.view).read(at, 1) {
+        match self.tlbs.read(self.view, at, 1) {
             // SAFETY: the address just came out of the TLB, and `count` elements stay in its page.
             Some(source) if count > 0 => unsafe { host::rep_scas(source, accumulator, count, size, equal) },
             _ => (0, 0),
@@ -326,172 +330,16 @@ impl Core<'_> {
         Ok(size)
     }
 
+    /// Host address of the code at `linear`.
     #[inline(always)]
-    fn code_address(&mut self, linear: u64) -> Result<*mut u8, Abort> {
-        if let Some(at) = self.tlbs.fetch(self.view).read(linear, 1) {
+    pub(crate) fn code_address(&mut self, linear: u64) -> Result<*mut u8, Abort> {
+        if let Some(at) = self.tlbs.fetch(self.view, linear) {
             return Ok(at);
         }
         match self.place(linear, AccessKind::Fetch, self.view)? {
-            Place::Host(at) => Ok(at),
+            Place::Host(at) | Place::Code(at) => Ok(at),
             Place::Mmio(at) | Place::Device(at) => self.exit(CpuExit::NoMemory { gpa: at & !0xfff }),
         }
-    }
-
-    /// Finds where one linear address leads, from the TLB or by walking, and remembers it.
-    pub(crate) fn place(&mut self, linear: u64, kind: AccessKind, view: View) -> Result<Place, Abort> {
-        let found = match kind {
-            AccessKind::Read => self.tlbs.data(view).read(linear, 1),
-            AccessKind::Write => self.tlbs.data(view).write(linear, 1),
-            AccessKind::Fetch => self.tlbs.fetch(view).read(linear, 1),
-        };
-        if let Some(at) = found {
-            return Ok(Place::Host(at));
-        }
-        loop {
-            let generation = self.tlbs.generation;
-            let (gpa, private) = self.translate(linear, kind, view)?;
-            let offset = (linear & 0xfff) as u16;
-            let user = view == View::User;
-            let access = Access { linear, kind, offset, user, walk: false, private, emulated: self.emulating };
-            let resolved = self.resolve(gpa, access)?;
-            // A flush between the walk and here may have been for the page tables that were walked.
-            if generation != self.tlbs.generation {
-                continue;
-            }
-            let offset = linear & 0xfff;
-            return Ok(match resolved {
-                Page::Host(page) if kind != AccessKind::Write || page.writable() => {
-                    if !self.watches_memory {
-                        match kind {
-                            AccessKind::Read => self.tlbs.data(view).fill(linear, page, false),
-                            AccessKind::Write => self.tlbs.data(view).fill(linear, page, true),
-                            AccessKind::Fetch => self.tlbs.fetch(view).fill(linear, page, false),
-                        }
-                    }
-                    Place::Host(page.start().wrapping_add(offset as usize))
-                }
-                Page::Device(page) if kind != AccessKind::Fetch => Place::Device(page | offset),
-                _ if self.emulating || kind == AccessKind::Fetch => Place::Mmio(gpa | offset),
-                _ => {
-                    self.why = Why::Emulate(gpa | offset);
-                    return Err(Abort);
-                }
-            });
-        }
-    }
-
-    /// The guest-physical page of a linear address, and whether the access is private.
-    fn translate(&mut self, linear: u64, kind: AccessKind, view: View) -> Result<(u64, bool), Abort> {
-        if self.s.cr0 & cr0::PG == 0 {
-            return Ok((linear & 0xffff_f000, self.s.encryption.walks_are_private()));
-        }
-        if !is_canonical(linear, self.s.cr4) {
-            self.why = Why::NonCanonical;
-            return Err(Abort);
-        }
-        if !self.s.long_mode() {
-            // Legacy paging does not exist here, and so no instruction can be fetched to be shown.
-            return self.exit(CpuExit::UnknownInstruction { rip: self.s.rip, bytes: [0; 15], len: 0 });
-        }
-        let registers = WalkRegisters::of(self.s, &self.config);
-        match paging::walk(&mut Walker { core: self, linear }, &registers, linear, kind, view, true)? {
-            Walk::Page { gpa, private, .. } => Ok((gpa, private)),
-            Walk::Fault(code) => self.raise(Exception::pf(linear, code)),
-        }
-    }
-
-    /// The guest-physical address of a linear one for a supervisor read, leaving no trace.
-    pub(crate) fn probe(&mut self, linear: u64) -> Option<u64> {
-        if self.s.cr0 & cr0::PG == 0 {
-            return Some(linear & 0xffff_ffff);
-        }
-        let registers = WalkRegisters { smap: false, ..WalkRegisters::of(self.s, &self.config) };
-        if !is_canonical(linear, self.s.cr4) {
-            return None;
-        }
-        match paging::walk(
-            &mut Walker { core: self, linear },
-            &registers,
-            linear,
-            AccessKind::Read,
-            View::Supervisor,
-            false,
-        ) {
-            Ok(Walk::Page { gpa, .. }) => Some(gpa | linear & 0xfff),
-            Ok(Walk::Fault(_)) | Err(Abort) => None,
-        }
-    }
-
-    /// Asks the bus for a page. No host address survives this.
-    fn resolve(&mut self, gpa: u64, access: Access) -> Result<Page, Abort> {
-        loop {
-            self.kick.leave();
-            let resolved = self.bus.resolve(self.s, gpa, access);
-            self.kick.enter();
-            if self.kick.take_flush() {
-                self.tlbs.flush();
-                continue;
-            }
-            return match resolved {
-                Resolve::Page(page) => Ok(Page::Host(page)),
-                Resolve::Mmio => Ok(Page::Mmio),
-                Resolve::Device(page) => Ok(Page::Device(page)),
-                Resolve::Switched => self.switch(),
-                Resolve::Exit => self.exit(CpuExit::Bus),
-                Resolve::Skip if self.s.vectoring.is_some() => self.exit(CpuExit::NoMemory { gpa: gpa & !0xfff }),
-                Resolve::Skip => {
-                    self.s.rip = self.next_rip;
-                    self.exit(CpuExit::Bus)
-                }
-                Resolve::Reflect(exception) => self.raise(exception),
-            };
-        }
-    }
-
-    /// The host address of a paging-structure entry for the walk of `linear`.
-    fn table_entry(&mut self, linear: u64, gpa: u64, write: bool) -> Result<*mut u8, Abort> {
-        let cached = if write { self.tlbs.tables.write(gpa, 8) } else { self.tlbs.tables.read(gpa, 8) };
-        if let Some(at) = cached {
-            return Ok(at);
-        }
-        let access = Access {
-            linear,
-            kind: if write { AccessKind::Write } else { AccessKind::Read },
-            offset: (gpa & 0xfff) as u16,
-            user: false,
-            walk: true,
-            private: self.s.encryption.walks_are_private(),
-            emulated: self.emulating,
-        };
-        match self.resolve(gpa & !0xfff, access)? {
-            Page::Host(page) if !write || page.writable() => {
-                self.tlbs.tables.fill(gpa, page, write);
-                Ok(page.start().wrapping_add((gpa & 0xfff) as usize))
-            }
-            _ => self.exit(CpuExit::NoMemory { gpa: gpa & !0xfff }),
-        }
-    }
-}
-
-/// The paging structures as the walk of one linear address sees them.
-struct Walker<'a, 'b> {
-    core: &'a mut Core<'b>,
-    linear: u64,
-}
-
-impl Tables for Walker<'_, '_> {
-    type Error = Abort;
-
-    fn read(&mut self, gpa: u64) -> Result<u64, Abort> {
-        let at = self.core.table_entry(self.linear, gpa, false)?;
-        // SAFETY: `table_entry` just found the page; entries are aligned and do not leave it.
-        Ok(unsafe { u64::load(at) })
-    }
-
-    fn update(&mut self, gpa: u64, old: u64, new: u64) -> Result<bool, Abort> {
-        let at = self.core.table_entry(self.linear, gpa, true)?;
-        // SAFETY: `table_entry` just found the page writable.
-        Ok(unsafe { u64::compare_exchange(at, old, new) } == old)
     }
 }
 

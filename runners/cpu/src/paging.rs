@@ -129,7 +129,9 @@ pub enum Walk {
     Fault(u32),
 }
 
-fn page_size(level: u32) -> u64 {
+/// Bytes that an entry of this level maps.
+#[must_use]
+pub fn page_size(level: u32) -> u64 {
     4096 << (9 * (level - 1))
 }
 

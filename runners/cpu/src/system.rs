@@ -111,7 +111,16 @@ fn invpcid(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     if kind > 3 || descriptor >> 12 & 0xf_ffff_ffff_ffff != 0 || kind == 0 && !is_canonical(address, core.s.cr4) {
         return core.raise(Exception::gp(0));
     }
-    core.tlbs.flush();
+    let pcid = descriptor as u16 & 0xfff;
+    if kind < 2 && pcid != 0 && core.s.cr4 & cr4::PCIDE == 0 {
+        return core.raise(Exception::gp(0));
+    }
+    match kind {
+        0 => core.tlbs.flush_page(address),
+        1 => core.tlbs.flush_pcid(pcid),
+        // With the global pages or without: there is no difference here.
+        _ => core.tlbs.flush_world(),
+    }
     Ok(())
 }
 
@@ -159,7 +168,7 @@ fn wrmsr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
         return core.raise(exception);
     }
     if index == crate::msr::EFER {
-        core.tlbs.flush();
+        core.tlbs.flush_world();
         return core.after(Trap::WriteEfer);
     }
     Ok(())

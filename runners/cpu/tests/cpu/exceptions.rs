@@ -371,7 +371,7 @@ fn interrupt_return_to_ring_3_and_back_by_int() {
         CpuExit::Bus
     );
     assert_eq!(machine.handler(), 0x80);
-    assert_eq!(machine.cpu.state.gpr[gpr::RCX], USER_CS.into());
+    assert_eq!(machine.cpu.state.gpr[gpr::RCX], u64::from(USER_CS));
     let frame = frame(&machine.ram, RSP0 - 40);
     assert_eq!(frame[1..], [USER_CS.into(), 0x202, 0x9000, USER_DS.into()]);
     assert_eq!(machine.cpu.state.gpr[gpr::RSP], RSP0 - 40, "no error code");

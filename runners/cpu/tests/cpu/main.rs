@@ -1,5 +1,6 @@
 //! The CPU from outside: programs, differential runs against the processor underneath, exits, kicks.
 
+mod board;
 mod descriptor_tables;
 mod differential;
 mod exceptions;
