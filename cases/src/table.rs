@@ -39,7 +39,7 @@ pub struct Ran {
     pub outcome: Outcome,
     /// How often KVM_RUN returned.
     pub exits: u64,
-    /// What helps to understand an outcome other than a pass; one line each.
+    /// What helps to understand the outcome: the last exits, one line each.
     pub details: Vec<String>,
 }
 
@@ -77,8 +77,7 @@ impl Entry {
             None => Ok(()),
             Some(more) => Err(Stop::Error(format!("the row passed and left behind: {more}"))),
         });
-        let details = if outcome.is_err() { case.exit_lines() } else { Vec::new() };
-        Ran { outcome, exits: case.trace().exits(), details }
+        Ran { outcome, exits: case.trace().exits(), details: case.exit_lines() }
     }
 }
 

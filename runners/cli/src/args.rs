@@ -1,14 +1,18 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use privet_rig::ModuleParam;
 
 use crate::closed_stdout;
+use crate::config;
 use crate::exit::Early;
+use crate::filterset::Filterset;
 
 mod compare;
 mod model;
@@ -34,27 +38,43 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// The command line of this process. Help and version are printed, and end the process, as usual.
+    /// The command line of this process, on top of the configuration file. Help and version are printed, and end the
+    /// process, as usual.
     ///
     /// # Errors
-    /// What is wrong with the command line, in one line.
+    /// What is wrong with the command line or the file, in one line.
     pub fn of_this_process() -> Result<Self, Early> {
-        Self::try_parse().map_err(|error| {
-            let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-            if !error.use_stderr() {
-                return printed(&error);
-            }
-            if is_help {
-                error.exit();
-            }
-            // What clap says in paragraphs: the mistake, tips, the usage.
-            let text = error.render().to_string();
-            let before_usage = text.split("\nUsage:").next().unwrap_or(&text).replace("error: ", "");
-            let lines: Vec<&str> = before_usage.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            let lines: Vec<&str> = lines.into_iter().filter(|line| !line.starts_with("For more information")).collect();
-            Early::usage(format!("{}; see `privet help`", lines.join("; ").replace(":;", ":")))
-        })
+        let words: Vec<OsString> = std::env::args_os().collect();
+        let cli = Self::try_parse_from(&words).map_err(|error| refused(&error))?;
+        let Command::Run(run) = &cli.command else { return Ok(cli) };
+        let options = config::options(run.config_file.as_deref(), run.profile.as_deref())?;
+        if options.is_empty() {
+            return Ok(cli);
+        }
+        // The command's name is the first word of its kind: no option before it takes such a value.
+        let command = words.iter().position(|word| word == "run").unwrap_or_default();
+        let (before, after) = words.split_at(command + 1);
+        Self::try_parse_from([before, &options].concat()).map_err(|error| {
+            let early = refused(&error);
+            Early { message: format!("the configuration file: {}", early.message), ..early }
+        })?;
+        Self::try_parse_from([before, &options, after].concat()).map_err(|error| refused(&error))
     }
+}
+
+/// What clap says in paragraphs (the mistake, tips, the usage) in one line.
+fn refused(error: &clap::Error) -> Early {
+    if !error.use_stderr() {
+        return printed(error);
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let before_usage = text.split("\nUsage:").next().unwrap_or(&text).replace("error: ", "");
+    let lines: Vec<&str> = before_usage.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&str> = lines.into_iter().filter(|line| !line.starts_with("For more information")).collect();
+    Early::usage(format!("{}; see `privet help`", lines.join("; ").replace(":;", ":")))
 }
 
 /// Help or version were asked for: shown, and the end of this process, unless they cannot be written.
@@ -93,6 +113,10 @@ pub enum Command {
     Model(Model),
     /// Run rows on the model once as it is and once with each of its defects, and tell which rows catch which
     Mutants(Mutants),
+    /// Write a script that completes this command line in a shell
+    Completions(Completions),
+    /// Write a manual page, in the format of man(7)
+    Man(Man),
     /// Describe the machine that this process is on: what `run` asks on the model
     #[command(hide = true)]
     WhatModel,
@@ -108,14 +132,29 @@ impl Command {
     }
 }
 
-/// Which rows.
+/// The headings of options that several commands have.
+const ROWS: &str = "Rows";
+const RIG: &str = "Rig and model";
+
+/// Which rows: those that meet a FILTER, if any is given, and an EXPRESSION, if any is given, and no --skip.
 #[derive(Debug, Args)]
 pub struct Selection {
     /// Rows whose id contains one of these; all if none is given
     #[arg(value_name = "FILTER")]
     pub filters: Vec<String>,
+    /// Only rows that meet EXPRESSION, such as `vm(upm) & group(mmio) - id(~cost)`; given several times, one of them
+    ///
+    /// Predicates are id() (or test()), vm(), group(), needs() and upstream(), all() and none(). In the parentheses
+    /// stands =whole, ~part, /regular expression/ or #glob; a text alone is whole for vm() and group(), and a part for
+    /// the others. Operators are ! & - | with the meanings not, and, and not, or, from the tightest to the loosest, and
+    /// parentheses.
+    #[arg(short = 'E', long = "filterset", value_name = "EXPRESSION", help_heading = ROWS)]
+    pub filtersets: Vec<Filterset>,
+    /// No rows whose id contains this; can be given several times
+    #[arg(long, value_name = "FILTER", help_heading = ROWS)]
+    pub skip: Vec<String>,
     /// Take each FILTER for a whole id
-    #[arg(long, requires = "filters")]
+    #[arg(long, help_heading = ROWS)]
     pub exact: bool,
 }
 
@@ -130,11 +169,11 @@ pub struct List {
     pub format: ListFormat,
     /// Show the kernel's own selftests instead, function by function, and which rows cover them; FILTER then
     /// selects tests by their names
-    #[arg(long, conflicts_with = "exact")]
+    #[arg(long, conflicts_with_all = ["exact", "filtersets", "skip"])]
     pub upstream: bool,
     /// Show the defects that the model can have instead, and what each would do; FILTER then selects defects by
     /// their names
-    #[arg(long, conflicts_with = "upstream")]
+    #[arg(long, conflicts_with_all = ["upstream", "filtersets", "skip"])]
     pub defects: bool,
 }
 
@@ -164,13 +203,13 @@ pub enum On {
 #[derive(Debug, Default, Args)]
 pub struct RigOptions {
     /// Kernel image for the rig, instead of the one that `privet rig build` made
-    #[arg(long, value_name = "BZIMAGE", requires = "modules")]
+    #[arg(long, value_name = "BZIMAGE", requires = "modules", help_heading = RIG)]
     pub kernel: Option<PathBuf>,
     /// Directory with the modules of --kernel
-    #[arg(long, value_name = "DIR", requires = "kernel")]
+    #[arg(long, value_name = "DIR", requires = "kernel", help_heading = RIG)]
     pub modules: Option<PathBuf>,
     /// Parameter of a KVM module in the rig or on the model, such as kvm.mmio_caching=0; can be given several times
-    #[arg(long, value_name = "MODULE.NAME=VALUE")]
+    #[arg(long, value_name = "MODULE.NAME=VALUE", help_heading = RIG)]
     pub module_param: Vec<ModuleParam>,
 }
 
@@ -190,6 +229,20 @@ impl RigOptions {
     pub fn is_given(&self) -> bool {
         self.kernel.is_some() || !self.module_param.is_empty()
     }
+}
+
+/// `privet completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: Shell,
+}
+
+/// `privet man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// The command that the page is about, such as `run` or `rig build`; privet itself if none is given
+    pub command: Vec<String>,
 }
 
 /// `privet explain`.

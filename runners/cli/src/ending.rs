@@ -16,6 +16,9 @@ pub struct Ending {
     /// What excuses a red verdict.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<Excuse>,
+    /// That it passed, against all expectations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub surprise: Option<String>,
 }
 
 /// An attempt that `--retries` did not leave it at.
@@ -41,7 +44,7 @@ pub struct Excuse {
 impl Ending {
     /// The end of a row that had one attempt, and of which nothing special is expected.
     pub fn of(report: CaseReport) -> Self {
-        Self { report, earlier: Vec::new(), quarantined: None }
+        Self { report, earlier: Vec::new(), quarantined: None, surprise: None }
     }
 
     /// Whether something is wrong that nobody expects.
@@ -62,7 +65,7 @@ impl Ending {
         });
         let excuse =
             self.quarantined.iter().map(|excuse| format!("quarantined until {}: {}", excuse.until, excuse.reason));
-        earlier.chain(excuse).collect()
+        earlier.chain(excuse).chain(self.surprise.clone()).collect()
     }
 }
 

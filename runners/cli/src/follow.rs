@@ -18,13 +18,16 @@ use crate::summary::Summary;
 /// Changes the report of a job to what the whole command line makes of it.
 type HoldTo<'a> = &'a dyn Fn(&Job, &mut CaseReport);
 
+/// Tells an end that is expected from one that is not.
+type Judge<'a> = &'a dyn Fn(&Job, &mut Ending);
+
 /// What the command line makes of the ends of rows.
 #[derive(Default)]
 pub struct Policy<'a> {
     /// Has the last word on a verdict.
     pub hold_to: Option<HoldTo<'a>>,
     /// Excuses a red row.
-    pub excuse: Option<&'a dyn Fn(&mut Ending)>,
+    pub excuse: Option<Judge<'a>>,
     /// How many more attempts a red row gets.
     pub retries: u32,
     /// How many red rows end the run.
@@ -100,9 +103,9 @@ impl<'a> Followers<'a> {
             hold_to(job, &mut report);
         }
         let mut attempts = self.due.remove(&index).map(|(attempts, _)| attempts).unwrap_or_default();
-        let mut ending = Ending { report, earlier: attempts.clone(), quarantined: None };
+        let mut ending = Ending { earlier: attempts.clone(), ..Ending::of(report) };
         if let Some(excuse) = self.policy.excuse {
-            excuse(&mut ending);
+            excuse(job, &mut ending);
         }
         if ending.is_red() && attempts.len() < self.policy.retries as usize {
             attempts.push(Attempt::from(&ending.report));
@@ -147,7 +150,7 @@ impl<'a> Followers<'a> {
         // The run ended before their next attempt did.
         for (index, (mut attempts, said)) in std::mem::take(&mut self.due) {
             attempts.pop();
-            let ending = Ending { report: said.report, earlier: attempts, quarantined: None };
+            let ending = Ending { earlier: attempts, ..Ending::of(said.report) };
             self.ended(index, &ending, &said.stdout, &said.stderr);
         }
         self.summary.duration_us = duration_us;
@@ -180,6 +183,54 @@ impl<'a> Followers<'a> {
         {
             self.broken = Some(error);
             self.interrupt.end(Cause::Unwritable);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use privet_report::Place;
+
+    use super::*;
+    use crate::args::RigOptions;
+    use crate::place::Context;
+    use crate::plan;
+
+    /// The count after attempts that end so, of a row that gets two more.
+    fn after(verdicts: &[Verdict]) -> (Summary, Vec<usize>) {
+        let jobs = plan::jobs(&["upm.slots.a".to_owned()], 1, 7, Duration::ZERO);
+        let (interrupt, rig) = (Interrupt::new().unwrap(), RigOptions::default());
+        let repro = Repro { rig: &rig, timeout: None, vendor_on_model: false, defect: None };
+        let policy = Policy { retries: 2, ..Policy::default() };
+        let mut followers = Followers::begin(&jobs, Vec::new(), None, repro, policy, &interrupt);
+        for verdict in verdicts {
+            followers.finished(0, Context::nowhere(Place::Rig).report(&jobs[0], *verdict, String::new()), &[], &[]);
+        }
+        let due = followers.due();
+        (followers.end(1).unwrap().0, due)
+    }
+
+    #[test]
+    fn a_row_is_flaky_if_it_passes_after_it_did_not() {
+        use Verdict::{Fail, Pass, Skip, Timeout};
+        for (verdicts, due, pass, flaky, red) in [
+            (&[Pass][..], 0, 1, 0, 0),
+            (&[Skip], 0, 0, 0, 0),
+            (&[Fail, Pass], 0, 1, 1, 0),
+            (&[Fail, Timeout, Pass], 0, 1, 1, 0),
+            (&[Fail, Fail, Fail], 0, 0, 0, 1),
+            // The run ended before the next attempt.
+            (&[Fail], 1, 0, 0, 1),
+        ] {
+            let (summary, left) = after(verdicts);
+            assert_eq!(
+                (left.len(), summary.pass, summary.flaky, summary.red()),
+                (due, pass, flaky, red),
+                "{verdicts:?}"
+            );
+            assert_eq!(summary.not_run, 0, "{verdicts:?}");
         }
     }
 }

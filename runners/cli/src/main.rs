@@ -38,6 +38,8 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
         Command::Kselftests(Kselftests::Worker(args)) => reported(kselftest_worker::run(&args)),
         Command::Model(args) => commands::model::model(&args),
         Command::Mutants(args) => commands::mutants::mutants(&args, io::stdout().lock()),
+        Command::Completions(args) => commands::completions::completions(&args, io::stdout().lock()),
+        Command::Man(args) => commands::completions::man(&args, io::stdout().lock()),
         Command::WhatModel => model::describe(io::stdout().lock()),
         Command::Worker(args) => reported(worker::run(&args)),
     }

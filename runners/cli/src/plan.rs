@@ -15,6 +15,8 @@ pub struct Job {
     pub seed: u64,
     /// The time limit of the row itself.
     pub limit: Duration,
+    /// Whether its exits are told if it passes, too.
+    pub keep: bool,
     /// Whose processors it gets if it runs in the rig.
     pub vendor: Vendor,
 }
@@ -57,6 +59,7 @@ pub fn jobs(ids: &[String], repeat: u32, seed: u64, limit: Duration) -> Vec<Job>
                 label: if repeat == 1 { id.clone() } else { format!("{id}.iteration-{}", iteration + 1) },
                 seed: iteration_seed(seed, iteration),
                 limit,
+                keep: false,
                 vendor: Vendor::Amd,
             })
         })

@@ -75,7 +75,7 @@ mod tests {
         let timeout = Some(Duration::from_millis(1500));
         let repro = Repro { rig: &rig, timeout, vendor_on_model: false, defect: Some(Defect::HoleNotZeroed) };
         let (id, label) = ("upm.a.b".into(), "upm.a.b.intel".into());
-        let job = Job { id, label, seed: 9, limit: Duration::ZERO, vendor: Vendor::Intel };
+        let job = Job { id, label, seed: 9, limit: Duration::ZERO, keep: false, vendor: Vendor::Intel };
         assert_eq!(
             repro.line(&job, Place::Rig),
             "privet run --exact upm.a.b --on rig --seed 9 --timeout 1.5 --kernel '/tmp/my kernel/bzImage' \

@@ -119,7 +119,7 @@ impl Rig<'_> {
 
 fn case_run(job: &Job) -> CaseRun {
     let limit_ms = u64::try_from(job.limit.as_millis()).unwrap_or(u64::MAX);
-    CaseRun { id: job.id.clone(), label: job.label.clone(), seed: job.seed, limit_ms }
+    CaseRun { id: job.id.clone(), label: job.label.clone(), seed: job.seed, limit_ms, keep: job.keep }
 }
 
 /// Runs the rows of a rig's plan as its init: the same workers as on a host.
@@ -132,6 +132,7 @@ pub fn serve(plan: &GuestPlan, tell: &mut dyn FnMut(Event)) {
             label: case.label.clone(),
             seed: case.seed,
             limit: Duration::from_millis(case.limit_ms),
+            keep: case.keep,
             // Of no consequence inside: it is the one that this guest has.
             vendor: Vendor::Amd,
         })

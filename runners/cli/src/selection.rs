@@ -1,19 +1,47 @@
 //! Which rows a command line means.
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
+use privet_cases::Entry;
+
+use crate::args::Selection;
 use crate::exit::Early;
 
-/// The rows among `ids` that `filters` select, in the order of `ids`: those whose id contains one of the
-/// filters, or equals one of them if `exact`; all without a filter.
+/// The ids of the rows of `table` that `selection` means, in the order of the table: those that meet one of the
+/// filters, if there are any, and one of the expressions, if there are any, and whose id no `--skip` is about.
 ///
 /// # Errors
-/// If a filter selects nothing: a run that silently leaves something out proves less than it seems to.
-pub fn select(ids: &[String], filters: &[String], exact: bool) -> Result<Vec<String>, Early> {
-    names_among(ids, filters, exact).map_err(|filter| no_such_row(ids, filter, exact))
+/// If a part of the selection is about nothing: a run that silently leaves something out proves less than it seems
+/// to.
+pub fn select(table: &[Entry], selection: &Selection) -> Result<Vec<String>, Early> {
+    let Selection { filters, filtersets, skip, exact } = selection;
+    if *exact && filters.is_empty() && skip.is_empty() {
+        return Err(Early::usage("--exact is about FILTER and --skip: give an id"));
+    }
+    let ids: Vec<String> = table.iter().map(|row| row.id.clone()).collect();
+    let mut selected = names_among(&ids, filters, *exact).map_err(|filter| no_such_row(&ids, filter, *exact))?;
+    if !skip.is_empty() {
+        let skipped = names_among(&ids, skip, *exact).map_err(|filter| no_such_row(&ids, filter, *exact))?;
+        selected.retain(|id| !skipped.contains(id));
+    }
+    if !filtersets.is_empty() {
+        if let Some(unknown) = filtersets.iter().find_map(|filterset| filterset.unknown(table)) {
+            return Err(no_such("no row has what the expression names,", &ids, unknown, "privet list"));
+        }
+        let meets = |row: &&Entry| filtersets.iter().any(|filterset| filterset.matches(row));
+        let met: BTreeSet<&str> = table.iter().filter(meets).map(|row| row.id.as_str()).collect();
+        selected.retain(|id| met.contains(id.as_str()));
+    }
+    if selected.is_empty() {
+        return Err(Early::usage(
+            "no row meets the whole selection: `privet list` takes the same options and shows them",
+        ));
+    }
+    Ok(selected)
 }
 
-/// The names that `filters` select, as [`select`] says it.
+/// The names among `names` that contain one of `filters`, or equal one of them if `exact`; all without a filter.
 ///
 /// # Errors
 /// The first filter that selects nothing.
@@ -99,7 +127,7 @@ mod tests {
 
     fn selected(filters: &[&str], exact: bool) -> Result<Vec<String>, String> {
         let filters: Vec<String> = filters.iter().map(|f| f.to_string()).collect();
-        select(&ids(), &filters, exact).map_err(|early| early.message)
+        names_among(&ids(), &filters, exact).map_err(|filter| no_such_row(&ids(), filter, exact).message)
     }
 
     #[test]

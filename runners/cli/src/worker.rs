@@ -38,6 +38,9 @@ pub fn command(program: &Path, job: &Job, proven: &[Proven]) -> Command {
     let mut command = Command::new(program);
     command.args(["worker", &job.id, "--seed", &job.seed.to_string()]);
     command.args(["--limit-ms", &job.limit.as_millis().to_string()]);
+    if job.keep {
+        command.arg("--keep");
+    }
     command.args(proven.iter().map(|proven| match proven {
         Proven::Ring0 => "--ring0-works",
         Proven::Hypercall => "--hypercalls-work",
@@ -80,9 +83,11 @@ fn say(args: &Worker) -> Said {
     let proven = [(args.ring0_works, Proven::Ring0), (args.hypercalls_work, Proven::Hypercall)];
     host.trust(&proven.into_iter().filter(|(works, _)| *works).map(|(_, proven)| proven).collect::<Vec<_>>());
     let ran = row.run(Arc::new(host), args.seed, Duration::from_millis(args.limit_ms));
+    let is_told = ran.outcome.is_err() || args.keep;
+    let details = if is_told { ran.details } else { Vec::new() };
     let (verdict, reason) = match ran.outcome {
         Ok(()) => (Verdict::Pass, String::new()),
         Err(stop) => (Verdict::from(&stop), stop.to_string()),
     };
-    Said { exits: ran.exits, details: ran.details, ..said(verdict, reason) }
+    Said { exits: ran.exits, details, ..said(verdict, reason) }
 }

@@ -28,7 +28,14 @@ fn saying(verdict: &str) -> String {
 
 /// Runs one job for each of `scripts`, one after the other.
 fn run(scripts: &[&str], limit: Duration, interrupt: &Interrupt, mut started: impl FnMut()) -> Vec<Finished> {
-    let job = |number: usize| Job { id: ID.into(), label: number.to_string(), seed: 1, limit, vendor: Vendor::Amd };
+    let job = |number: usize| Job {
+        id: ID.into(),
+        label: number.to_string(),
+        seed: 1,
+        limit,
+        keep: false,
+        vendor: Vendor::Amd,
+    };
     let jobs: Vec<Job> = (0..scripts.len()).map(job).collect();
     let worker = |job: &Job| script(scripts[job.label.parse::<usize>().unwrap()]);
     let pool = Pool {
@@ -107,7 +114,14 @@ fn an_end_without_a_verdict_is_an_error() {
 
 #[test]
 fn a_program_that_cannot_be_started_is_an_error() {
-    let jobs = [Job { id: ID.into(), label: ID.into(), seed: 1, limit: Duration::from_secs(60), vendor: Vendor::Amd }];
+    let jobs = [Job {
+        id: ID.into(),
+        label: ID.into(),
+        seed: 1,
+        limit: Duration::from_secs(60),
+        keep: false,
+        vendor: Vendor::Amd,
+    }];
     let pool = Pool {
         worker: &|_| Command::new("/nonexistent/worker"),
         at_a_time: 1,

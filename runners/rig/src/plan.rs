@@ -20,6 +20,8 @@ pub struct CaseRun {
     pub seed: u64,
     /// The time limit of the row in milliseconds, as the guest enforces it.
     pub limit_ms: u64,
+    /// Whether its exits are told if it passes, too.
+    pub keep: bool,
 }
 
 /// A module parameter: `kvm.mmio_caching=0`.

@@ -63,7 +63,7 @@ const DIRECTORY: &str = "PRIVET_RIG_TEST_DIRECTORY";
 fn run_in_child(directory: &Path) -> ExitCode {
     let case = |number: u64| {
         let id = format!("plain.test.{number}");
-        CaseRun { label: id.clone(), id, seed: 40 + number, limit_ms: 100 }
+        CaseRun { label: id.clone(), id, seed: 40 + number, limit_ms: 100, keep: false }
     };
     let read_param = |text: String| text.parse::<ModuleParam>().expect("a test gives good parameters");
     let plan = Plan {

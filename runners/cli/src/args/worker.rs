@@ -13,6 +13,9 @@ pub struct Worker {
     /// Milliseconds that the row may take
     #[arg(long)]
     pub limit_ms: u64,
+    /// Tell the exits of a pass, too
+    #[arg(long)]
+    pub keep: bool,
     /// Compiled code is known to run in the guest's ring 0 here
     #[arg(long)]
     pub ring0_works: bool,

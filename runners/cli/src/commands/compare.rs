@@ -142,8 +142,14 @@ fn jobs(args: &Compare, tests: &[&Test], rows: &[&Entry], is_built: impl Fn(&str
     let mut jobs = Vec::new();
     let mut left: Vec<&&Entry> = rows.iter().collect();
     let seed = plan::fresh_seed();
-    let of_row =
-        |row: &Entry| Job { id: row.id.clone(), label: row.id.clone(), seed, limit: args.timeout, vendor: Vendor::Amd };
+    let of_row = |row: &Entry| Job {
+        id: row.id.clone(),
+        label: row.id.clone(),
+        seed,
+        limit: args.timeout,
+        keep: false,
+        vendor: Vendor::Amd,
+    };
     for test in tests {
         if is_built(test.name) {
             jobs.push(kselftest_worker::job(test.name, args.timeout));

@@ -33,8 +33,7 @@ pub fn list(args: &List, out: impl Write) -> Result<Status, Early> {
         return list_defects::list(args, out);
     }
     let table = privet_cases::table();
-    let ids: Vec<String> = table.iter().map(|row| row.id.clone()).collect();
-    let selected = select(&ids, &args.selection.filters, args.selection.exact)?;
+    let selected = select(&table, &args.selection)?;
     let rows = || table.iter().filter(|row| selected.contains(&row.id));
     let width = rows().map(|row| row.id.len()).max().unwrap_or_default();
     let mut text = String::new();
@@ -51,8 +50,16 @@ pub fn list(args: &List, out: impl Write) -> Result<Status, Early> {
 ///
 /// # Errors
 /// If `out` cannot be written.
-pub fn show(text: &str, mut out: impl Write) -> Result<Status, Early> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+pub fn show(text: &str, out: impl Write) -> Result<Status, Early> {
+    show_bytes(text.as_bytes(), out)
+}
+
+/// Writes a whole listing that may be no text.
+///
+/// # Errors
+/// If `out` cannot be written.
+pub fn show_bytes(bytes: &[u8], mut out: impl Write) -> Result<Status, Early> {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         // The reader has seen enough, as in `privet list | head`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Status::Passed),
         Err(error) => Err(Early::usage(format!("cannot write to standard output: {error}"))),

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub mod compare;
+pub mod completions;
 pub mod diff;
 pub mod explain;
 pub mod kselftests;

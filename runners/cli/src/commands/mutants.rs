@@ -25,8 +25,7 @@ use crate::selection::select;
 /// # Errors
 /// If the command line cannot be followed, there is no model, or the run is interrupted.
 pub fn mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
-    let ids: Vec<String> = privet_cases::table().into_iter().map(|row| row.id).collect();
-    let selected = select(&ids, &args.selection.filters, args.selection.exact)?;
+    let selected = select(&privet_cases::table(), &args.selection)?;
     let seed = args.seed.unwrap_or_else(plan::fresh_seed);
     let jobs = plan::jobs(&selected, 1, seed, args.timeout);
     let program =

@@ -12,6 +12,7 @@ use super::diff;
 use crate::args::{On, Run};
 use crate::artifacts::{Artifacts, RunFacts};
 use crate::dispatch::Dispatch;
+use crate::ending::Ending;
 use crate::exit::{Early, Status};
 use crate::follow::{Followers, Policy};
 use crate::interrupt::Interrupt;
@@ -19,6 +20,7 @@ use crate::known_bug;
 use crate::output::Output;
 use crate::place::{Assigned, chosen};
 use crate::plan::{self, Job};
+use crate::quarantine::Quarantine;
 use crate::report::junit::Junit;
 use crate::report::paint::Paint;
 use crate::report::pretty::Pretty;
@@ -70,7 +72,8 @@ fn watched(limit: Option<Duration>) -> Result<Interrupt, Early> {
 pub(super) fn jobs(args: &Run) -> Result<Vec<Job>, Early> {
     let selected = selected(args, &privet_cases::table())?;
     let seed = args.seed.unwrap_or_else(plan::fresh_seed);
-    let jobs = plan::jobs(&selected, args.repeat.get(), seed, args.timeout.unwrap_or(LIMIT));
+    let mut jobs = plan::jobs(&selected, args.repeat.get(), seed, args.timeout.unwrap_or(LIMIT));
+    jobs.iter_mut().for_each(|job| job.keep = args.keep);
     Ok(plan::on_each(args.vendors(), &jobs))
 }
 
@@ -85,6 +88,7 @@ pub(super) fn run_on<'a>(
     let table = privet_cases::table();
     let by_id: BTreeMap<&str, &Entry> = table.iter().map(|row| (row.id.as_str(), row)).collect();
     let row_of = |job: &Job| by_id[job.id.as_str()];
+    let quarantine = args.quarantine.as_deref().map(|path| Quarantine::read(path, &table)).transpose()?;
     let dispatch = Dispatch::new(args, on)?;
     let artifacts = args.artifacts.as_deref().map(|dir| {
         let facts = RunFacts {
@@ -109,7 +113,15 @@ pub(super) fn run_on<'a>(
         known_bug::name(row_of(job), report);
         require::hold_to(&args.require, row_of(job), report);
     };
-    let policy = Policy { hold_to: Some(&hold_to), ..Policy::default() };
+    let excuse = |job: &Job, ending: &mut Ending| {
+        quarantine.iter().for_each(|quarantine| quarantine.judge(row_of(job), ending));
+    };
+    let policy = Policy {
+        hold_to: Some(&hold_to),
+        excuse: Some(&excuse),
+        retries: args.retries,
+        max_fail: args.most_failures(),
+    };
     let mut followers = Followers::begin(jobs, reports, artifacts, repro, policy, interrupt);
     match (args.on, on) {
         (On::Auto, On::Auto) => followers.placed(&chosen(jobs.iter().map(|job| &assigned[job.id.as_str()]))),
@@ -131,8 +143,7 @@ pub(super) fn run_on<'a>(
 
 /// The ids that the command line selects.
 fn selected(args: &Run, table: &[Entry]) -> Result<Vec<String>, Early> {
-    let ids: Vec<String> = table.iter().map(|row| row.id.clone()).collect();
-    let selected = select(&ids, &args.selection.filters, args.selection.exact)?;
+    let selected = select(table, &args.selection)?;
     for vm in &args.require {
         if !table.iter().any(|row| row.vm == *vm && selected.contains(&row.id)) {
             return Err(Early::usage(format!(

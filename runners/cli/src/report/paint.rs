@@ -42,7 +42,7 @@ impl Paint {
 
     /// `word` in the colour of an end: what is neither red nor simply green is yellow.
     pub(crate) fn ending(self, ending: &Ending, word: &str) -> String {
-        if ending.quarantined.is_some() || ending.is_flaky() {
+        if ending.quarantined.is_some() || ending.surprise.is_some() || ending.is_flaky() {
             return self.painted(AnsiColor::Yellow, word);
         }
         self.verdict(ending.report.verdict, word)

@@ -106,7 +106,9 @@ fn story(label: &str, ending: &Ending, paint: Paint) -> String {
     let report = &ending.report;
     let word = paint.verdict(report.verdict, &report.verdict.to_string());
     let mut text = format!("{word} {label} (on {}, {})\n", place(report), time(report.duration_us));
-    text += &format!("    {}\n", one_line(&report.reason));
+    if !report.reason.is_empty() {
+        text += &format!("    {}\n", one_line(&report.reason));
+    }
     for note in ending.notes() {
         text += &format!("    {}\n", one_line(&note));
     }
@@ -189,6 +191,7 @@ fn line(label: &str, ending: &Ending, paint: Paint) -> Option<String> {
             ("xfail".to_owned(), format!("{}; {}", report.reason, ending.notes().join("; ")))
         }
         red if red.is_red() => (red.to_string(), report.reason.clone()),
+        _ if ending.surprise.is_some() => ("xpass".to_owned(), ending.notes().join("; ")),
         _ if ending.is_flaky() => ("flaky".to_owned(), ending.notes().join("; ")),
         _ => return None,
     };
@@ -237,7 +240,7 @@ impl<W: Write> Report for Pretty<W> {
         self.show_running();
         self.bar.inc(1);
         let label = self.plan[index].label.clone();
-        if ending.is_red() {
+        if ending.is_red() || !ending.report.details.is_empty() {
             self.write(&story(&label, ending, self.paint))?;
         } else if self.is_log && ending.report.verdict != Verdict::Skip {
             let word = if ending.quarantined.is_some() { "xfail  " } else { "pass   " };
