@@ -1,5 +1,7 @@
 //! Group `access`: which backing an access reaches.
 
+mod shadow_paging;
+
 use privet_harness::case::Case;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
@@ -149,6 +151,7 @@ pub(crate) fn rows() -> Vec<Row> {
             .basis(&[FAULT_PATH]),
         );
     }
+    rows.extend(shadow_paging::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
 }
 

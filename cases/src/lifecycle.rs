@@ -23,21 +23,26 @@ use crate::types::Types;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
-    let mut rows =
-        vec![
-        Row::new("lifecycle.vm_types", Types::PLAIN,
+    let mut rows = vec![
+        Row::new(
+            "lifecycle.vm_types",
+            Types::PLAIN,
             "KVM_CREATE_VM takes exactly the types of KVM_CAP_VM_TYPES; every other number is EINVAL.",
             vm_types,
         )
         .basis(&["arch/x86/kvm/x86.c: kvm_is_vm_type_supported, kvm_arch_init_vm"])
         .upstream("vm_types_test: main")
         .needs(Need::SystemCapability(Capability::VM_TYPES, 1)),
-        Row::new("lifecycle.many_vms", Types::UPM,
+        Row::new(
+            "lifecycle.many_vms",
+            Types::UPM,
             "30 VMs with slots, a guest_memfd and private pages are made and closed by two threads.",
             many_vms,
         )
         .basis(&["virt/kvm/kvm_main.c: kvm_destroy_vm", "virt/kvm/guest_memfd.c: kvm_gmem_release"]),
-        Row::new("lifecycle.another_process", Types::UPM,
+        Row::new(
+            "lifecycle.another_process",
+            Types::UPM,
             "A process that has the descriptors of VM and vCPU but not their maker's memory gets EIO from every ioctl, \
              before anything else is looked at, and changes nothing.",
             another_process,

@@ -1,5 +1,7 @@
 //! Group `populate`: guest_memfds that the host maps too, and so fills and reads while guests use them.
 
+mod emulated;
+
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -17,7 +19,7 @@ use privet_harness::units::{PAGE_SIZE, PageCount};
 use privet_protocol::{Op, Pattern, Width};
 
 use crate::counters::Counters;
-use crate::expect::{expect_eq, expect_errno, expect_no_exit_but, expect_ok};
+use crate::expect::{expect_eq, expect_errno, expect_no_exit_but, expect_ok, expect_that};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -59,8 +61,8 @@ pub(crate) fn rows() -> Vec<Row> {
         Row::new(
             "populate.slot_without_a_host_address",
             Types::PLAIN,
-            "A slot over a mappable guest_memfd works without any memory at its host address: the guest is \
-             served from the file.",
+            "A slot over a mappable guest_memfd serves what the guest itself accesses without any memory at its host \
+             address; what KVM accesses for it is another matter (populate.emulated).",
             slot_without_a_host_address,
         )
         .basis(&[GMEM_ONLY, FAULTIN]),
@@ -145,6 +147,15 @@ pub(crate) fn rows() -> Vec<Row> {
             kvm_itself_writes_the_shared_view,
         )
         .basis(&["virt/kvm/kvm_main.c: kvm_write_guest", "arch/x86/kvm/msrs.c: kvm_write_wall_clock"]),
+        Row::new(
+            "populate.kvm_keeps_writing_the_shared_view",
+            Types::UPM,
+            "The page of the guest's system time (MSR 0x4b564d01), which KVM keeps mapped and writes again and again, is \
+             written in the host's memory, through a conversion of the page and back: the guest's private page does not \
+             change.",
+            kvm_keeps_writing_the_shared_view,
+        )
+        .basis(&["virt/kvm/pfncache.c: hva_to_pfn_retry", "arch/x86/kvm/x86.c: kvm_setup_guest_pvclock"]),
     ];
     let mut rows: Vec<Row> = guest_rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect();
     rows.extend([
@@ -194,6 +205,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_mmap"])
         .upstream("guest_memfd_test: test_mmap_cow, test_mmap_not_supported"),
     ]);
+    rows.extend(emulated::rows());
     // A kernel that has the one flag has the other one, too, where there is no private memory.
     let needs =
         |row: Row| row.needs(Need::GuestMemfd).needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, MMAP as i32));
@@ -440,6 +452,35 @@ fn kvm_itself_writes_the_shared_view(t: &Case) -> Outcome {
     v.expect(range.private_gva(0), 1, B, 0)?;
     let seen_by_the_guest = v.read(range.private_gva(1), Width::B8)?;
     expect_eq("the clock in the shared page", &seen_by_the_guest, &range.host().read_u64(PAGE_SIZE)?)
+}
+
+/// MSR_KVM_SYSTEM_TIME_NEW; bit 0 of its value switches it on.
+const MSR_KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+
+fn kvm_keeps_writing_the_shared_view(t: &Case) -> Outcome {
+    let g = t.guest().range(RangeSpec::new(1)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    range.set_private(g.vm(), 0..1)?;
+    v.fill(range.private_gva(0), 1, B, 0)?;
+    let written = |when: &str| {
+        range.host_fill(0..1, Pattern::ZERO)?;
+        v.call(Op::WriteMsr { msr: MSR_KVM_SYSTEM_TIME, value: range.gpa(0).0 | 1 })?;
+        v.call(Op::Nop)?;
+        // struct pvclock_vcpu_time_info: the version is first, and even once the rest is there.
+        let version = range.host().read_u64(0)? as u32;
+        let is_there = version != 0 && version.is_multiple_of(2);
+        expect_that(is_there, || format!("{when}: the host's view has version {version} of the system time"))
+    };
+    written("private")?;
+    v.expect(range.private_gva(0), 1, B, 0)?;
+    range.set_shared(g.vm(), 0..1)?;
+    written("shared")?;
+    let seen = v.read(range.private_gva(0), Width::B4)?;
+    expect_eq("the version that the guest sees", &seen, &(range.host().read_u64(0)? & 0xffff_ffff))?;
+    range.set_private(g.vm(), 0..1)?;
+    written("private again")?;
+    v.expect(range.private_gva(0), 1, B, 0)?;
+    v.call(Op::WriteMsr { msr: MSR_KVM_SYSTEM_TIME, value: 0 }).map(drop)
 }
 
 fn past_the_end_is_sigbus(t: &Case) -> Outcome {

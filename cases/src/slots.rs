@@ -4,6 +4,8 @@ mod binding;
 mod changes;
 mod creation;
 mod deletion;
+mod dirty_log;
+mod huge_pages;
 mod parts;
 mod races;
 
@@ -16,5 +18,6 @@ pub(crate) fn rows() -> Vec<Row> {
     let guest_rows = [binding::guest_rows(), changes::guest_rows(), deletion::guest_rows()].into_iter().flatten();
     let mut rows: Vec<Row> = guest_rows.map(|row| row.needs(Need::GuestCode)).collect();
     rows.extend([creation::rows(), changes::rows(), binding::rows(), races::rows()].into_iter().flatten());
+    rows.extend([dirty_log::rows(), huge_pages::rows()].into_iter().flatten());
     rows.into_iter().map(|row| row.needs(Need::GuestMemfd)).collect()
 }

@@ -198,4 +198,9 @@ impl Guest {
             .ok_or_else(|| Stop::Error(format!("no 4 KiB page-table entry maps gva {gva}")))?;
         self.own.host.write_u64(at.0 - OWN_BASE.0, entry)
     }
+
+    /// Where the page-directory entry for `gva` is, whatever it holds; None if there is no page directory.
+    pub fn directory_entry(&self, gva: Gva) -> Option<Gpa> {
+        self.tables.directory_entry_gpa(gva)
+    }
 }

@@ -9,7 +9,7 @@ use crate::outcome::{Outcome, Stop};
 use crate::units::Gpa;
 use crate::vm::Vm;
 
-/// An ioeventfd in MMIO that any store of any length to exactly its address rings.
+/// An eventfd that KVM rings for a guest.
 #[derive(Debug)]
 pub struct IoEventFd {
     rings: EventFd,
@@ -30,16 +30,36 @@ impl IoEventFd {
 }
 
 impl Vm {
-    /// `KVM_IOEVENTFD` at `gpa`, for stores of every length.
+    /// `KVM_IOEVENTFD` at `gpa`, for stores of every length to exactly there.
     ///
     /// # Errors
     /// `Stop::Error` without an eventfd, `Stop::Fail` if KVM refuses it.
     pub fn add_ioeventfd(&self, gpa: Gpa) -> Outcome<IoEventFd> {
+        self.add(IoEventAddress::Mmio(gpa.0), NoDatamatch)
+    }
+
+    /// `KVM_IOEVENTFD` at `gpa`, for stores of 8 bytes with this value.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn add_ioeventfd_for(&self, gpa: Gpa, value: u64) -> Outcome<IoEventFd> {
+        self.add(IoEventAddress::Mmio(gpa.0), value)
+    }
+
+    /// `KVM_IOEVENTFD` at an I/O port, for `out` of one byte with this value.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn add_port_ioeventfd_for(&self, port: u16, value: u8) -> Outcome<IoEventFd> {
+        self.add(IoEventAddress::Pio(port.into()), value)
+    }
+
+    fn add(&self, at: IoEventAddress, value: impl Into<u64>) -> Outcome<IoEventFd> {
         let rings =
             EventFd::new(EFD_NONBLOCK).map_err(|error| Stop::Error(format!("cannot make an eventfd: {error}")))?;
         self.kvm()
-            .register_ioevent(&rings, &IoEventAddress::Mmio(gpa.0), NoDatamatch)
-            .map_err(|error| Stop::Fail(format!("KVM_IOEVENTFD at gpa {gpa}: {:?}", errno::of_kvm(error))))?;
+            .register_ioevent(&rings, &at, value)
+            .map_err(|error| Stop::Fail(format!("KVM_IOEVENTFD at {at:x?}: {:?}", errno::of_kvm(error))))?;
         Ok(IoEventFd { rings })
     }
 }

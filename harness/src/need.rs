@@ -1,6 +1,6 @@
 //! What a row needs of the place where it runs, as an expression with reasons.
 
-use std::fmt;
+use std::{fmt, fs};
 
 use crate::host::Host;
 use crate::probe;
@@ -28,6 +28,10 @@ pub enum Need {
     Parameter(&'static str, &'static str),
     /// This vendor's half of KVM, for this reason: in the other half there is no such thing.
     Vendor(Vendor, &'static str),
+    /// KVM fetches the instructions that it emulates from the guest's memory: the CPU does not hand them over.
+    NoDecodeAssists,
+    /// A kernel of this release or newer, for this reason: in older ones the row is more than a failure.
+    KernelSince((u32, u32), &'static str),
     /// All of these.
     All(Vec<Need>),
     /// At least one of these.
@@ -81,6 +85,11 @@ impl Need {
                 Some(module) => Some(format!("only with {}, this is {module}: {reason}", vendor.module())),
                 None => Some(format!("only with {}, which is not loaded: {reason}", vendor.module())),
             },
+            Need::NoDecodeAssists => cpu_has("decodeassists").then(|| {
+                "needs a CPU without decode assists: with them KVM does not fetch what it emulates".to_owned()
+            }),
+            Need::KernelSince((major, minor), reason) => (release(host.kernel()) < Some((*major, *minor)))
+                .then(|| format!("needs Linux {major}.{minor} or newer, this is {}: {reason}", host.kernel())),
             Need::All(needs) => needs.iter().find_map(|need| need.unmet(host, vm)),
             Need::Any(needs) => {
                 let reasons: Option<Vec<String>> = needs.iter().map(|need| need.unmet(host, vm)).collect();
@@ -114,8 +123,23 @@ impl fmt::Display for Need {
             Need::NoSystemCapability(capability) => write!(f, "a kernel without KVM_CAP_{}", capability.name),
             Need::Parameter(name, value) => write!(f, "{name}={value}"),
             Need::Vendor(vendor, reason) => write!(f, "{} ({reason})", vendor.module()),
+            Need::NoDecodeAssists => f.write_str("a CPU without decode assists"),
+            Need::KernelSince((major, minor), _) => write!(f, "Linux {major}.{minor}"),
             Need::All(needs) => list(f, needs, " and "),
             Need::Any(needs) => list(f, needs, " or "),
         }
     }
+}
+
+/// Whether the kernel lists this feature of the CPU; it lists none that it does not use.
+fn cpu_has(feature: &str) -> bool {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpus.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == feature)
+}
+
+/// Major and minor number of a release such as `7.3.4`.
+fn release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    Some((numbers.next()?, numbers.next()?))
 }

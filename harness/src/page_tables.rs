@@ -81,15 +81,24 @@ impl PageTables {
 
     /// The GPA of the 4 KiB entry that maps `gva`, for rows that look at it.
     pub fn entry_gpa(&self, gva: Gva) -> Option<Gpa> {
+        self.entry_of_level(gva, 1)
+    }
+
+    /// The GPA of the page-directory entry (level 2) for `gva`, whatever it holds.
+    pub fn directory_entry_gpa(&self, gva: Gva) -> Option<Gpa> {
+        self.entry_of_level(gva, 2)
+    }
+
+    fn entry_of_level(&self, gva: Gva, wanted: u32) -> Option<Gpa> {
         let mut table = 0;
-        for level in (2..=4).rev() {
+        for level in (wanted + 1..=4).rev() {
             let entry = self.tables[table][index(gva, level)];
             if entry & PRESENT == 0 || entry & LARGE != 0 {
                 return None;
             }
             table = self.table_of(entry);
         }
-        Some(self.base + PageCount(table as u64) + index(gva, 1) as u64 * 8)
+        Some(self.base + PageCount(table as u64) + index(gva, wanted) as u64 * 8)
     }
 
     /// The tables as bytes, in the order of their pages.

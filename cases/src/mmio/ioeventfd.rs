@@ -2,17 +2,19 @@
 //! the reserved bit in the fault says that there is no memory, and the length of the store does not matter.
 
 use privet_harness::case::Case;
+use privet_harness::exit::{Direction, Exit};
 use privet_harness::need::Need;
 use privet_harness::outcome::Outcome;
 use privet_harness::uapi::Capability;
-use privet_harness::units::Gpa;
+use privet_harness::units::{Gpa, PageCount};
 use privet_harness::vendor::Vendor;
-use privet_protocol::Width;
+use privet_protocol::{Op, Width};
 
 use super::cached::{add_elsewhere, caching};
 use super::cost::{Cost, Meter};
 use super::memory::{GAP, open_gap, ram_and_gap};
-use super::{gva, write};
+use super::wide::{HIGH, LOW, store_function};
+use super::{gva, take_write, write};
 use crate::expect::{expect_eq, expect_no_exit_but};
 use crate::row::Row;
 use crate::types::Types;
@@ -64,6 +66,23 @@ pub(super) fn rows() -> Vec<Row> {
         )
         .basis(&[SLOW])
         .needs(caching(false)),
+        Row::new(
+            "mmio.ioeventfd.straddled",
+            Types::ALL,
+            "A store of 16 bytes over the edge of a page, with an ioeventfd for its 8 bytes after the edge, is an exit for \
+             the 4 bytes before, a ring, and an exit for the 4 bytes after.",
+            straddled,
+        )
+        .basis(&["arch/x86/kvm/x86.c: emulator_read_write, vcpu_mmio_write", SLOW])
+        .needs(Need::KernelSince((7, 1), "a part that a device takes in the middle can crash the kernel")),
+        Row::new(
+            "mmio.ioeventfd.port",
+            Types::ALL,
+            "An `out` of the value that an ioeventfd at its port wants rings and does not exit; another value, and the \
+             same one to the next port, is an exit.",
+            port,
+        )
+        .basis(&["arch/x86/kvm/x86.c: emulator_pio_out, kernel_pio", SLOW]),
     ];
     rows.into_iter().map(|row| row.needs(Need::Capability(Capability::IOEVENTFD, 1))).collect()
 }
@@ -92,4 +111,46 @@ fn rings(t: &Case, first: Cost, later: Cost, after_change: Cost) -> Outcome {
     add_elsewhere(&g)?;
     ring("the first store after a slot was added", after_change)?;
     ring("the second store after a slot was added", later)
+}
+
+fn straddled(t: &Case) -> Outcome {
+    let g = open_gap(t.guest().range(ram_and_gap()).boot()?)?;
+    let (v, code) = (g.vcpu(0), g.range(0).private_gva(1));
+    v.write_bytes(code, &store_function())?;
+    let edge = GAP + PageCount(1);
+    let middle = LOW >> 32 | HIGH << 32;
+    let doorbell = g.vm().add_ioeventfd_for(edge, middle)?;
+    for _ in 0..3 {
+        let running = v.start(Op::Execute { gva: code.0, argument: gva(edge).0 - 4 })?;
+        take_write(&running, Gpa(edge.0 - 4), 4, LOW & 0xffff_ffff)?;
+        take_write(&running, edge + 8, 4, HIGH >> 32)?;
+        running.done()?;
+        expect_eq("rings", &doorbell.rings()?, &1)?;
+    }
+    Ok(())
+}
+
+/// `mov edx, edi; mov eax, edi; shr eax, 16; out dx, al; ret`
+const OUT: [u8; 9] = [0x89, 0xfa, 0x89, 0xf8, 0xc1, 0xe8, 0x10, 0xee, 0xc3];
+
+fn port(t: &Case) -> Outcome {
+    const PORT: u16 = 0x510;
+    const VALUE: u8 = 0x5a;
+    let g = t.guest().range(super::memory::ram(1)).boot()?;
+    let (v, code) = (g.vcpu(0), g.range(0).private_gva(0));
+    v.write_bytes(code, &OUT)?;
+    let doorbell = g.vm().add_port_ioeventfd_for(PORT, VALUE)?;
+    let out =
+        |port: u16, value: u8| v.start(Op::Execute { gva: code.0, argument: u64::from(value) << 16 | u64::from(port) });
+    let exits = t.trace().exits();
+    out(PORT, VALUE)?.done()?;
+    expect_no_exit_but(t, exits, 1)?;
+    expect_eq("rings", &doorbell.rings()?, &1)?;
+    for (port, value) in [(PORT, VALUE + 1), (PORT + 1, VALUE)] {
+        let running = out(port, value)?;
+        running.expect_exit(&Exit::Io { port, direction: Direction::Out, size: 1, count: 1, data: vec![value] })?;
+        running.resume()?;
+        running.done()?;
+    }
+    expect_eq("rings after other stores", &doorbell.rings()?, &0)
 }

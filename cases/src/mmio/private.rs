@@ -28,40 +28,52 @@ const PAGE: PageCount = PageCount(1);
 
 pub(super) fn rows() -> Vec<Row> {
     vec![
-        Row::new("mmio.private_read_without_a_slot", Types::UPM,
+        Row::new(
+            "mmio.private_read_without_a_slot",
+            Types::UPM,
             "A private load where no slot is is no MMIO: KVM_EXIT_MEMORY_FAULT with the private flag, the page and its \
              size; once userspace makes the page shared, the same load is MMIO.",
             |t| without_a_slot(t, read_op(MMIO_BASE + 0x123, Width::B4), Then::Read),
         )
         .basis(&[NO_SLOT, RESERVED])
         .upstream("x86/private_mem_kvm_exits_test: test_private_access_memslot_deleted"),
-        Row::new("mmio.private_write_without_a_slot", Types::UPM,
+        Row::new(
+            "mmio.private_write_without_a_slot",
+            Types::UPM,
             "A private store where no slot is is no MMIO: KVM_EXIT_MEMORY_FAULT with the private flag, the page and its \
              size; once userspace makes the page shared, the same store is MMIO.",
             |t| without_a_slot(t, write_op(MMIO_BASE + 0x123, Width::B4, VALUE), Then::Write),
         )
         .basis(&[NO_SLOT, RESERVED]),
-        Row::new("mmio.private_execute_without_a_slot", Types::UPM,
+        Row::new(
+            "mmio.private_execute_without_a_slot",
+            Types::UPM,
             "Executing private memory where no slot is is a KVM_EXIT_MEMORY_FAULT with the private flag as well: nothing \
              is emulated.",
             |t| without_a_slot(t, Op::Execute { gva: gva(MMIO_BASE + 0x123).0, argument: 0 }, Then::Nothing),
         )
         .basis(&[NO_SLOT, RESERVED]),
-        Row::new("mmio.private_after_caching", Types::UPM,
+        Row::new(
+            "mmio.private_after_caching",
+            Types::UPM,
             "An MMIO page that is cached stays MMIO when it becomes private, until the slots change; then it is a \
              KVM_EXIT_MEMORY_FAULT that calls the access shared, for the fault was a reserved-bit one.",
             private_after_caching,
         )
         .basis(&[RESERVED, "arch/x86/kvm/mmu/mmu.c: handle_mmio_page_fault, kvm_mmu_faultin_pfn"])
         .needs(caching(true)),
-        Row::new("mmio.private_after_no_caching", Types::UPM,
+        Row::new(
+            "mmio.private_after_no_caching",
+            Types::UPM,
             "Without caching, an MMIO page that becomes private is a KVM_EXIT_MEMORY_FAULT with the private flag at \
              once.",
             private_after_no_caching,
         )
         .basis(&[NO_SLOT, RESERVED])
         .needs(caching(false)),
-        Row::new("mmio.private_slot_over_cached_mmio", Types::UPM,
+        Row::new(
+            "mmio.private_slot_over_cached_mmio",
+            Types::UPM,
             "A slot appears over a cached MMIO page and the page becomes private: the stale MMIO SPTE still makes KVM \
              call the access shared, KVM_EXIT_MEMORY_FAULT, until pre-faulting the page replaces it.",
             private_slot_over_cached_mmio,
@@ -69,14 +81,27 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[RESERVED, "arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn, kvm_arch_vcpu_pre_fault_memory"])
         .needs(caching(true))
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
-        Row::new("mmio.private_slot_over_mmio", Types::UPM,
+        Row::new(
+            "mmio.private_slot_over_mmio",
+            Types::UPM,
             "Without caching, a slot appears over an MMIO page and the page becomes private: the guest reads and writes \
              its guest_memfd without an exit.",
             private_slot_over_mmio,
         )
         .basis(&[RESERVED, "arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn_gmem"])
         .needs(caching(false)),
-        Row::new("mmio.emulator_knows_no_private_memory", Types::UPM,
+        Row::new(
+            "mmio.emulator_fetches_the_hosts_view",
+            Types::UPM,
+            "A store to MMIO by private code is emulated as what the host's view holds at its address: the guest stores EAX, \
+             and where the host has another instruction ECX arrives.",
+            emulator_fetches_the_hosts_view,
+        )
+        .basis(&["arch/x86/kvm/x86.c: kvm_fetch_guest_virt reads by userspace_addr", RESERVED])
+        .needs(Need::NoDecodeAssists),
+        Row::new(
+            "mmio.emulator_knows_no_private_memory",
+            Types::UPM,
             "A store over the end of a private page into MMIO is emulated, and KVM's emulator only knows the host's \
              view: the part in memory goes there and the private page does not change.",
             emulator_knows_no_private_memory,
@@ -214,4 +239,26 @@ fn emulator_knows_no_private_memory(t: &Case) -> Outcome {
     v.expect(range.private_gva(0), 1, GUEST, 0)?;
     let last = range.host().read_u64(PAGE_SIZE - 8)?;
     expect_eq("the end of the host's view", &last, &(VALUE << 32 | HOST.word(0) & 0xffff_ffff))
+}
+
+/// `mov eax, 0x11111111; mov ecx, 0x22222222`, a store of one of the two to [RDI], `ret`.
+fn store_function(modrm: u8) -> [u8; 13] {
+    [0xb8, 0x11, 0x11, 0x11, 0x11, 0xb9, 0x22, 0x22, 0x22, 0x22, 0x89, modrm, 0xc3]
+}
+const EAX_TO_RDI: u8 = 0x07;
+const ECX_TO_RDI: u8 = 0x0f;
+
+fn emulator_fetches_the_hosts_view(t: &Case) -> Outcome {
+    let g = t.guest().range(RangeSpec::new(1)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let code = range.private_gva(0);
+    range.set_private(g.vm(), 0..1)?;
+    v.write_bytes(code, &store_function(EAX_TO_RDI))?;
+    for (in_view, arrives) in [(EAX_TO_RDI, 0x1111_1111), (ECX_TO_RDI, 0x2222_2222)] {
+        range.host().write(0, &store_function(in_view))?;
+        let running = v.start(Op::Execute { gva: code.0, argument: gva(MMIO_BASE).0 })?;
+        take_write(&running, MMIO_BASE, 4, arrives)?;
+        running.done()?;
+    }
+    Ok(())
 }

@@ -17,7 +17,9 @@ use crate::types::Types;
 
 pub(super) fn rows() -> Vec<Row> {
     vec![
-        Row::new("mmio.remapped_under_shadow_paging", Types::PLAIN,
+        Row::new(
+            "mmio.remapped_under_shadow_paging",
+            Types::PLAIN,
             "Userspace turns a guest page-table entry from memory to MMIO while its SPTE is present and write-protected: \
              the guest's store is an MMIO exit, the memory is untouched, and the way back works.",
             remapped,

@@ -14,8 +14,8 @@ use crate::types::Types;
 
 const FRAGMENTS: &str = "arch/x86/kvm/x86.c: emulator_read_write_onepage, complete_emulated_mmio: vcpu->mmio_fragments";
 
-const LOW: u64 = 0x8877_6655_4433_2211;
-const HIGH: u64 = 0x1f2e_3d4c_5b6a_7988;
+pub(super) const LOW: u64 = 0x8877_6655_4433_2211;
+pub(super) const HIGH: u64 = 0x1f2e_3d4c_5b6a_7988;
 
 pub(super) fn rows() -> Vec<Row> {
     let rows = [
@@ -38,7 +38,7 @@ pub(super) fn rows() -> Vec<Row> {
 }
 
 /// `mov rax, LOW; movq xmm0, rax; mov rax, HIGH; movq xmm1, rax; punpcklqdq xmm0, xmm1; movups [rdi], xmm0; ret`
-fn store_function() -> Vec<u8> {
+pub(super) fn store_function() -> Vec<u8> {
     let mut code = vec![0x48, 0xb8];
     code.extend(LOW.to_le_bytes());
     code.extend([0x66, 0x48, 0x0f, 0x6e, 0xc0, 0x48, 0xb8]);

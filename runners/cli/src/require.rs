@@ -27,6 +27,8 @@ fn is_the_other_half(need: &Need, report: &CaseReport) -> bool {
             .any(|(set, value)| set == *name && value != *wanted),
         Need::Vendor(vendor, _) => !report.vendor.is_empty() && report.vendor != vendor.to_string(),
         Need::NoSystemCapability(_) => true,
+        // What has none of these is another machine.
+        Need::NoDecodeAssists | Need::KernelSince(..) => true,
         Need::All(needs) | Need::Any(needs) => needs.iter().any(|need| is_the_other_half(need, report)),
         _ => false,
     }

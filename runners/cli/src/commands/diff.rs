@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
+use privet_harness::need::Need;
 use privet_report::{CaseReport, Verdict};
 
 use super::list::show;
@@ -45,6 +46,7 @@ pub fn diff(args: &Run, places: [On; 2], jobs: &[Job], interrupt: &Interrupt) ->
 
 /// What there is to say about the reports of each row in the two places, and the exit status that goes with it.
 fn compared(pairs: &[(&CaseReport, &CaseReport)]) -> (String, Status) {
+    let (elsewhere, pairs): (Vec<_>, Vec<_>) = pairs.iter().copied().partition(is_about_another_machine);
     let (differing, same): (Vec<_>, Vec<_>) = pairs.iter().partition(|(here, there)| here.verdict != there.verdict);
     let red: Vec<_> = same.into_iter().filter(|(here, _)| here.verdict.is_red()).collect();
     let ran = |(here, there): &&(&CaseReport, &CaseReport)| [here, there].iter().all(|r| r.verdict != Verdict::Skip);
@@ -53,6 +55,9 @@ fn compared(pairs: &[(&CaseReport, &CaseReport)]) -> (String, Status) {
     text += &format!("{}: {} differ, {ran} ran in both places", rows(pairs.len()), differing.len());
     if !red.is_empty() {
         text += &format!(", {} red in both", red.len());
+    }
+    if !elsewhere.is_empty() {
+        text += &format!(", {} about what one of the two machines is not", elsewhere.len());
     }
     text.push('\n');
     if let Some((here, there)) = pairs.first() {
@@ -64,6 +69,14 @@ fn compared(pairs: &[(&CaseReport, &CaseReport)]) -> (String, Status) {
         (0, _) => Status::Passed,
     };
     (text, status)
+}
+
+/// Whether one of the two places cannot run the row because of its CPU or of its kernel's age, which says nothing about
+/// the other one.
+fn is_about_another_machine((here, there): &(&CaseReport, &CaseReport)) -> bool {
+    let is_skipped = [here, there].iter().any(|report| report.verdict == Verdict::Skip);
+    let asks = |need: &Need| matches!(need, Need::NoDecodeAssists | Need::KernelSince(..));
+    is_skipped && privet_cases::table().iter().any(|row| row.id == here.id && row.needs.iter().any(asks))
 }
 
 fn side_by_side(here: &CaseReport, there: &CaseReport) -> String {

@@ -215,8 +215,7 @@ impl Faults<'_> {
                 false => Failure { errno, memory_fault: None },
             }
         })?;
-        // Until it is written, a page of a logged or read-only slot stays protected.
-        let writable = write || writable && slot.dirty.is_none() && slot.flags & READONLY == 0;
+        let writable = write || writable && slot.flags & READONLY == 0;
         let huge = self.memory.is_huge(&slot, gfn);
         Ok(self.install(fault, &slot, sequence, slot.host_address(gfn) as *mut u8, writable, huge))
     }
@@ -228,9 +227,10 @@ impl Faults<'_> {
         if map.sequence != sequence {
             return Outcome::Retry;
         }
-        if let (true, Some(log)) = (fault.write, &slot.dirty) {
+        if let (true, Some(log)) = (writable, &slot.dirty) {
+            // Whatever may be written counts as written (kernel: `make_spte`).
             log.mark(gfn - slot.first);
-            if !fault.prefetch && matches!(map.entry(gfn), Some(Spte::Present { .. })) {
+            if fault.write && !fault.prefetch && matches!(map.entry(gfn), Some(Spte::Present { .. })) {
                 self.stats.count(stats::PF_FAST);
             }
         }

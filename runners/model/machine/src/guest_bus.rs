@@ -258,6 +258,9 @@ impl Bus for GuestBus<'_> {
             // As in the kernel, an address without memory is nobody's mistake.
             let _ = time::write_wall_clock(&self.vm.memory, value);
         }
+        if msr::SYSTEM_TIMES.contains(&index) && value & 1 != 0 {
+            let _ = time::write_system_time(&self.vm.memory, value & !1, self.tsc.get());
+        }
         if index == msr::APIC_BASE {
             let reserved = !0 << self.cpuid.physical_bits() | 0x2ff;
             if value & reserved != 0 {

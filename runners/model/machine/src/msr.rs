@@ -22,6 +22,7 @@ pub(crate) const TSC_ADJUST: u32 = 0x3b;
 pub(crate) const APIC_BASE: u32 = 0x1b;
 /// MSR_KVM_WALL_CLOCK and its successor.
 pub(crate) const WALL_CLOCKS: [u32; 2] = [0x11, 0x4b56_4d00];
+pub(crate) const SYSTEM_TIMES: [u32; 2] = [0x12, 0x4b56_4d01];
 const MICROCODE: u32 = 0x8b;
 /// MSR_PLATFORM_INFO.
 pub(crate) const PLATFORM_INFO: u32 = 0xce;

@@ -19,11 +19,15 @@ pub enum Node {
     Modules,
     /// A directory of the model's, with the names in it.
     Directory(Vec<&'static str>),
-    /// A module parameter and its value.
+    /// A file such as a module parameter, and what it holds.
     Parameter(&'static str),
     /// Where the real machine may have something and the model's has not.
     Nothing,
 }
+
+/// The model's CPU, of which all that matters is that it hands the instructions to be emulated over: the model fetches
+/// none from memory.
+const CPU: &str = "processor\t: 0\nmodel name\t: privet's model\nflags\t\t: decodeassists\n";
 
 /// Whether a module is one that the model replaces.
 pub(crate) fn is_kvm_module(name: &[u8]) -> bool {
@@ -72,6 +76,7 @@ pub(crate) fn lookup(path: &[u8], options: &Options) -> Option<Node> {
     match path {
         b"/dev/kvm" => return Some(Node::Kvm),
         b"/sys/module" | b"/sys/module/" => return Some(Node::Modules),
+        b"/proc/cpuinfo" => return Some(Node::Parameter(CPU)),
         _ => {}
     }
     let mut parts = path.strip_prefix(b"/sys/module/")?.split(|&byte| byte == b'/').filter(|part| !part.is_empty());
@@ -144,6 +149,7 @@ mod tests {
         assert_eq!(lookup(b"/sys/module/kvm_pvm", &amd), Some(Node::Nothing));
         assert_eq!(lookup(b"/sys/module/kvm_amd", &amd), Some(Node::Directory(vec!["parameters"])));
         assert_eq!(lookup(b"/sys/module/ext4/parameters/x", &amd), None);
+        assert!(matches!(lookup(b"/proc/cpuinfo", &amd), Some(Node::Parameter(cpu)) if cpu.contains("decodeassists")));
         assert_eq!(lookup(b"/dev/null", &amd), None);
     }
 }

@@ -34,6 +34,19 @@ pub(crate) fn write_wall_clock(memory: &Memory, gpa: u64) -> Result<(), Errno> {
     memory.write_guest(gpa, &version.wrapping_add(1))
 }
 
+/// Writes the time since boot where the guest asks for it: `struct pvclock_vcpu_time_info` with its version, the time
+/// stamp counter and nanoseconds. KVM does so at the next entry, and again and again; the model once.
+///
+/// # Errors
+/// EFAULT.
+pub(crate) fn write_system_time(memory: &Memory, gpa: u64, tsc: u64) -> Result<(), Errno> {
+    let version: u32 = memory.read_guest(gpa)?;
+    let version = version | 1;
+    memory.write_guest(gpa, &version)?;
+    memory.write_guest(gpa + 8, &[tsc, nanoseconds()])?;
+    memory.write_guest(gpa, &version.wrapping_add(1))
+}
+
 /// The time stamp counter of one vCPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tsc {

@@ -1,0 +1,201 @@
+//! Who makes a page dirty: the guest, KVM for it, and whoever lets it be mapped writable; and who does not.
+
+use nix::errno::Errno;
+use privet_harness::case::Case;
+use privet_harness::guest::Guest;
+use privet_harness::memslot::SlotSpec;
+use privet_harness::need::Need;
+use privet_harness::outcome::Outcome;
+use privet_harness::test_range::{Backing, RangeSpec};
+use privet_harness::uapi::MEM_LOG_DIRTY_PAGES;
+use privet_harness::units::{Gpa, PageCount};
+use privet_protocol::{Op, Pattern, Width};
+
+use super::parts::Region;
+use crate::expect::{expect_eq, expect_errno, expect_ok};
+use crate::row::Row;
+use crate::types::Types;
+
+const A: Pattern = Pattern(0xaa);
+const B: Pattern = Pattern(0xbb);
+
+const LOG: &str = "virt/kvm/kvm_main.c: kvm_get_dirty_log_protect";
+const SPTE: &str = "arch/x86/kvm/mmu/spte.c: make_spte marks the page of every writable SPTE";
+const EMULATOR: &str = "virt/kvm/kvm_main.c: __kvm_write_guest_page, mark_page_dirty_in_slot";
+
+/// Bits of the dirty log.
+const PAGE_1: u64 = 1 << 1;
+const PAGE_2: u64 = 1 << 2;
+
+/// The rows.
+pub(super) fn rows() -> Vec<Row> {
+    let rows = [
+        Row::new(
+            "slots.dirty_log",
+            Types::ALL,
+            "The dirty log of a slot whose pages the guest had mapped before tells exactly those that it wrote since it was \
+             asked last; without the flag there is none: ENOENT.",
+            written_since,
+        )
+        .basis(&[LOG, "Documentation/virt/kvm/api.rst 4.8"]),
+        Row::new(
+            "slots.dirty_log.first_touch",
+            Types::ALL,
+            "In a slot that is logged from the start a page that was only read is in the log, too, where the host's page \
+             was writable when it was mapped; asked again, only writes are.",
+            first_touch,
+        )
+        .basis(&[LOG, SPTE]),
+        Row::new(
+            "slots.dirty_log.first_touch_of_nothing",
+            Types::ALL,
+            "A page that was only read and that the host has never written is mapped read-only, and not in the log.",
+            first_touch_of_nothing,
+        )
+        .basis(&[LOG, SPTE]),
+        Row::new(
+            "slots.dirty_log.not_the_host",
+            Types::ALL,
+            "What the host itself writes into its memory is not in the log.",
+            not_the_host,
+        )
+        .basis(&[LOG]),
+        Row::new(
+            "slots.dirty_log.clocks",
+            Types::ALL,
+            "The clocks that KVM writes for the guest, the wall clock at once and the system time at the next entry, are \
+             in the log.",
+            clocks,
+        )
+        .basis(&[EMULATOR, "arch/x86/kvm/x86.c: kvm_write_wall_clock, kvm_setup_guest_pvclock"]),
+        Row::new(
+            "slots.dirty_log.emulated",
+            Types::ALL,
+            "What KVM's emulator writes for the guest is in the log: a store, and a locked compare-and-exchange, which \
+             goes another way.",
+            emulated,
+        )
+        .basis(&[EMULATOR, "arch/x86/kvm/x86.c: emulator_cmpxchg_emulated"])
+        .needs(Need::Parameter("kvm.force_emulation_prefix", "1")),
+    ];
+    rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
+}
+
+/// A guest with a range of memory beside the logged one, for code and the like.
+fn guest(t: &Case, pages: u64) -> Outcome<Guest> {
+    let elsewhere = RangeSpec::new(1).backing(Backing::HostOnly).at(Gpa(0x2_0000_0000));
+    t.guest().range(RangeSpec::new(pages).backing(Backing::HostOnly)).range(elsewhere).boot()
+}
+
+/// Makes the slot of the first range anew, logged from the start.
+fn log_from_the_start(g: &Guest) -> Outcome {
+    let slot = g.range(0).slots()[0].clone();
+    g.vm().delete_slot(slot.slot)?;
+    g.vm().add_slot(SlotSpec { flags: MEM_LOG_DIRTY_PAGES, ..slot }).map(drop)
+}
+
+fn expect_dirty(g: &Guest, pages: u64) -> Outcome {
+    let range = g.range(0);
+    let log = g.vm().dirty_log(range.slots()[0].slot, PageCount(range.pages()));
+    expect_eq("the dirty pages", &expect_ok("KVM_GET_DIRTY_LOG", log)?, &vec![pages])
+}
+
+fn written_since(t: &Case) -> Outcome {
+    const PAGES: u64 = 8;
+    let g = guest(t, PAGES)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let slot = &range.slots()[0];
+    let set_flags = |flags| {
+        let region = Region { flags, ..slot.region() };
+        expect_ok("changing the flags", g.vm().set_user_memory_region2_raw(&region, Some(range.host())))
+    };
+    let without = || g.vm().dirty_log(slot.slot, PageCount(PAGES));
+    expect_errno("the dirty log of a slot without one", without(), Errno::ENOENT)?;
+    v.fill(range.shared_gva(0), PAGES, A, 0)?;
+    set_flags(MEM_LOG_DIRTY_PAGES)?;
+    for pages in [&[1, 3][..], &[], &[0, 1, 7]] {
+        for &page in pages {
+            v.fill(range.shared_gva(page), 1, B, page)?;
+        }
+        v.read(range.shared_gva(5), Width::B8)?;
+        expect_dirty(&g, pages.iter().fold(0, |bits, page| bits | 1 << page))?;
+    }
+    set_flags(0)?;
+    expect_errno("the dirty log once it was switched off", without(), Errno::ENOENT)
+}
+
+fn first_touch(t: &Case) -> Outcome {
+    let g = guest(t, 4)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    log_from_the_start(&g)?;
+    range.host_fill(range.all(), A)?;
+    v.expect(range.private_gva(1), 1, A, 1)?;
+    v.fill(range.private_gva(2), 1, B, 2)?;
+    expect_dirty(&g, PAGE_1 | PAGE_2)?;
+    v.expect(range.private_gva(1), 1, A, 1)?;
+    v.fill(range.private_gva(2), 1, A, 2)?;
+    expect_dirty(&g, PAGE_2)
+}
+
+fn first_touch_of_nothing(t: &Case) -> Outcome {
+    let g = guest(t, 4)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    log_from_the_start(&g)?;
+    v.expect(range.private_gva(1), 1, Pattern::ZERO, 1)?;
+    expect_dirty(&g, 0)?;
+    v.fill(range.private_gva(1), 1, B, 1)?;
+    expect_dirty(&g, PAGE_1)
+}
+
+fn not_the_host(t: &Case) -> Outcome {
+    let g = guest(t, 4)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    log_from_the_start(&g)?;
+    v.fill(range.private_gva(0), 4, A, 0)?;
+    expect_dirty(&g, 0xf)?;
+    range.host_fill(range.all(), B)?;
+    v.expect(range.private_gva(0), 4, B, 0)?;
+    expect_dirty(&g, 0)
+}
+
+/// MSR_KVM_WALL_CLOCK_NEW.
+const WALL_CLOCK: u32 = 0x4b56_4d00;
+/// MSR_KVM_SYSTEM_TIME_NEW; bit 0 of its value switches it on.
+const SYSTEM_TIME: u32 = 0x4b56_4d01;
+
+fn clocks(t: &Case) -> Outcome {
+    let g = guest(t, 4)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    log_from_the_start(&g)?;
+    v.call(Op::WriteMsr { msr: WALL_CLOCK, value: range.gpa(1).0 })?;
+    expect_dirty(&g, PAGE_1)?;
+    v.call(Op::WriteMsr { msr: SYSTEM_TIME, value: range.gpa(2).0 | 1 })?;
+    v.call(Op::Nop)?;
+    v.call(Op::WriteMsr { msr: SYSTEM_TIME, value: 0 })?;
+    expect_dirty(&g, PAGE_2)
+}
+
+/// With `kvm.force_emulation_prefix` KVM emulates what follows (arch/x86/kvm/x86.c: handle_ud).
+const PREFIX: [u8; 5] = [0x0f, 0x0b, b'k', b'v', b'm'];
+
+fn emulated(t: &Case) -> Outcome {
+    let g = guest(t, 4)?;
+    let (v, range, code) = (g.vcpu(0), g.range(0), g.range(1).private_gva(0));
+    log_from_the_start(&g)?;
+    range.host_fill(range.all(), Pattern::ZERO)?;
+    // xor eax, eax; mov ecx, 7
+    let mut function = vec![0x31, 0xc0, 0xb9, 7, 0, 0, 0];
+    function.extend(PREFIX);
+    // lock cmpxchg [rdi], rcx
+    function.extend([0xf0, 0x48, 0x0f, 0xb1, 0x0f]);
+    function.extend(PREFIX);
+    // mov [rdi + 4096], rcx; ret
+    function.extend([0x48, 0x89, 0x8f, 0x00, 0x10, 0x00, 0x00, 0xc3]);
+    v.write_bytes(code, &function)?;
+    v.call(Op::Execute { gva: code.0, argument: range.private_gva(1).0 })?;
+    expect_dirty(&g, PAGE_1 | PAGE_2)?;
+    for page in [1, 2] {
+        expect_eq("the word in the host's view", &range.host().read_u64(page * PageCount(1).bytes())?, &7)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! How large the mappings of a slot may be, and what changes that: private pages, edges of slots, addresses that do not
+//! agree, dirty logs.
+
+use std::sync::Arc;
+
+use privet_harness::case::Case;
+use privet_harness::guest::Guest;
+use privet_harness::mapping::{MapOptions, Mapping};
+use privet_harness::memslot::SlotSpec;
+use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::test_range::{Backing, RangeSpec};
+use privet_harness::uapi::MEM_LOG_DIRTY_PAGES;
+use privet_harness::units::{PAGE_SIZE, PageCount};
+use privet_protocol::{Pattern, Width};
+
+use crate::counters::Counters;
+use crate::row::Row;
+use crate::types::Types;
+
+const A: Pattern = Pattern(0xaa);
+
+/// Pages of 4 KiB in 2 MiB.
+const LARGE: u64 = 512;
+
+const MIXED: &str = "arch/x86/kvm/mmu/mmu.c: kvm_mmu_init_memslot_memory_attributes";
+const LPAGE_INFO: &str = "arch/x86/kvm/x86.c: kvm_alloc_memslot_metadata: disallow_lpage";
+const RECOVER: &str = "arch/x86/kvm/mmu/tdp_mmu.c: kvm_tdp_mmu_recover_huge_pages";
+
+/// The rows.
+pub(super) fn rows() -> Vec<Row> {
+    let rows = [
+        Row::new(
+            "slots.huge_page_beside_a_private_page",
+            Types::UPM,
+            "Shared memory is mapped by a 2 MiB page only while all of it is shared: one private page takes it \
+             away and its neighbours are mapped by 4 KiB pages; all shared again, the huge page is back.",
+            huge_page_beside_a_private_page,
+        )
+        .basis(&["arch/x86/kvm/mmu/mmu.c: hugepage_set_mixed, kvm_arch_post_set_memory_attributes", MIXED]),
+        Row::new(
+            "slots.huge_page_not_over_private_gfns",
+            Types::UPM,
+            "A slot that is made over a 2 MiB range with one private page in it is not mapped by a huge page.",
+            huge_page_not_over_private_gfns,
+        )
+        .basis(&[MIXED]),
+        Row::new(
+            "slots.huge_page.of_two_slots",
+            Types::ALL,
+            "Two slots meet in the middle of a huge page of the host's: neither is mapped by a 2 MiB page, not even when \
+             both were logged and are no more, and all content stays.",
+            of_two_slots,
+        )
+        .basis(&[LPAGE_INFO, RECOVER]),
+        Row::new(
+            "slots.huge_page.at_another_offset",
+            Types::ALL,
+            "Where GPA and host address are not the same within 2 MiB, no 2 MiB page maps the slot.",
+            at_another_offset,
+        )
+        .basis(&[LPAGE_INFO]),
+        Row::new(
+            "slots.huge_page.and_the_dirty_log",
+            Types::ALL,
+            "A 2 MiB page goes when its slot is logged, what the guest writes meanwhile is mapped by 4 KiB pages, and with \
+             the log it is over: the next access finds the 2 MiB page again.",
+            and_the_dirty_log,
+        )
+        .basis(&[RECOVER, "arch/x86/kvm/x86.c: kvm_mmu_slot_apply_flags"]),
+    ];
+    rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
+}
+
+/// So many pages of host memory that begin with a huge page, which is there if the host gives any.
+fn huge_memory(pages: u64) -> Outcome<Arc<Mapping>> {
+    let (bytes, huge) = (PageCount(pages).bytes(), PageCount(LARGE).bytes());
+    let memory = Arc::new(Mapping::anonymous_with(bytes, MapOptions::new().huge_pages(true).aligned(huge))?);
+    memory.fill(0, bytes, 0)?;
+    Ok(memory)
+}
+
+/// What a row does on a host that gave none.
+fn no_huge_page() -> Stop {
+    Stop::Skip("this host did not give a huge page; free memory, or enable transparent huge pages".into())
+}
+
+/// A guest whose 2 MiB of test range have host memory that can be mapped by one huge page, and no slot yet.
+fn huge(t: &Case) -> Outcome<(Guest, SlotSpec)> {
+    let g = t.guest().range(RangeSpec::new(LARGE)).boot()?;
+    let range = g.range(0);
+    let memory = huge_memory(LARGE)?;
+    // Everything that the guest needs to get there, its page tables included, is mapped from here on.
+    g.vcpu(0).read(range.private_gva(0), Width::B8)?;
+    g.vm().delete_slot(range.slots()[0].slot)?;
+    let slot = SlotSpec { mapping: Some(memory), ..range.slots()[0].clone() };
+    Ok((g, slot))
+}
+
+fn huge_page_beside_a_private_page(t: &Case) -> Outcome {
+    let (g, slot) = huge(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let counters = Counters::of_vm(&g)?;
+    let read = |page| v.read(range.private_gva(page), Width::B8).map(drop);
+    g.vm().add_slot(slot)?;
+
+    let before = counters.get("pages_2m")?;
+    read(0)?;
+    if counters.get("pages_2m")? == before {
+        return Err(no_huge_page());
+    }
+    counters.expect_growth("pages_2m", -1, || range.set_private(g.vm(), 3..4))?;
+    counters.expect_growth("pages_2m", 0, || {
+        counters.expect_growth("pages_4k", 4, || (0..4).chain(0..4).try_for_each(read))
+    })?;
+    range.set_shared(g.vm(), 3..4)?;
+    counters.expect_growth("pages_2m", 1, || (0..4).chain([511]).try_for_each(read))
+}
+
+fn huge_page_not_over_private_gfns(t: &Case) -> Outcome {
+    let (g, slot) = huge(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let counters = Counters::of_vm(&g)?;
+    range.set_private(g.vm(), 511..512)?;
+    g.vm().add_slot(slot)?;
+    counters.expect_growth("pages_2m", 0, || {
+        counters.expect_growth("pages_4k", 3, || {
+            [0, 1, 511].into_iter().try_for_each(|page| v.read(range.private_gva(page), Width::B8).map(drop))
+        })
+    })
+}
+
+/// A guest without slots over its test range, everything that it needs to get there being mapped.
+fn guest_without_slots(t: &Case) -> Outcome<Guest> {
+    let g = t.guest().range(RangeSpec::new(LARGE).slots(2).backing(Backing::HostOnly)).boot()?;
+    let range = g.range(0);
+    g.vcpu(0).read(range.private_gva(0), Width::B8)?;
+    range.slots().iter().try_for_each(|slot| g.vm().delete_slot(slot.slot))?;
+    Ok(g)
+}
+
+fn of_two_slots(t: &Case) -> Outcome {
+    let g = guest_without_slots(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let memory = huge_memory(LARGE)?;
+    let slots = || range.slots().iter().map(|slot| SlotSpec { mapping: Some(memory.clone()), ..slot.clone() });
+    let all_with = |flags| slots().try_for_each(|slot| g.vm().add_slot(SlotSpec { flags, ..slot }).map(drop));
+    let touch = || {
+        v.fill(range.private_gva(0), LARGE, A, 0)?;
+        v.expect(range.private_gva(0), LARGE, A, 0)
+    };
+    Counters::of_vm(&g)?.expect_growth("pages_2m", 0, || {
+        all_with(0)?;
+        touch()?;
+        all_with(MEM_LOG_DIRTY_PAGES)?;
+        touch()?;
+        all_with(0)?;
+        touch()
+    })?;
+    for page in 0..LARGE {
+        crate::expect::expect_eq("a word of the memory", &memory.read_u64(page * PAGE_SIZE)?, &A.word(page))?;
+    }
+    Ok(())
+}
+
+fn at_another_offset(t: &Case) -> Outcome {
+    let g = guest_without_slots(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let slot = SlotSpec {
+        mapping: Some(huge_memory(2 * LARGE)?),
+        mapping_offset: PAGE_SIZE,
+        pages: PageCount(LARGE),
+        ..range.slots()[0].clone()
+    };
+    Counters::of_vm(&g)?.expect_growth("pages_2m", 0, || {
+        g.vm().add_slot(slot)?;
+        v.fill(range.private_gva(0), LARGE, A, 0)?;
+        v.expect(range.private_gva(0), LARGE, A, 0)
+    })
+}
+
+fn and_the_dirty_log(t: &Case) -> Outcome {
+    let g = guest_without_slots(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let slot = SlotSpec { mapping: Some(huge_memory(LARGE)?), pages: PageCount(LARGE), ..range.slots()[0].clone() };
+    let counters = Counters::of_vm(&g)?;
+    let with = |flags| g.vm().add_slot(SlotSpec { flags, ..slot.clone() }).map(drop);
+    with(0)?;
+    let before = counters.get("pages_2m")?;
+    v.write(range.private_gva(0), Width::B8, 1)?;
+    if counters.get("pages_2m")? == before {
+        return Err(no_huge_page());
+    }
+    counters.expect_growth("pages_2m", -1, || {
+        with(MEM_LOG_DIRTY_PAGES)?;
+        v.fill(range.private_gva(0), 4, A, 0)
+    })?;
+    counters.expect_growth("pages_2m", 1, || {
+        with(0)?;
+        v.expect(range.private_gva(0), 4, A, 0)?;
+        v.write(range.private_gva(LARGE - 1), Width::B8, 2)
+    })
+}
