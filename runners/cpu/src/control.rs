@@ -35,7 +35,7 @@ fn is_register(instruction: &Instruction, operand: u32, class: fn(iced_x86::Regi
 
 impl Core<'_> {
     /// Sets CR0 as MOV CR0 does, EFER.LMA included.
-    fn set_cr0(&mut self, op: &Op, value: u64) -> Result<(), Abort> {
+    fn set_cr0(&mut self, value: u64) -> Result<(), Abort> {
         let value = value | cr0::ET;
         let known =
             cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
@@ -46,13 +46,10 @@ impl Core<'_> {
             return self.raise(Exception::gp(0));
         }
         let value = value & known;
+        let old = (self.s.cr0, self.s.efer);
         let turns_on = value & !self.s.cr0 & cr0::PG != 0;
         let turns_off = self.s.cr0 & !value & cr0::PG != 0;
-        if turns_on {
-            if self.s.efer & efer::LME == 0 {
-                // Paging without long mode (32-bit, PAE) does not exist here.
-                return self.give_up(usize::from(op.len));
-            }
+        if turns_on && self.s.efer & efer::LME != 0 {
             if self.s.cr4 & cr4::PAE == 0 || self.s.segment(Seg::Cs).long {
                 return self.raise(Exception::gp(0));
             }
@@ -66,6 +63,10 @@ impl Core<'_> {
         }
         self.s.cr0 = value;
         self.tlbs.flush_world();
+        if let Err(abort) = self.load_root() {
+            (self.s.cr0, self.s.efer) = old;
+            return Err(abort);
+        }
         self.after(Trap::WriteCr(0))
     }
 
@@ -78,9 +79,13 @@ impl Core<'_> {
         {
             return self.raise(Exception::gp(0));
         }
-        self.s.cr4 = value;
+        let old = std::mem::replace(&mut self.s.cr4, value);
         self.tlbs.flush_world();
         self.select_context();
+        if let Err(abort) = self.load_root() {
+            self.s.cr4 = old;
+            return Err(abort);
+        }
         self.after(Trap::WriteCr(4))
     }
 
@@ -90,7 +95,11 @@ impl Core<'_> {
         if self.s.long_mode() && value & !allowed != 0 {
             return self.raise(Exception::gp(0));
         }
-        self.s.cr3 = value & !(1 << 63);
+        let old = std::mem::replace(&mut self.s.cr3, value & !(1 << 63));
+        if let Err(abort) = self.load_root() {
+            self.s.cr3 = old;
+            return Err(abort);
+        }
         self.select_context();
         // Bit 63 says to keep the translations of the PCID.
         if self.s.cr4 & cr4::PCIDE == 0 || value >> 63 == 0 {
@@ -130,7 +139,7 @@ fn mov_to_cr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
         return Ok(());
     }
     match cr {
-        0 => core.set_cr0(op, value),
+        0 => core.set_cr0(value),
         2 => {
             core.s.cr2 = value;
             Ok(())
@@ -224,7 +233,7 @@ fn lmsw(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     if core.intercept(op, Intercept::WriteCr { cr: 0, value: new, by: CrAccess::Lmsw })? == Outcome::Done {
         return Ok(());
     }
-    core.set_cr0(op, new)
+    core.set_cr0(new)
 }
 
 fn smsw<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {

@@ -7,6 +7,7 @@ use crate::core::{Abort, Core};
 use crate::decode;
 use crate::exception::{Exception, vector};
 use crate::flags;
+use crate::gate::Target;
 use crate::intercept::Outcome;
 use crate::memory::is_canonical;
 use crate::op::{Handler, Op, Operand};
@@ -74,12 +75,20 @@ fn jump<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let (selector, offset) = far_pointer::<T>(core, op)?;
     if core.s.cr0 & cr0::PE == 0 {
         real_mode_cs(core, selector);
-    } else {
-        let segment = core.code_segment(selector, false)?;
-        check_target(core, &segment, offset)?;
-        core.s.segments[Seg::Cs as usize] = segment;
+        core.next_rip = offset;
+        return Ok(());
     }
-    core.next_rip = offset;
+    match core.far_target(selector, false)? {
+        Target::Code(segment) => {
+            check_target(core, &segment, offset)?;
+            core.s.segments[Seg::Cs as usize] = segment;
+            core.next_rip = offset;
+        }
+        Target::Gate(gate) => {
+            core.s.segments[Seg::Cs as usize] = gate.segment;
+            core.next_rip = gate.offset;
+        }
+    }
     Ok(())
 }
 
@@ -88,9 +97,18 @@ fn call<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let segment = if core.s.cr0 & cr0::PE == 0 {
         None
     } else {
-        let segment = core.code_segment(selector, false)?;
-        check_target(core, &segment, offset)?;
-        Some(segment)
+        match core.far_target(selector, true)? {
+            Target::Code(segment) => {
+                check_target(core, &segment, offset)?;
+                Some(segment)
+            }
+            Target::Gate(gate) => {
+                core.call_through(&gate, core.next_rip)?;
+                core.s.segments[Seg::Cs as usize] = gate.segment;
+                core.next_rip = gate.offset;
+                return Ok(());
+            }
+        }
     };
     let rsp = core.s.gpr[gpr::RSP];
     let old = u64::from(core.s.segment(Seg::Cs).selector);
@@ -185,11 +203,15 @@ fn interrupt_return<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> 
     }
     if core.s.rflags & flags::NT != 0 {
         // Task return: #GP in long mode; elsewhere hardware task switching, which does not exist here.
-        return core.raise(Exception::gp(0));
+        return if core.s.long_mode() { core.raise(Exception::gp(0)) } else { decode::unknown(core, op) };
+    }
+    let cpl = core.s.cpl();
+    if new_flags & flags::VM != 0 && T::BITS == 32 && cpl == 0 && !core.s.long_mode() {
+        // Virtual-8086 mode does not exist here.
+        return decode::unknown(core, op);
     }
     let segment = core.code_segment(selector, true)?;
     check_target(core, &segment, rip)?;
-    let cpl = core.s.cpl();
     if core.bits == 64 || segment.selector & 3 != u16::from(cpl) {
         let rsp = core.stack_read::<T>(3 * width)?;
         let ss = core.stack_read::<T>(4 * width)? as u16;

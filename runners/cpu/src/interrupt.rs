@@ -340,25 +340,25 @@ impl Core<'_> {
     }
 
     fn deliver_protected(&mut self, delivery: Delivery, return_rip: u64) -> Result<(), Abort> {
-        let gate = self.gate(delivery, 8)?;
-        let segment = self.handler_segment(&gate, delivery.ext)?;
-        if !segment.is_conforming() && segment.dpl < self.s.cpl()
-            || !matches!(gate.kind, GATE_INTERRUPT32 | GATE_TRAP32)
-        {
-            // Ring changes and 16-bit gates of 32-bit guests: nothing that this project runs has them.
+        if self.s.rflags & flags::VM != 0 {
+            // Virtual-8086 mode does not exist here.
             return self.give_up(MAX_INSTRUCTION_BYTES);
         }
-        let rsp = self.s.gpr[gpr::RSP];
-        let rf = if delivery.resume { flags::RF } else { 0 };
-        let frame = [self.s.rflags | rf, u64::from(self.s.segment(Seg::Cs).selector), return_rip];
-        for value in frame.into_iter().chain(delivery.error_code.map(u64::from)) {
-            if let Err(abort) = self.push::<u32>(value) {
-                self.s.gpr[gpr::RSP] = rsp;
-                return Err(abort);
-            }
-        }
+        let gate = self.gate(delivery, 8)?;
+        let segment = self.handler_segment(&gate, delivery.ext)?;
         let cpl = self.s.cpl();
-        self.enter_handler(&gate, segment, cpl);
+        let new_cpl = if segment.is_conforming() { cpl } else { segment.dpl };
+        let wide = matches!(gate.kind, GATE_INTERRUPT32 | GATE_TRAP32);
+        let rf = if delivery.resume { flags::RF } else { 0 };
+        let mut frame = if new_cpl < cpl { self.old_stack().to_vec() } else { Vec::new() };
+        frame.extend([self.s.rflags | rf, u64::from(self.s.segment(Seg::Cs).selector), return_rip]);
+        frame.extend(delivery.error_code.map(u64::from));
+        if new_cpl < cpl {
+            self.push_on_inner_stack(new_cpl, delivery.ext, wide, &frame)?;
+        } else {
+            self.push_all_or_none(wide, &frame)?;
+        }
+        self.enter_handler(&gate, segment, new_cpl);
         Ok(())
     }
 

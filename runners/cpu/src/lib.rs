@@ -47,6 +47,7 @@ mod flag_ops;
 pub mod flags;
 pub mod fpu;
 mod fpu_ops;
+mod gate;
 mod host;
 mod intercept;
 mod interrupt;

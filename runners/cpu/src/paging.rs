@@ -1,5 +1,8 @@
-//! The page walk of 4-level and 5-level paging (SDM volume 3, 5.5; APM volume 2, 5.3), the guest's and, for whoever
-//! builds one, that of nested paging.
+//! The page walk (SDM volume 3, 5.3 to 5.5; APM volume 2, 5.2 and 5.3): of 32-bit paging, of PAE paging, and with 4 or
+//! 5 levels; the guest's and, for whoever builds one, that of nested paging.
+//!
+//! The four entries at the root of PAE paging are checked when CR3 is loaded and read from memory in each walk, as AMD
+//! does under nested paging, and are no registers.
 
 use crate::bus::{AccessKind, Encryption};
 use crate::config::Config;
@@ -50,8 +53,10 @@ pub enum View {
 pub struct WalkRegisters {
     /// Guest-physical address of the root.
     pub root: u64,
-    /// 4 or 5.
+    /// 2 for 32-bit paging, 3 for PAE paging, 4 or 5.
     pub levels: u32,
+    /// CR4.PSE: 32-bit paging has pages of 4 MiB.
+    pub page_size_extensions: bool,
     /// CR0.WP.
     pub write_protect: bool,
     /// CR4.SMEP.
@@ -72,44 +77,110 @@ impl WalkRegisters {
     /// The registers of a processor.
     #[must_use]
     pub fn of(state: &CpuState, config: &Config) -> WalkRegisters {
+        let levels = match (state.long_mode(), state.cr4 & cr4::PAE != 0, state.cr4 & cr4::LA57 != 0) {
+            (false, false, _) => 2,
+            (false, true, _) => 3,
+            (true, _, five) => 4 + u32::from(five),
+        };
         WalkRegisters {
-            root: state.cr3 & PTE_ADDRESS & !state.encryption.mask(),
-            levels: if state.cr4 & cr4::LA57 != 0 { 5 } else { 4 },
+            root: match levels {
+                2 => state.cr3 & 0xffff_f000,
+                3 => state.cr3 & 0xffff_ffe0,
+                _ => state.cr3 & PTE_ADDRESS & !state.encryption.mask(),
+            },
+            levels,
+            page_size_extensions: state.cr4 & cr4::PSE != 0,
             write_protect: state.cr0 & cr0::WP != 0,
             smep: state.cr4 & cr4::SMEP != 0,
             smap: state.cr4 & cr4::SMAP != 0,
-            no_execute: state.efer & efer::NXE != 0,
+            no_execute: state.efer & efer::NXE != 0 && levels != 2,
             physical_bits: config.physical_bits,
             gigabyte_pages: config.gigabyte_pages,
             encryption: state.encryption,
         }
     }
 
+    /// Bytes that an entry of this level maps.
+    #[must_use]
+    pub fn page_size(&self, level: u32) -> u64 {
+        if self.levels == 2 { 4096 << (10 * (level - 1)) } else { 4096 << (9 * (level - 1)) }
+    }
+
+    /// Where the entry for a linear address is, from the beginning of its table.
+    fn offset(&self, linear: u64, level: u32) -> u64 {
+        match (self.levels, level) {
+            (2, _) => (linear / self.page_size(level) & 0x3ff) * 4,
+            (3, 3) => (linear / self.page_size(level) & 3) * 8,
+            _ => (linear / self.page_size(level) & 0x1ff) * 8,
+        }
+    }
+
+    /// Whether a present entry maps a page.
+    fn is_leaf(&self, entry: u64, level: u32) -> bool {
+        let large = entry & PTE_LARGE != 0;
+        match (self.levels, level) {
+            (_, 1) => true,
+            (2, _) => large && self.page_size_extensions,
+            (_, 2) => large,
+            (4 | 5, 3) => large,
+            _ => false,
+        }
+    }
+
+    /// The address in an entry.
+    fn address(&self, entry: u64, level: u32, leaf: bool) -> u64 {
+        match self.levels {
+            // PSE-36: bits 39 to 32 of the address are bits 20 to 13 of the entry.
+            2 if leaf && level == 2 => entry & 0xffc0_0000 | (entry & 0x1f_e000) << 19,
+            2 => entry & 0xffff_f000,
+            _ => entry & PTE_ADDRESS & !self.encryption.mask(),
+        }
+    }
+
+    /// Whether an access through a leaf entry is private.
+    fn is_private(&self, entry: u64, kind: AccessKind) -> bool {
+        // An entry of 32 bits has no room for the bit.
+        if self.levels == 2 { self.encryption.walks_are_private() } else { self.encryption.is_private(entry, kind) }
+    }
+
     /// Bits that must be zero in a present entry.
     fn reserved(&self, level: u32, large: bool) -> u64 {
+        if self.levels == 2 {
+            return if large { 1 << 21 } else { 0 };
+        }
+        if self.levels == 3 {
+            let beyond = !(u64::MAX >> (64 - self.physical_bits)) & !PTE_NX & !self.encryption.mask();
+            // A root entry has no rights, and no size.
+            let here = if level == 3 { 0x1e6 | PTE_NX } else { 0 };
+            return beyond | here | self.reserved_in_any(level, large);
+        }
+        self.reserved_in_any(level, large)
+    }
+
+    fn reserved_in_any(&self, level: u32, large: bool) -> u64 {
         let mut reserved = PTE_ADDRESS & !(u64::MAX >> (64 - self.physical_bits)) & !self.encryption.mask();
         if !self.no_execute {
             reserved |= PTE_NX;
         }
-        if level >= 4 || level == 3 && !self.gigabyte_pages {
+        if level >= 4 || level == 3 && (!self.gigabyte_pages || self.levels == 3) {
             reserved |= PTE_LARGE;
         }
         if large {
             // Bit 12 is PAT; the address bits below the page size are reserved.
-            reserved |= (page_size(level) - 1) & !0x1fff;
+            reserved |= (self.page_size(level) - 1) & !0x1fff;
             reserved &= !self.encryption.mask();
         }
         reserved
     }
 }
 
-/// How a walk reads and updates paging structures.
+/// How a walk reads and updates paging structures. Entries of 32 bits are dealt with in pairs.
 pub trait Tables {
     /// Why an entry cannot be accessed.
     type Error;
-    /// The entry at a guest-physical address.
+    /// The 8 bytes at a guest-physical address, which is a multiple of 8.
     fn read(&mut self, gpa: u64) -> Result<u64, Self::Error>;
-    /// Replaces the entry at `gpa` if it still is `old`; says whether it was.
+    /// Replaces what is at `gpa` if it still is `old`; says whether it was.
     fn update(&mut self, gpa: u64, old: u64, new: u64) -> Result<bool, Self::Error>;
 }
 
@@ -122,17 +193,25 @@ pub enum Walk {
         gpa: u64,
         /// Private by the leaf entry.
         private: bool,
-        /// Of the leaf entry: 1 for a page of 4 KiB, 2 for 2 MiB, 3 for 1 GiB.
+        /// Of the leaf entry: 1 for a page of 4 KiB, 2 for 2 MiB (4 MiB in 32-bit paging), 3 for 1 GiB.
         level: u32,
     },
     /// #PF with this error code.
     Fault(u32),
 }
 
-/// Bytes that an entry of this level maps.
-#[must_use]
-pub fn page_size(level: u32) -> u64 {
-    4096 << (9 * (level - 1))
+/// Whether the four entries that CR3 leads to can be loaded for PAE paging.
+///
+/// # Errors
+/// What the tables have said.
+pub fn root_is_valid<T: Tables>(tables: &mut T, registers: &WalkRegisters) -> Result<bool, T::Error> {
+    for index in 0..4 {
+        let entry = tables.read(registers.root + index * 8)?;
+        if entry & PTE_PRESENT != 0 && entry & registers.reserved(3, false) != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Walks the page tables for one access. Accessed and dirty bits are set as the processor does, unless
@@ -154,18 +233,23 @@ pub fn walk<T: Tables>(
         let mut rights = PTE_WRITABLE | PTE_USER;
         let mut no_execute = false;
         loop {
-            let at = table + (linear >> (12 + 9 * (level - 1)) & 0x1ff) * 8;
-            let entry = tables.read(at)?;
+            let at = table + registers.offset(linear, level);
+            let (pair, shift) = (tables.read(at & !7)?, (at & 7) * 8);
+            let entry = if registers.levels == 2 { pair >> shift & 0xffff_ffff } else { pair };
             if entry & PTE_PRESENT == 0 {
                 return Ok(Walk::Fault(error_code(registers, kind, view)));
             }
-            let leaf = level == 1 || level <= 3 && entry & PTE_LARGE != 0;
+            let leaf = registers.is_leaf(entry, level);
             if entry & registers.reserved(level, leaf && level > 1) != 0 {
                 return Ok(Walk::Fault(error_code(registers, kind, view) | PF_PRESENT | PF_RESERVED));
             }
-            rights &= entry;
-            no_execute |= entry & PTE_NX != 0;
-            let mut wanted = entry | PTE_ACCESSED;
+            let root_of_pae = registers.levels == 3 && level == 3;
+            let mut wanted = entry;
+            if !root_of_pae {
+                rights &= entry;
+                no_execute |= entry & PTE_NX != 0;
+                wanted |= PTE_ACCESSED;
+            }
             if leaf {
                 if !allowed(registers, rights, no_execute, kind, view) {
                     return Ok(Walk::Fault(error_code(registers, kind, view) | PF_PRESENT));
@@ -175,15 +259,15 @@ pub fn walk<T: Tables>(
                 }
             }
             // Somebody changed the entry under the walk: what was read of it is worth nothing.
-            if update && wanted != entry && !tables.update(at, entry, wanted)? {
+            if update && wanted != entry && !tables.update(at & !7, pair, pair | wanted << shift)? {
                 continue 'restart;
             }
-            let address = entry & PTE_ADDRESS & !registers.encryption.mask();
+            let address = registers.address(entry, level, leaf);
             if leaf {
-                let offset_mask = page_size(level) - 1;
+                let offset_mask = registers.page_size(level) - 1;
                 return Ok(Walk::Page {
                     gpa: (address & !offset_mask | linear & offset_mask) & !0xfff,
-                    private: registers.encryption.is_private(entry, kind),
+                    private: registers.is_private(entry, kind),
                     level,
                 });
             }
@@ -337,6 +421,67 @@ mod tests {
             .prop_map(|(a, b)| a.0 | a.1 | a.2 | a.3 | a.4 | a.5 | a.6 | b.0 | b.1 | b.2 | b.3 | b.4 | b.5)
     }
 
+    /// A walk of `linear` for a user's write, in 32-bit or PAE paging with its root at 0x1000.
+    fn short_walk(levels: u32, entries: &[(u64, u64)], linear: u64) -> (Walk, Sparse) {
+        let registers = WalkRegisters {
+            root: 0x1000,
+            levels,
+            page_size_extensions: true,
+            write_protect: true,
+            smep: false,
+            smap: false,
+            no_execute: levels == 3,
+            gigabyte_pages: true,
+            physical_bits: 46,
+            encryption: Encryption::None,
+        };
+        let mut tables = Sparse(entries.iter().copied().collect());
+        let walk = walk(&mut tables, &registers, linear, AccessKind::Write, View::User, true);
+        (walk.expect("infallible"), tables)
+    }
+
+    fn page(gpa: u64, level: u32) -> Walk {
+        Walk::Page { gpa, private: false, level }
+    }
+
+    #[test]
+    fn paging_of_32_bits() {
+        // Entries 1 and 0x3ff of the directory, then 2 of the table: the odd one of a pair, and the even one.
+        let tables = [(0x1000, 0x2007 << 32), (0x2008, 0x0dea_d007)];
+        let (walked, after) = short_walk(2, &tables, 0x40_2345);
+        assert_eq!(walked, page(0x0dea_d000, 1));
+        assert_eq!(after.0, [(0x1000, 0x2027 << 32), (0x2008, 0x0dea_d067)].into(), "A, and D in the leaf");
+        // A page of 4 MiB above 4 GiB.
+        let (walked, _) = short_walk(2, &[(0x1ff8, (0xffc0_0087 | 0x5a << 13) << 32)], 0xffff_f123);
+        assert_eq!(walked, page(0x5a_ffff_f000, 2));
+        let (walked, _) = short_walk(2, &[(0x1ff8, (0xffe0_0087) << 32)], 0xffff_f123);
+        assert_eq!(walked, Walk::Fault(PF_PRESENT | PF_RESERVED | PF_WRITE | PF_USER));
+        assert_eq!(short_walk(2, &[], 0).0, Walk::Fault(PF_WRITE | PF_USER));
+        assert_eq!(short_walk(2, &[(0x1000, 0x2003), (0x2000, 7)], 0).0, Walk::Fault(PF_PRESENT | PF_WRITE | PF_USER));
+    }
+
+    #[test]
+    fn paging_with_pae() {
+        let root = (0x1018, 0x2001);
+        let (walked, after) = short_walk(3, &[root, (0x2ff8, 0x3007), (0x3008, 0xa_bcde_f007)], 0xffe0_1234);
+        assert_eq!(walked, page(0xa_bcde_f000, 1));
+        assert_eq!(after.0, [root, (0x2ff8, 0x3027), (0x3008, 0xa_bcde_f067)].into(), "nothing is set in the root");
+        let (walked, _) = short_walk(3, &[root, (0x2ff8, 0x4000_0087)], 0xffff_f000);
+        assert_eq!(walked, page(0x401f_f000, 2));
+        for (bits, entry) in [(0x1e6, 3), (PTE_NX, 3), (1 << 52, 3), (1 << 46, 3), (1 << 52, 2), (1 << 62, 2)] {
+            for bit in (0..64).map(|bit| 1 << bit).filter(|bit| bits & bit != 0) {
+                let of = |level, value| if level == entry { value | bit } else { value };
+                let tables = [(0x1018, of(3, 0x2001)), (0x2ff8, of(2, 0x4000_0087))];
+                let walked = short_walk(3, &tables, 0xffff_f000).0;
+                assert_eq!(
+                    walked,
+                    Walk::Fault(PF_PRESENT | PF_RESERVED | PF_WRITE | PF_USER),
+                    "{bit:#x} of level {entry}"
+                );
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn agrees_with_the_naive_walk(
@@ -351,6 +496,7 @@ mod tests {
             let registers = WalkRegisters {
                 root: 0x1000,
                 levels: if five { 5 } else { 4 },
+                page_size_extensions: false,
                 write_protect: switches[0],
                 smep: switches[1],
                 smap: switches[2],

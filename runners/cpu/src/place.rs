@@ -8,8 +8,8 @@ use crate::exception::Exception;
 use crate::exit::CpuExit;
 use crate::host::Cell;
 use crate::memory::is_canonical;
-use crate::paging::{self, Tables, View, Walk, WalkRegisters, page_size};
-use crate::state::cr0;
+use crate::paging::{self, Tables, View, Walk, WalkRegisters};
+use crate::state::{cr0, cr4};
 
 /// Where bytes of one page are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,19 +99,32 @@ impl Core<'_> {
         if self.s.cr0 & cr0::PG == 0 {
             return Ok((linear & 0xffff_f000, self.s.encryption.walks_are_private(), 4096));
         }
-        if !is_canonical(linear, self.s.cr4) {
+        if self.s.long_mode() && !is_canonical(linear, self.s.cr4) {
             self.why = Why::NonCanonical;
             return Err(Abort);
         }
-        if !self.s.long_mode() {
-            // Legacy paging does not exist here, and so no instruction can be fetched to be shown.
-            return self.exit(CpuExit::UnknownInstruction { rip: self.s.rip, bytes: [0; 15], len: 0 });
-        }
+        let linear = self.linear_width(linear);
         let registers = WalkRegisters::of(self.s, &self.config);
         match paging::walk(&mut Walker { core: self, linear }, &registers, linear, kind, view, true)? {
-            Walk::Page { gpa, private, level } => Ok((gpa, private, page_size(level))),
+            Walk::Page { gpa, private, level } => Ok((gpa, private, registers.page_size(level))),
             Walk::Fault(code) => self.raise(Exception::pf(linear, code)),
         }
+    }
+
+    /// A linear address as wide as the mode has them.
+    fn linear_width(&self, linear: u64) -> u64 {
+        if self.s.long_mode() { linear } else { linear & 0xffff_ffff }
+    }
+
+    /// Raises #GP unless the root of PAE paging, if this state has it, can be loaded.
+    pub(crate) fn load_root(&mut self) -> Result<(), Abort> {
+        if self.s.cr0 & cr0::PG == 0 || self.s.cr4 & cr4::PAE == 0 || self.s.long_mode() {
+            return Ok(());
+        }
+        let registers = WalkRegisters::of(self.s, &self.config);
+        let linear = registers.root;
+        let valid = paging::root_is_valid(&mut Walker { core: self, linear }, &registers)?;
+        if valid { Ok(()) } else { self.raise(Exception::gp(0)) }
     }
 
     /// The guest-physical address of a linear one for a supervisor read, leaving no trace.
@@ -120,9 +133,10 @@ impl Core<'_> {
             return Some(linear & 0xffff_ffff);
         }
         let registers = WalkRegisters { smap: false, ..WalkRegisters::of(self.s, &self.config) };
-        if !is_canonical(linear, self.s.cr4) {
+        if self.s.long_mode() && !is_canonical(linear, self.s.cr4) {
             return None;
         }
+        let linear = self.linear_width(linear);
         match paging::walk(
             &mut Walker { core: self, linear },
             &registers,

@@ -88,15 +88,16 @@ impl Machine {
     pub fn new(description: &Description) -> Result<Machine, SimError> {
         description.check()?;
         let config = description.profile.config();
+        let mut ram = Ram::new(description.memory_mib << 20)?;
         let mut processors: Vec<Processor> = (0..description.cpus)
-            .map(|_| Processor { cpu: Cpu::new(config), activity: Activity::WaitForStartUp })
+            .map(|_| Cpu::sharing(config, Arc::clone(ram.code())))
+            .map(|cpu| Processor { cpu, activity: Activity::WaitForStartUp })
             .collect();
         for processor in &mut processors[1..] {
             // Not the bootstrap processor.
             processor.cpu.state.apic_base &= !(1 << 8);
         }
         processors[0].activity = Activity::Running;
-        let mut ram = Ram::new(description.memory_mib << 20)?;
         let images = Images {
             kernel: &description.kernel,
             initramfs: &description.initramfs,

@@ -6,9 +6,10 @@
 
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use privet_cpu::{HostPage, PAGE_SIZE};
+use privet_cpu::{CodePages, HostPage, PAGE_SIZE};
 
 use crate::error::SimError;
 
@@ -26,6 +27,8 @@ pub(crate) struct Ram {
     bytes: u64,
     /// One bit for each page that was ever handed out: the others are zero.
     touched: Vec<u64>,
+    /// What the processors have decoded: writes are told there.
+    code: Arc<CodePages>,
 }
 
 impl Ram {
@@ -45,7 +48,12 @@ impl Ram {
             source: errno.into(),
         })?;
         let pages = bytes.div_ceil(PAGE_SIZE);
-        Ok(Ram { start: start.cast(), bytes, touched: vec![0; pages.div_ceil(64) as usize] })
+        Ok(Ram { start: start.cast(), bytes, touched: vec![0; pages.div_ceil(64) as usize], code: Arc::default() })
+    }
+
+    /// The code that processors find here.
+    pub(crate) fn code(&self) -> &Arc<CodePages> {
+        &self.code
     }
 
     /// The ranges of system-physical addresses that are memory, the VGA's window included.
@@ -104,6 +112,7 @@ impl Ram {
                 unsafe {
                     std::ptr::copy_nonoverlapping(bytes[done..].as_ptr(), target.start().add(offset), length);
                 }
+                self.code.wrote(target.start().wrapping_add(offset), length);
             }
             done += length;
         }

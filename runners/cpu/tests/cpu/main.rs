@@ -13,3 +13,4 @@ mod machine;
 mod modes;
 mod native;
 mod programs;
+mod protected;

@@ -65,6 +65,7 @@ impl NestedTables {
         let registers = WalkRegisters {
             root: self.root & paging::PTE_ADDRESS,
             levels: if self.five_levels { 5 } else { 4 },
+            page_size_extensions: false,
             write_protect: true,
             smep: false,
             smap: false,
