@@ -1,10 +1,10 @@
-//! ADD and its like, comparisons, and the atomic exchanges.
+//! ADD and its like, comparisons, the atomic exchanges, and ADX.
 
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::core::{Abort, Core};
 use crate::exception::Exception;
-use crate::flags::{ARITHMETIC, CF, ZF};
+use crate::flags::{ARITHMETIC, CF, OF, ZF};
 use crate::op::{Handler, Op, Operand, by_size, operand_size};
 use crate::state::gpr::{RAX, RBX, RCX, RDX};
 use crate::word::{Word, add_flags, result_flags, sub_flags};
@@ -27,6 +27,8 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
         Mnemonic::Not => by_size!(size, not),
         Mnemonic::Xadd => by_size!(size, xadd),
         Mnemonic::Cmpxchg => by_size!(size, cmpxchg),
+        Mnemonic::Adcx => by_size!(size, add_with, CarryFlag),
+        Mnemonic::Adox => by_size!(size, add_with, OverflowFlag),
         Mnemonic::Cmpxchg8b => Some(cmpxchg8b),
         Mnemonic::Cmpxchg16b => Some(cmpxchg16b),
         _ => None,
@@ -107,6 +109,28 @@ fn neg<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 
 fn not<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.change::<T>(op, op.a, |old| !old & T::MASK)?;
+    Ok(())
+}
+
+/// The flag that an addition of ADX carries by; it touches no other.
+trait Carry {
+    const FLAG: u64;
+}
+
+struct CarryFlag;
+impl Carry for CarryFlag {
+    const FLAG: u64 = CF;
+}
+struct OverflowFlag;
+impl Carry for OverflowFlag {
+    const FLAG: u64 = OF;
+}
+
+fn add_with<T: Word, C: Carry>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let (a, b) = (core.get::<T>(op, op.a)?, core.get::<T>(op, op.b)?);
+    let sum = u128::from(a) + u128::from(b) + u128::from(core.flag(C::FLAG));
+    core.set_register::<T>(op.a, sum as u64);
+    core.set_flags(C::FLAG, if sum >> T::BITS != 0 { C::FLAG } else { 0 });
     Ok(())
 }
 

@@ -5,15 +5,16 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 use crate::core::{Abort, Core};
 use crate::exception::Exception;
 use crate::exit::{CpuExit, MAX_INSTRUCTION_BYTES};
+use crate::native::{self, Form};
 use crate::op::{FLAT, Handler, Mem, Op, Operand, Rep};
 use crate::segment::Seg;
 use crate::{
-    arithmetic, bits, branch, control, convert, far, flag_ops, fpu_ops, moves, multiply, port, shift, sse, string,
+    arithmetic, avx, bits, branch, control, convert, far, flag_ops, fpu_ops, moves, multiply, port, shift, sse, string,
     syscall, system, tables, xsave_ops,
 };
 
 /// The families of instructions: each knows the handlers of its own.
-const FAMILIES: [fn(&Instruction) -> Option<Handler>; 18] = [
+const FAMILIES: [fn(&Instruction) -> Option<Handler>; 19] = [
     arithmetic::select,
     moves::select,
     branch::select,
@@ -30,13 +31,17 @@ const FAMILIES: [fn(&Instruction) -> Option<Handler>; 18] = [
     tables::select,
     system::select,
     sse::select,
+    avx::select,
     fpu_ops::select,
     xsave_ops::select,
 ];
 
 /// The op of a decoded instruction.
 pub(crate) fn op(instruction: &Instruction, bits: u8) -> Op {
-    let run = handler(instruction).unwrap_or(unknown);
+    let (run, form) = match handler(instruction) {
+        Some(run) => (run, None),
+        None => Form::of(instruction).map_or((unknown as Handler, None), |form| (native::handler(form), Some(form))),
+    };
     let operand = |index: u32| if index < instruction.op_count() { operand(instruction, index) } else { Operand::None };
     Op {
         run,
@@ -46,6 +51,8 @@ pub(crate) fn op(instruction: &Instruction, bits: u8) -> Op {
         a: operand(0),
         b: operand(1),
         c: operand(2),
+        d: operand(3),
+        form,
         lock: instruction.has_lock_prefix() || instruction.mnemonic() == iced_x86::Mnemonic::Xchg,
         rep: if instruction.has_repne_prefix() {
             Rep::NotEqual
@@ -80,6 +87,12 @@ impl Core<'_> {
     /// Leaves `run` because the instruction at RIP, of `len` bytes, does something that is not
     /// implemented.
     pub(crate) fn give_up<T>(&mut self, len: usize) -> Result<T, Abort> {
+        let (bytes, len) = self.instruction_bytes(len);
+        self.exit(CpuExit::UnknownInstruction { rip: self.s.rip, bytes, len: len as u8 })
+    }
+
+    /// The bytes of the instruction at RIP, which is `len` bytes long, and how many could be fetched.
+    pub(crate) fn instruction_bytes(&mut self, len: usize) -> ([u8; MAX_INSTRUCTION_BYTES], usize) {
         let mut bytes = [0; MAX_INSTRUCTION_BYTES];
         let wanted = &mut bytes[..len.min(MAX_INSTRUCTION_BYTES)];
         let linear = self.s.linear_rip();
@@ -87,7 +100,7 @@ impl Core<'_> {
         if fetched < wanted.len() {
             fetched += self.fetch_code(linear.wrapping_add(fetched as u64), &mut wanted[fetched..]).unwrap_or(0);
         }
-        self.exit(CpuExit::UnknownInstruction { rip: self.s.rip, bytes, len: fetched as u8 })
+        (bytes, fetched)
     }
 }
 
@@ -164,7 +177,7 @@ fn memory(instruction: &Instruction, bits: u8) -> Mem {
     let index = instruction.memory_index();
     let segment = instruction.memory_segment();
     let relative_to_ip = instruction.is_ip_rel_memory_operand();
-    let has = |register: Register| register != Register::None && !relative_to_ip;
+    let has = |register: Register| register.is_gpr() && !relative_to_ip;
     let seg = if segment == Register::None { Seg::Ds as u8 } else { segment.number() as u8 };
     Mem {
         disp: if relative_to_ip { instruction.ip_rel_memory_address() } else { instruction.memory_displacement64() },
@@ -172,7 +185,8 @@ fn memory(instruction: &Instruction, bits: u8) -> Mem {
         index_mask: if has(index) { register_mask(index) } else { 0 },
         address_mask: address_mask(instruction, bits),
         base: if has(base) { gpr_index(base) } else { 0 },
-        index: if has(index) { gpr_index(index) } else { 0 },
+        // Of a vector register too, whose elements are added by the instruction.
+        index: if index == Register::None { 0 } else { index.number() as u8 & 15 },
         scale: instruction.memory_index_scale().trailing_zeros() as u8,
         seg: if bits == 64 && seg < Seg::Fs as u8 { FLAT } else { seg },
         stack: seg == Seg::Ss as u8,

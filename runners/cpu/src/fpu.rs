@@ -19,12 +19,81 @@ pub const MXCSR_MASK: u32 = 0xffff;
 /// MXCSR after reset: all exceptions masked.
 pub const MXCSR_RESET: u32 = 0x1f80;
 
+/// Bits of the x87 status word.
+#[expect(missing_docs, reason = "the names of the bits say it")]
+pub mod status {
+    pub const IE: u16 = 1 << 0;
+    pub const DE: u16 = 1 << 1;
+    pub const ZE: u16 = 1 << 2;
+    pub const OE: u16 = 1 << 3;
+    pub const UE: u16 = 1 << 4;
+    pub const PE: u16 = 1 << 5;
+    /// The exceptions, which the control word masks at the same places.
+    pub const EXCEPTIONS: u16 = IE | DE | ZE | OE | UE | PE;
+    /// An exception that is not masked is pending: the summary bit and its copy, B.
+    pub const PENDING: u16 = 1 << 7 | 1 << 15;
+}
+
 /// Offset of the XSAVE header, behind the 512 bytes of FXSAVE.
 pub const XSAVE_HEADER: usize = 512;
-/// Offset of the AVX component in the standard format (CPUID 0xD.2 EBX).
+/// Offset of the AVX component in the standard format (CPUID 0xD.2 EBX): right behind the header.
 pub const XSAVE_AVX: usize = 576;
 /// Offset of PKRU in the standard format. AMD's and Intel's differ; this is Intel's (CPUID 0xD.9 EBX).
 pub const XSAVE_PKRU: usize = 2688;
+/// XCOMP_BV bit of the compacted format.
+pub const COMPACTED: u64 = 1 << 63;
+
+/// A component behind the header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Component {
+    /// Its bit in XCR0.
+    pub bit: u64,
+    /// Where it is in the standard format (CPUID 0xD.n EBX).
+    pub offset: usize,
+    /// Its size in bytes (CPUID 0xD.n EAX); it is not aligned in the compacted format (ECX bit 1).
+    pub size: usize,
+}
+
+/// The components behind the header, in order.
+pub const EXTENDED: [Component; 2] = [
+    Component { bit: XCR0_AVX, offset: XSAVE_AVX, size: 256 },
+    Component { bit: XCR0_PKRU, offset: XSAVE_PKRU, size: 8 },
+];
+
+/// Where the components of an image are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Each at its fixed place.
+    Standard,
+    /// One after the other, of these components.
+    Compacted(u64),
+}
+
+impl Layout {
+    /// Where an extended component starts.
+    #[must_use]
+    pub fn offset(self, component: &Component) -> usize {
+        match self {
+            Layout::Standard => component.offset,
+            Layout::Compacted(components) => compacted_size(components & (component.bit - 1)),
+        }
+    }
+}
+
+/// Size of an image with these components in the standard format (CPUID 0xD.0 EBX and ECX).
+#[must_use]
+pub fn standard_size(components: u64) -> usize {
+    let has = |component: &&Component| components & component.bit != 0;
+    EXTENDED.iter().filter(has).map(|component| component.offset + component.size).max().unwrap_or(XSAVE_AVX)
+}
+
+/// Size of an image with these components in the compacted format (CPUID 0xD.1 EBX).
+#[must_use]
+pub fn compacted_size(components: u64) -> usize {
+    let has = |component: &&Component| components & component.bit != 0;
+    XSAVE_AVX + EXTENDED.iter().filter(has).map(|component| component.size).sum::<usize>()
+}
+
 /// Size of the image, with room as KVM_GET_XSAVE has it.
 pub const XSAVE_SIZE: usize = 4096;
 
@@ -97,6 +166,12 @@ impl FpuState {
             slot.copy_from_slice(&xmm.to_le_bytes());
         }
         image
+    }
+
+    /// Whether an x87 exception that is not masked waits for the next x87 instruction to report it.
+    #[must_use]
+    pub fn exception_pending(&self) -> bool {
+        self.fsw & !self.fcw & status::EXCEPTIONS != 0
     }
 
     /// Loads x87 state from an FXSAVE image.

@@ -1,11 +1,12 @@
-//! The x87 instructions that control and save its state. Arithmetic on the x87 stack is not
-//! implemented: nothing built for x86-64 uses it, except for `long double`.
+//! The x87 instructions that control and save its state; what works on its stack is [`crate::native`]'s.
+//!
+//! Exceptions are #MF whatever CR0.NE says: there is no FERR# pin and no 8259 input 13 behind it.
 
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::core::{Abort, Core};
 use crate::exception::{Exception, vector};
-use crate::fpu::FpuState;
+use crate::fpu::{FpuState, status};
 use crate::op::{Handler, Op, Operand};
 use crate::state::cr0;
 use crate::state::gpr::RAX;
@@ -17,14 +18,11 @@ const FXSAVE_BYTES_LEGACY: usize = 288;
 
 pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
     Some(match instruction.mnemonic() {
-        Mnemonic::Fninit => fninit,
-        Mnemonic::Finit => finit,
         Mnemonic::Fnclex => fnclex,
         Mnemonic::Wait => wait,
         Mnemonic::Fnstcw => |core, op| store_word(core, op, |fpu| fpu.fcw),
         Mnemonic::Fnstsw => |core, op| store_word(core, op, |fpu| fpu.fsw),
         Mnemonic::Fldcw => fldcw,
-        Mnemonic::Emms => emms,
         Mnemonic::Fxsave => |core, op| fxsave(core, op, 0xffff_ffff),
         Mnemonic::Fxsave64 => |core, op| fxsave(core, op, u64::MAX),
         Mnemonic::Fxrstor => |core, op| fxrstor(core, op, 0xffff_ffff),
@@ -35,26 +33,14 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
 
 impl Core<'_> {
     /// #NM while x87 is emulated or lazily switched.
-    fn require_x87(&mut self) -> Result<(), Abort> {
+    pub(crate) fn require_x87(&mut self) -> Result<(), Abort> {
         if self.s.cr0 & (cr0::EM | cr0::TS) != 0 { self.raise(Exception::plain(vector::NM)) } else { Ok(()) }
     }
 
     /// Delivers a pending unmasked x87 exception as #MF.
-    fn check_x87_exceptions(&mut self) -> Result<(), Abort> {
-        if self.s.fpu.fsw & 0x80 != 0 { self.raise(Exception::plain(vector::MF)) } else { Ok(()) }
+    pub(crate) fn check_x87_exceptions(&mut self) -> Result<(), Abort> {
+        if self.s.fpu.exception_pending() { self.raise(Exception::plain(vector::MF)) } else { Ok(()) }
     }
-}
-
-fn fninit(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
-    core.require_x87()?;
-    let fpu = &mut core.s.fpu;
-    (fpu.fcw, fpu.fsw, fpu.ftw, fpu.fop, fpu.fip, fpu.fdp) = (0x37f, 0, 0, 0, 0, 0);
-    Ok(())
-}
-
-fn finit(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
-    core.check_x87_exceptions()?;
-    fninit(core, op)
 }
 
 fn fnclex(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
@@ -86,18 +72,7 @@ fn fldcw(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let fpu_control = core.get::<u16>(op, op.a)? as u16;
     let fpu = &mut core.s.fpu;
     fpu.fcw = fpu_control & 0x1f7f | 0x40;
-    let unmasked = fpu.fsw & !fpu.fcw & 0x3f != 0;
-    fpu.fsw = fpu.fsw & !0x8080 | if unmasked { 0x8080 } else { 0 };
-    Ok(())
-}
-
-fn emms(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
-    if core.s.cr0 & cr0::EM != 0 {
-        return core.raise(Exception::ud());
-    }
-    core.require_x87()?;
-    core.check_x87_exceptions()?;
-    core.s.fpu.ftw = 0;
+    fpu.fsw = fpu.fsw & !status::PENDING | if fpu.exception_pending() { status::PENDING } else { 0 };
     Ok(())
 }
 

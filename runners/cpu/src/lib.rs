@@ -5,11 +5,15 @@
 //! [`CpuExit`] what a hypervisor would be told by hardware. The crate knows nothing of KVM's ioctls.
 //!
 //! An instruction that is not implemented ends in [`CpuExit::UnknownInstruction`], never in a wrong
-//! result. Implemented are the general-purpose instructions of x86-64, SSE to SSE4.2 (but for string
-//! comparisons and dot products), BMI, CMPXCHG16B, the XSAVE family in the standard format, and the
-//! system instructions that a small kernel needs; in long mode with 4-level or 5-level paging, in
-//! protected mode without paging, and in real mode. The host must have x86-64-v2 itself: SSE arithmetic
-//! is done by the host's instruction of the same name.
+//! result. Implemented are the general-purpose instructions of x86-64, x87, MMX, SSE to SSE4.2, BMI, ADX,
+//! CMPXCHG16B, the XSAVE family, and the system instructions that a small kernel needs; and of AVX, AVX2,
+//! FMA, F16C, AES, PCLMULQDQ and SHA what the host has ([`Extensions`]). In long mode with 4-level or
+//! 5-level paging, in protected mode without paging, and in real mode. The host must have x86-64-v2
+//! itself: arithmetic on vectors and on the x87 stack is done by the host's instruction of the same name.
+//!
+//! Not implemented, so that CPUID must not offer them: RDRAND and RDSEED (there is no source that would
+//! be the same in every run), AVX-512, AMX, XOP, SSE4A, GFNI, MONITORX, WAITPKG, TSX, MPX, CET, key
+//! locker. MASKMOVQ is not implemented either.
 //!
 //! ```text
 //! Cpu::run ── execute ── block ── decode          one basic block after the other
@@ -25,6 +29,7 @@
 //! may leave it by a jump: it would stay marked as running, and flushes would wait for it for ever.
 
 mod arithmetic;
+mod avx;
 mod bits;
 mod block;
 mod branch;
@@ -56,6 +61,7 @@ mod memory;
 mod moves;
 mod msr;
 mod multiply;
+mod native;
 mod op;
 pub mod paging;
 mod place;
@@ -82,6 +88,7 @@ pub use cpu::Cpu;
 pub use exception::{Exception, vector};
 pub use exit::{CpuExit, Datum, MAX_INSTRUCTION_BYTES};
 pub use kick::{Flush, Kick};
+pub use native::Extensions;
 pub use segment::{Seg, Segment};
 pub use state::{CpuState, World};
 

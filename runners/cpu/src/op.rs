@@ -1,6 +1,7 @@
 //! A decoded instruction, ready to execute.
 
 use crate::core::{Abort, Core};
+use crate::native::Form;
 
 /// What executes an [`Op`]. On success the caller moves RIP to [`Core::next_rip`]; on failure nothing
 /// of the instruction has happened, or it may happen again.
@@ -36,7 +37,7 @@ pub(crate) struct Mem {
     pub(crate) disp: u64,
     /// All ones, or zero if there is no base.
     pub(crate) base_mask: u64,
-    /// All ones, or zero if there is no index.
+    /// All ones, or zero if there is no index, or if it is a vector register (VSIB).
     pub(crate) index_mask: u64,
     /// Address size as a mask.
     pub(crate) address_mask: u64,
@@ -72,6 +73,9 @@ pub(crate) struct Op {
     pub(crate) a: Operand,
     pub(crate) b: Operand,
     pub(crate) c: Operand,
+    pub(crate) d: Operand,
+    /// For instructions that the host executes.
+    pub(crate) form: Option<&'static Form>,
     pub(crate) lock: bool,
     pub(crate) rep: Rep,
     /// Bytes.

@@ -99,7 +99,7 @@ fn tag(context: u64, linear: u64) -> u64 {
 }
 
 #[inline(always)]
-fn within_page(linear: u64, size: usize) -> bool {
+pub(crate) fn within_page(linear: u64, size: usize) -> bool {
     (linear & 0xfff) as usize <= 4096 - size
 }
 

@@ -1,4 +1,4 @@
-//! SSE to SSE4.2 on XMM registers. MMX registers and VEX encodings are not implemented.
+//! SSE to SSE4.2 on XMM registers, but for what [`crate::native`] does with the host's help.
 
 mod compare;
 mod convert;
@@ -6,12 +6,16 @@ mod moves;
 mod native;
 mod shuffle;
 
+pub(crate) use moves::{ldmxcsr, stmxcsr};
+pub(crate) use native::quiet;
+
 use iced_x86::{EncodingKind, Instruction};
 
 use crate::core::{Abort, Core};
 use crate::exception::{Exception, vector};
 use crate::op::{Handler, Op, Operand};
 use crate::state::{cr0, cr4};
+use crate::tlb::within_page;
 
 pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
     let mmx = (0..instruction.op_count()).any(|operand| instruction.op_register(operand).is_mm());
@@ -59,9 +63,49 @@ impl Core<'_> {
         }
     }
 
+    /// Reads a value of any size, those of vectors quickly.
+    pub(crate) fn read_vector(&mut self, linear: u64, into: &mut [u8]) -> Result<(), Abort> {
+        match into.len() {
+            4 => into.copy_from_slice(&self.read::<u32>(linear)?.to_le_bytes()[..4]),
+            8 => into.copy_from_slice(&self.read::<u64>(linear)?.to_le_bytes()),
+            16 => into.copy_from_slice(&self.read_wide(linear)?.to_le_bytes()),
+            32 => {
+                into[..16].copy_from_slice(&self.read_wide(linear)?.to_le_bytes());
+                into[16..].copy_from_slice(&self.read_wide(linear.wrapping_add(16))?.to_le_bytes());
+            }
+            _ => self.read_bytes(linear, into)?,
+        }
+        Ok(())
+    }
+
+    /// Writes a value of any size, those of vectors quickly: all of it, or nothing if the write faults.
+    pub(crate) fn write_vector(&mut self, linear: u64, from: &[u8]) -> Result<(), Abort> {
+        match *from {
+            [a, b, c, d] => self.write::<u32>(linear, u64::from(u32::from_le_bytes([a, b, c, d]))),
+            [a, b, c, d, e, f, g, h] => self.write::<u64>(linear, u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+            _ => match from.as_chunks::<16>() {
+                ([only], []) => self.write_wide(linear, u128::from_le_bytes(*only)),
+                ([low, high], []) => self.write_ymm(linear, [u128::from_le_bytes(*low), u128::from_le_bytes(*high)]),
+                _ => self.write_bytes(linear, from),
+            },
+        }
+    }
+
+    /// Writes 32 bytes: all of them, or nothing if the write faults.
+    pub(crate) fn write_ymm(&mut self, linear: u64, [low, high]: [u128; 2]) -> Result<(), Abort> {
+        if within_page(linear, 32) {
+            self.write_wide(linear, low)?;
+            return self.write_wide(linear.wrapping_add(16), high);
+        }
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&low.to_le_bytes());
+        bytes[16..].copy_from_slice(&high.to_le_bytes());
+        self.write_bytes(linear, &bytes)
+    }
+
     /// #GP(0) unless an address is a multiple of 16.
     #[inline(always)]
-    fn require_alignment(&mut self, linear: u64) -> Result<(), Abort> {
+    pub(crate) fn require_alignment(&mut self, linear: u64) -> Result<(), Abort> {
         if linear & 15 == 0 { Ok(()) } else { self.raise(Exception::gp(0)) }
     }
 
@@ -73,7 +117,7 @@ impl Core<'_> {
     }
 
     /// Accumulates floating-point exception flags; an unmasked one is #XM, and the result is not stored.
-    fn float_flags(&mut self, raised: u32) -> Result<(), Abort> {
+    pub(crate) fn float_flags(&mut self, raised: u32) -> Result<(), Abort> {
         self.s.fpu.mxcsr |= raised & 0x3f;
         if raised & 0x3f & !(self.s.fpu.mxcsr >> 7) == 0 {
             return Ok(());

@@ -35,6 +35,10 @@ pub(super) fn select(instruction: &Instruction) -> Option<Handler> {
         M::Movmskps => |core, op| mask(core, op, 32),
         M::Movmskpd => |core, op| mask(core, op, 64),
         M::Pmovmskb => |core, op| mask(core, op, 8),
+        M::Maskmovdqu => |core, op| {
+            core.require_sse()?;
+            crate::avx::store_bytes(core, op)
+        },
         M::Ldmxcsr => ldmxcsr,
         M::Stmxcsr => stmxcsr,
         _ => return None,
@@ -147,7 +151,7 @@ fn mask(core: &mut Core<'_>, op: &Op, bits: usize) -> Result<(), Abort> {
     Ok(())
 }
 
-fn ldmxcsr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+pub(crate) fn ldmxcsr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_sse()?;
     let value = core.get::<u32>(op, op.a)? as u32;
     if value & !MXCSR_MASK != 0 {
@@ -157,7 +161,7 @@ fn ldmxcsr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     Ok(())
 }
 
-fn stmxcsr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+pub(crate) fn stmxcsr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_sse()?;
     let value = u64::from(core.s.fpu.mxcsr);
     core.set::<u32>(op, op.a, value)

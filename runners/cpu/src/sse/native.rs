@@ -42,7 +42,7 @@ fn float<F: Float, const BYTES: usize>(core: &mut Core<'_>, op: &Op) -> Result<(
 }
 
 /// The guest's MXCSR with all exceptions masked and none raised: the host must not trap.
-pub(super) fn quiet(mxcsr: u32) -> u32 {
+pub(crate) fn quiet(mxcsr: u32) -> u32 {
     mxcsr & !0x3f | 0x1f80
 }
 

@@ -1,6 +1,8 @@
 //! Every instruction form against the processor underneath: same registers, defined flags and memory.
 
 use iced_x86::{Code, Encoder, Instruction, OpAccess};
+use privet_cpu::fpu::{self, FpuState};
+use privet_cpu::state::cr4;
 use privet_cpu::{
     Access, Bus, Config, Cpu, CpuExit, CpuState, CpuidResult, Exception, HostPage, Intercept, Intercepted, Resolve,
 };
@@ -81,16 +83,16 @@ impl Comparison {
         long_mode(&mut cpu, &self.tables, 3);
         cpu.state.gpr = registers.gpr;
         cpu.state.rflags = registers.rflags;
-        cpu.state.fpu.xmm = registers.xmm;
-        cpu.state.fpu.mxcsr = registers.mxcsr as u32;
+        cpu.state.fpu = registers.fpu.clone();
+        cpu.state.cr4 |= cr4::OSXSAVE;
+        cpu.state.xcr0 = fpu::XCR0_X87 | fpu::XCR0_SSE | fpu::XCR0_AVX;
         cpu.state.rip = CODE;
         self.native.write(CODE, &[code, &END].concat());
         match cpu.run(&mut DirectBus { tables: &self.tables }) {
             CpuExit::Bus => Interpreted::Completed(Box::new(Registers {
-                xmm: cpu.state.fpu.xmm,
+                fpu: cpu.state.fpu,
                 gpr: cpu.state.gpr,
                 rflags: cpu.state.rflags,
-                mxcsr: u64::from(cpu.state.fpu.mxcsr),
             })),
             CpuExit::Shutdown => Interpreted::Raised,
             other => Interpreted::Other(other),
@@ -140,15 +142,10 @@ impl Comparison {
             format!("register {index}: was {was:#x}, interpreted {interpreted:#x}, native {native:#x}")
         });
         prop_assert_eq!(first, None, "after {}", &what);
-        for index in 0..16 {
-            prop_assert_eq!(
-                format!("{:032x}", interpreted.xmm[index]),
-                format!("{:032x}", native.xmm[index]),
-                "xmm{} after {}, was {:032x}",
-                index,
-                &what,
-                registers.xmm[index]
-            );
+        let [was, interpreted_fpu, native_fpu] = [&registers, &interpreted, &native].map(|state| vectors(&state.fpu));
+        for (index, (name, interpreted)) in interpreted_fpu.iter().enumerate() {
+            let native = &native_fpu[index].1;
+            prop_assert_eq!(interpreted, native, "{} after {}, was {}", name, &what, was[index].1);
         }
         let compared = COMPARED_FLAGS & !undefined;
         prop_assert_eq!(
@@ -157,11 +154,22 @@ impl Comparison {
             "flags after {}",
             &what
         );
-        prop_assert_eq!(interpreted.mxcsr, native.mxcsr, "MXCSR after {}", &what);
         let differs = interpreted_memory.iter().zip(&native_memory).position(|(a, b)| a != b);
         prop_assert_eq!(differs, None, "first byte of memory that differs after {}", &what);
         Ok(true)
     }
+}
+
+/// The registers of x87, SSE and AVX by name, but for the pointers to the last x87 instruction: when
+/// these are stored differs from processor to processor.
+fn vectors(fpu: &FpuState) -> Vec<(String, String)> {
+    let control =
+        [("MXCSR", fpu.mxcsr), ("FCW", u32::from(fpu.fcw)), ("FSW", u32::from(fpu.fsw)), ("FTW", u32::from(fpu.ftw))];
+    let control = control.map(|(name, value)| (name.to_string(), format!("{value:x}")));
+    let st = fpu.st.iter().enumerate().map(|(index, value)| (format!("ST({index})"), format!("{value:020x}")));
+    let ymm = fpu.xmm.iter().zip(&fpu.ymm_high).enumerate();
+    let ymm = ymm.map(|(index, (low, high))| (format!("YMM{index}"), format!("{high:032x} {low:032x}")));
+    control.into_iter().chain(st).chain(ymm).collect()
 }
 
 /// A runner whose cases are the same every time.

@@ -9,19 +9,20 @@ use crate::descriptor_tables::{
 };
 use crate::machine::{RWU, Ram, TABLES, TestBus, long_mode};
 
-const CODE: u64 = 0x8000;
+pub(crate) const CODE: u64 = 0x8000;
 const STACK: u64 = 0xa000;
 /// A region with 4 KiB pages, in the second GiB of linear addresses; its page table maps RAM from 0.
-const PAGED: u64 = 1 << 30;
+pub(crate) const PAGED: u64 = 1 << 30;
 const PAGE_TABLE: u64 = 0xc000;
 
-struct Machine {
-    ram: Ram,
-    cpu: Cpu,
+/// A CPU with handlers and a region of small pages.
+pub(crate) struct Machine {
+    pub(crate) ram: Ram,
+    pub(crate) cpu: Cpu,
 }
 
 impl Machine {
-    fn new(cpl: u16) -> Machine {
+    pub(crate) fn new(cpl: u16) -> Machine {
         let ram = Ram::new(1 << 20);
         let mut cpu = Cpu::new(Config::default());
         long_mode(&mut cpu, &ram, cpl);
@@ -36,11 +37,14 @@ impl Machine {
         Machine { ram, cpu }
     }
 
-    fn pte(&self, index: u64, bits: u64) {
+    pub(crate) fn pte(&self, index: u64, bits: u64) {
         self.ram.write_u64(PAGE_TABLE + index * 8, index << 12 | bits);
     }
 
-    fn run(&mut self, assemble: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> CpuExit {
+    pub(crate) fn run(
+        &mut self,
+        assemble: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+    ) -> CpuExit {
         let mut a = CodeAssembler::new(64).expect("64-bit");
         assemble(&mut a).expect("the program assembles");
         self.ram.write(CODE, &a.assemble(CODE).expect("the program encodes"));
@@ -54,7 +58,10 @@ impl Machine {
     }
 
     /// Runs a program that ends in a handler; returns the vector.
-    fn vector(&mut self, assemble: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> u64 {
+    pub(crate) fn vector(
+        &mut self,
+        assemble: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+    ) -> u64 {
         assert_eq!(self.run(assemble), CpuExit::Bus);
         self.handler()
     }
@@ -65,12 +72,12 @@ impl Machine {
     }
 
     /// The error code on top of the stack.
-    fn error_code(&self) -> u64 {
+    pub(crate) fn error_code(&self) -> u64 {
         self.ram.read_u64(self.cpu.state.gpr[gpr::RSP])
     }
 
     /// #PF: its error code and address.
-    fn page_fault(
+    pub(crate) fn page_fault(
         &mut self,
         assemble: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
     ) -> (u64, u64) {

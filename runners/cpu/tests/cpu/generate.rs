@@ -1,7 +1,8 @@
 //! Random instructions of a form, and the state to run them in.
 
-use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
-use privet_cpu::state::gpr::{RBP, RBX, RCX, RDI, RSI, RSP};
+use iced_x86::{Code, EncodingKind, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
+use privet_cpu::fpu::FpuState;
+use privet_cpu::state::gpr::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
 use proptest::prelude::*;
 
 use crate::native::{DATA, Registers};
@@ -104,11 +105,37 @@ impl Numbers {
 
     pub(crate) fn registers(&mut self) -> Registers {
         Registers {
-            xmm: std::array::from_fn(|_| self.wide()),
+            fpu: FpuState {
+                xmm: std::array::from_fn(|_| self.wide()),
+                ymm_high: std::array::from_fn(|_| self.wide()),
+                mxcsr: 0x1f80 | ((self.raw() % 4) as u32) << 13,
+                st: std::array::from_fn(|_| self.extended()),
+                // All exceptions masked; any precision that exists, any rounding.
+                fcw: 0x7f | [0, 0x200, 0x300][self.raw() as usize % 3] | ((self.raw() % 4) as u16) << 10,
+                fsw: self.raw() as u16 & 0x7f00,
+                ftw: (self.raw() | self.raw()) as u8,
+                ..FpuState::default()
+            },
             gpr: std::array::from_fn(|_| self.integer()),
             rflags: self.raw() & COMPARED_FLAGS | FIXED_FLAGS,
-            mxcsr: 0x1f80 | (self.raw() % 4) << 13,
         }
+    }
+
+    /// An x87 register: numbers of common sizes, special ones, or anything.
+    fn extended(&mut self) -> u128 {
+        let mantissa = match self.raw() % 4 {
+            0 => 0,
+            1 => self.raw() & !0 << 40,
+            _ => self.raw(),
+        };
+        let (exponent, integer) = match self.raw() % 8 {
+            0 => (0x7fff, 1 << 63),
+            1 => (0, 0),
+            2 => (self.raw() % 0x8000, self.raw() & 1 << 63),
+            _ => (0x3fff - 40 + self.raw() % 110, 1 << 63),
+        };
+        let sign = self.raw() % 2;
+        u128::from(mantissa & u64::MAX >> 1 | integer) | u128::from(sign << 15 | exponent) << 64
     }
 }
 
@@ -126,10 +153,10 @@ impl Choices<'_> {
         class[self.next() as usize % class.len()]
     }
 
-    /// A memory operand in the data area; multiples of 16 for wide ones.
-    fn memory(&mut self, vector: bool) -> MemoryOperand {
+    /// A memory operand in the data area, at a multiple of `alignment`.
+    fn memory(&mut self, alignment: i64) -> MemoryOperand {
         let offset = (self.next() % 0x300) as i64;
-        let offset = if vector { offset & !15 } else { offset };
+        let offset = offset & !(alignment - 1);
         if self.next().is_multiple_of(2) {
             MemoryOperand::with_base_displ(MEMORY_BASE, offset)
         } else {
@@ -181,6 +208,36 @@ const XMM: [Register; 16] = {
     ]
 };
 
+const YMM: [Register; 16] = {
+    use Register as R;
+    [
+        R::YMM0,
+        R::YMM1,
+        R::YMM2,
+        R::YMM3,
+        R::YMM4,
+        R::YMM5,
+        R::YMM6,
+        R::YMM7,
+        R::YMM8,
+        R::YMM9,
+        R::YMM10,
+        R::YMM11,
+        R::YMM12,
+        R::YMM13,
+        R::YMM14,
+        R::YMM15,
+    ]
+};
+const MM: [Register; 8] = {
+    use Register as R;
+    [R::MM0, R::MM1, R::MM2, R::MM3, R::MM4, R::MM5, R::MM6, R::MM7]
+};
+const ST: [Register; 8] = {
+    use Register as R;
+    [R::ST0, R::ST1, R::ST2, R::ST3, R::ST4, R::ST5, R::ST6, R::ST7]
+};
+
 /// Builds an instruction of this form; `None` if the choices do not go together.
 pub(crate) fn build(code: Code, choices: &mut Choices<'_>) -> Option<Instruction> {
     let info = code.op_code();
@@ -194,15 +251,26 @@ pub(crate) fn build(code: Code, choices: &mut Choices<'_>) -> Option<Instruction
             .iter()
             .all(|kind| matches!(kind, K::r8_reg | K::r8_or_mem | K::r8_opcode | K::imm8 | K::al | K::cl | K::None));
     let bytes: &[Register] = if legacy_bytes { &R8_LEGACY } else { &R8 };
-    let vector = info.op_kinds().iter().any(|kind| format!("{kind:?}").starts_with("xmm"));
+    let kinds = format!("{:?}", info.op_kinds());
+    let vex_unaligned = info.encoding() == EncodingKind::VEX && choices.next().is_multiple_of(2);
+    let alignment = if is_xsave(&instruction) || matches!(info.mnemonic(), Mnemonic::Fxsave | Mnemonic::Fxsave64) {
+        64
+    } else if vex_unaligned {
+        1
+    } else if kinds.contains("ymm") {
+        32
+    } else if kinds.contains("xmm") || matches!(code, Code::Cmpxchg16b_m128) {
+        16
+    } else {
+        1
+    };
     for index in 0..info.op_count() {
         let kind = info.op_kind(index);
         let memory_or = |choices: &mut Choices<'_>, class: &[Register]| {
             if choices.next().is_multiple_of(2) { None } else { Some(choices.register(class)) }
         };
         let mut memory = |instruction: &mut Instruction, choices: &mut Choices<'_>| {
-            let wide = vector || matches!(code, Code::Cmpxchg16b_m128);
-            let operand = choices.memory(wide);
+            let operand = choices.memory(alignment);
             instruction.set_op_kind(index, OpKind::Memory);
             instruction.set_memory_base(if legacy_bytes { Register::RDI } else { operand.base });
             instruction.set_memory_index(if legacy_bytes { Register::None } else { operand.index });
@@ -241,6 +309,25 @@ pub(crate) fn build(code: Code, choices: &mut Choices<'_>) -> Option<Instruction
             K::r16_reg | K::r16_rm | K::r16_opcode => set(&mut instruction, choices.register(&R16)),
             K::r32_reg | K::r32_rm | K::r32_opcode | K::r32_vvvv => set(&mut instruction, choices.register(&R32)),
             K::r64_reg | K::r64_rm | K::r64_opcode | K::r64_vvvv => set(&mut instruction, choices.register(&R64)),
+            K::ymm_or_mem => match memory_or(choices, &YMM) {
+                Some(register) => set(&mut instruction, register),
+                None => memory(&mut instruction, choices),
+            },
+            K::mm_or_mem => match memory_or(choices, &MM) {
+                Some(register) => set(&mut instruction, register),
+                None => memory(&mut instruction, choices),
+            },
+            K::mem_vsib32x | K::mem_vsib64x | K::mem_vsib32y | K::mem_vsib64y => {
+                memory(&mut instruction, choices);
+                let wide = matches!(kind, K::mem_vsib32y | K::mem_vsib64y);
+                instruction.set_memory_index(choices.register(if wide { &YMM } else { &XMM }));
+            }
+            K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => set(&mut instruction, choices.register(&YMM)),
+            K::xmm_vvvv | K::xmm_is4 => set(&mut instruction, choices.register(&XMM)),
+            K::mm_reg | K::mm_rm => set(&mut instruction, choices.register(&MM)),
+            K::st0 => set(&mut instruction, Register::ST0),
+            K::sti_opcode => set(&mut instruction, choices.register(&ST)),
+            K::seg_rDI => instruction.set_op_kind(index, OpKind::MemorySegRDI),
             K::xmm_reg | K::xmm_rm => set(&mut instruction, choices.register(&XMM)),
             K::al => set(&mut instruction, Register::AL),
             K::cl => set(&mut instruction, Register::CL),
@@ -317,6 +404,30 @@ pub(crate) fn prepare(instruction: &Instruction, registers: &mut Registers) {
     if instruction.memory_base() == Register::RDI {
         gpr[RDI] = BASE_VALUE;
     }
+    if instruction.op0_kind() == OpKind::MemorySegRDI {
+        gpr[RDI] = BASE_VALUE + gpr[RDI] % 64;
+    }
+    // Lengths of strings: mostly of some.
+    if matches!(instruction.mnemonic(), Mnemonic::Pcmpestri | Mnemonic::Pcmpestrm) {
+        gpr[RAX] %= 24;
+        gpr[RDX] %= 24;
+    }
+    // Of the components, those that this CPU has.
+    if is_xsave(instruction) {
+        gpr[RAX] %= 8;
+        gpr[RDX] = 0;
+    }
+    if instruction.is_vsib() {
+        let index = instruction.memory_index().number();
+        let small = if instruction.is_vsib32() {
+            0xff_u128 * 0x1_0000_0001_0000_0001_0000_0001
+        } else {
+            0xff_u128 << 64 | 0xff
+        };
+        registers.fpu.xmm[index] &= small;
+        registers.fpu.ymm_high[index] &= small;
+    }
+    let gpr = &mut registers.gpr;
     if instruction.mnemonic() == Mnemonic::Xlatb {
         gpr[RBX] = BASE_VALUE;
     }
@@ -329,6 +440,11 @@ pub(crate) fn prepare(instruction: &Instruction, registers: &mut Registers) {
         let register = &mut gpr[instruction.op1_register().full_register().number()];
         *register = ((*register % 2000) as i64 - 1000) as u64;
     }
+}
+
+fn is_xsave(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(instruction.mnemonic(), M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64)
 }
 
 /// These bits of iced-x86's as bits of RFLAGS.
@@ -389,6 +505,11 @@ pub(crate) fn fits_a_sequence(instruction: &Instruction) -> bool {
         && by_register;
     !instruction.is_string_instruction()
         && instruction.memory_base() != Register::RDI
+        && !instruction.is_vsib()
+        && !is_xsave(instruction)
+        && instruction.op0_kind() != OpKind::MemorySegRDI
         && !matches!(instruction.mnemonic(), M::Xlatb | M::Leave | M::Div | M::Idiv | M::Shld | M::Shrd)
+        // They may unmask exceptions, or store pointers to the instruction before.
+        && !matches!(instruction.mnemonic(), M::Fldcw | M::Fldenv | M::Frstor | M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64)
         && !reaches_far
 }

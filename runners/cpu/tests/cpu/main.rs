@@ -5,6 +5,7 @@ mod descriptor_tables;
 mod differential;
 mod exceptions;
 mod exits;
+mod extended_state;
 mod forms;
 mod garbage;
 mod generate;

@@ -1,9 +1,10 @@
-//! Running a few instructions on the processor underneath, in ring 3 of this process.
+//! Running a few instructions on the processor underneath, in ring 3 of this process. It has to have AVX.
 #![expect(unsafe_code, reason = "generated code is mapped and called")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use iced_x86::code_asm::*;
+use privet_cpu::fpu::FpuState;
 
 /// Where generated code goes. The interpreter sees the same addresses, so they are fixed.
 pub(crate) const CODE: u64 = 0x20_0000_0000;
@@ -15,29 +16,36 @@ pub(crate) const DATA_SIZE: usize = 0x2000;
 const SIZE: usize = 0x6000;
 
 /// The registers that an unprivileged instruction works on.
-#[repr(C, align(16))]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Registers {
-    pub(crate) xmm: [u128; 16],
+    pub(crate) fpu: FpuState,
     pub(crate) gpr: [u64; 16],
     pub(crate) rflags: u64,
-    pub(crate) mxcsr: u64,
 }
 
-const XMM: u64 = 0;
-const GPR: u64 = 256;
-const RFLAGS: u64 = 384;
-const MXCSR: u64 = 392;
+/// The registers where generated code finds and leaves them.
+#[repr(C, align(16))]
+struct Area {
+    fxsave: [u8; 512],
+    ymm_high: [u128; 16],
+    gpr: [u64; 16],
+    rflags: u64,
+}
+
+const YMM_HIGH: u64 = 512;
+const GPR: u64 = 768;
+const RFLAGS: u64 = 896;
 /// In the save page: registers in, registers out, then the host's.
 const IN: u64 = SAVE;
-const OUT: u64 = SAVE + 512;
-const HOST_RSP: u64 = SAVE + 1024;
-const HOST_MXCSR: u64 = SAVE + 1032;
+const OUT: u64 = SAVE + 1024;
+const HOST_RSP: u64 = SAVE + 2048;
+const HOST_MXCSR: u64 = SAVE + 2056;
+const HOST_FCW: u64 = SAVE + 2060;
 const SCRATCH_STACK: u64 = SAVE + 4096;
 
 const GPRS: [AsmRegister64; 16] = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
-const XMMS: [AsmRegisterXmm; 16] =
-    [xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15];
+const YMMS: [AsmRegisterYmm; 16] =
+    [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
 
 /// The mapping, and the right to use it: one test at a time.
 pub(crate) struct Native {
@@ -90,14 +98,25 @@ impl Native {
         with_exit.push(0xe9);
         with_exit.extend_from_slice(&(self.exit.wrapping_sub(next) as u32).to_le_bytes());
         self.write(CODE, &with_exit);
+        let area = Area {
+            fxsave: registers.fpu.fxsave(),
+            ymm_high: registers.fpu.ymm_high,
+            gpr: registers.gpr,
+            rflags: registers.rflags,
+        };
         // SAFETY: `IN` and `OUT` are aligned places in the mapping; the trampoline keeps to the C ABI
         // and the tested code returns to it without touching memory outside `DATA`.
-        unsafe {
-            (IN as *mut Registers).write_volatile(*registers);
+        let area = unsafe {
+            (IN as *mut Area).write_volatile(area);
             let call: extern "C" fn() = std::mem::transmute(TRAMPOLINE as *const ());
             call();
-            (OUT as *const Registers).read_volatile()
-        }
+            (OUT as *const Area).read_volatile()
+        };
+        let mut fpu = FpuState { ymm_high: area.ymm_high, ..FpuState::default() };
+        fpu.load_x87(&area.fxsave);
+        fpu.load_xmm(&area.fxsave);
+        fpu.load_mxcsr(&area.fxsave).expect("the processor stores no reserved bits");
+        Registers { fpu, gpr: area.gpr, rflags: area.rflags }
     }
 }
 
@@ -119,11 +138,13 @@ fn trampoline() -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     a.mov(qword_ptr(rax), rsp)?;
     a.mov(rax, HOST_MXCSR)?;
     a.stmxcsr(dword_ptr(rax))?;
+    a.mov(rax, HOST_FCW)?;
+    a.fnstcw(word_ptr(rax))?;
     a.mov(rax, IN)?;
-    for (index, register) in XMMS.into_iter().enumerate() {
-        a.movups(register, xmmword_ptr(rax + (XMM + index as u64 * 16) as i32))?;
+    a.fxrstor64(ptr(rax))?;
+    for (index, register) in YMMS.into_iter().enumerate() {
+        a.vinsertf128(register, register, xmmword_ptr(rax + (YMM_HIGH + index as u64 * 16) as i32), 1)?;
     }
-    a.ldmxcsr(dword_ptr(rax + MXCSR as i32))?;
     a.mov(rsp, SCRATCH_STACK)?;
     a.push(qword_ptr(rax + RFLAGS as i32))?;
     a.popfq()?;
@@ -148,12 +169,16 @@ fn trampoline() -> Result<(Vec<u8>, u64), iced_x86::IcedError> {
     a.mov(rsp, SCRATCH_STACK)?;
     a.pushfq()?;
     a.pop(qword_ptr(rax + RFLAGS as i32))?;
-    a.stmxcsr(dword_ptr(rax + MXCSR as i32))?;
-    for (index, register) in XMMS.into_iter().enumerate() {
-        a.movups(xmmword_ptr(rax + (XMM + index as u64 * 16) as i32), register)?;
+    a.fxsave64(ptr(rax))?;
+    for (index, register) in YMMS.into_iter().enumerate() {
+        a.vextractf128(xmmword_ptr(rax + (YMM_HIGH + index as u64 * 16) as i32), register, 1)?;
     }
+    a.vzeroupper()?;
     a.mov(rax, HOST_MXCSR)?;
     a.ldmxcsr(dword_ptr(rax))?;
+    a.fninit()?;
+    a.mov(rax, HOST_FCW)?;
+    a.fldcw(word_ptr(rax))?;
     a.cld()?;
     a.mov(rax, HOST_RSP)?;
     a.mov(rsp, qword_ptr(rax))?;
