@@ -3,6 +3,15 @@
 use crate::fpu;
 use crate::state::{cr4, efer};
 
+/// Who makes a processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vendor {
+    /// What goes wrong while an exception is delivered sets bit 0 (EXT) of its error code.
+    Intel,
+    /// Only interrupts and NMIs set EXT; SYSENTER_ESP, SYSENTER_EIP and TSC_AUX have 32 bits, others are dropped.
+    Amd,
+}
+
 /// Fixed properties of a CPU. They follow from what CPUID tells the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
@@ -17,6 +26,8 @@ pub struct Config {
     pub xcr0_allowed: u64,
     /// Pages of 1 GiB exist.
     pub gigabyte_pages: bool,
+    /// Whose processor it is, where the architecture leaves it to the vendor.
+    pub vendor: Vendor,
 }
 
 impl Default for Config {
@@ -27,6 +38,7 @@ impl Default for Config {
             efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE,
             xcr0_allowed: fpu::XCR0_X87 | fpu::XCR0_SSE | fpu::XCR0_AVX,
             gigabyte_pages: true,
+            vendor: Vendor::Intel,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Delivery of exceptions and interrupts through the IDT (SDM volume 3, chapter 6; APM volume 2, 8).
 
 use crate::bus::Reaction;
+use crate::config::Vendor;
 use crate::core::{Abort, Core, Why};
 use crate::exception::{Exception, vector};
 use crate::exit::{CpuExit, MAX_INSTRUCTION_BYTES};
@@ -180,7 +181,7 @@ impl Core<'_> {
                     vector: exception.vector,
                     error_code: exception.error_code,
                     software: false,
-                    ext: EXT,
+                    ext: if self.config.vendor == Vendor::Intel { EXT } else { 0 },
                     resume: !exception.is_trap(),
                 }
             }

@@ -83,7 +83,7 @@ pub use bus::{
     PAGE_SIZE, Reaction, Resolve, TableRegister, Trap,
 };
 pub use code::CodePages;
-pub use config::{Config, DebugControl};
+pub use config::{Config, DebugControl, Vendor};
 pub use cpu::Cpu;
 pub use exception::{Exception, vector};
 pub use exit::{CpuExit, Datum, MAX_INSTRUCTION_BYTES};

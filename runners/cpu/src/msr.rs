@@ -1,6 +1,6 @@
 //! The model-specific registers that the CPU keeps itself.
 
-use crate::config::Config;
+use crate::config::{Config, Vendor};
 use crate::exception::Exception;
 use crate::memory::is_canonical;
 use crate::segment::Seg;
@@ -49,6 +49,10 @@ impl CpuState {
     /// Writes an MSR that is part of this state as WRMSR does; `None` for the bus' MSRs, to which the
     /// APIC base belongs as far as writes go.
     pub fn set_own_msr(&mut self, config: &Config, index: u32, value: u64) -> Option<Result<(), Exception>> {
+        let value = match index {
+            SYSENTER_ESP | SYSENTER_EIP | TSC_AUX if config.vendor == Vendor::Amd => value & 0xffff_ffff,
+            _ => value,
+        };
         let canonical = is_canonical(value, self.cr4);
         let (slot, valid) = match index {
             SYSENTER_CS => (&mut self.sysenter_cs, true),
@@ -82,5 +86,22 @@ impl CpuState {
         }
         self.efer = value & !efer::LMA | self.efer & efer::LMA;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amds_processors_drop_the_upper_half_of_some() {
+        for index in [SYSENTER_ESP, SYSENTER_EIP, TSC_AUX] {
+            let mut state = CpuState::reset();
+            let amd = Config { vendor: Vendor::Amd, ..Config::default() };
+            assert_eq!(state.set_own_msr(&amd, index, 0x1234_5678_9abc_def0), Some(Ok(())));
+            assert_eq!(state.own_msr(index), Some(0x9abc_def0));
+            let refused = Some(Err(Exception::gp(0)));
+            assert_eq!(state.set_own_msr(&Config::default(), index, 0x1234_5678_9abc_def0), refused);
+        }
     }
 }

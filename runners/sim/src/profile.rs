@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use privet_cpu::state::{cr4, efer};
-use privet_cpu::{Config, CpuState, CpuidResult, fpu};
+use privet_cpu::{Config, CpuState, CpuidResult, Vendor, fpu};
 use serde::{Deserialize, Serialize};
 
 use crate::error::SimError;
@@ -88,6 +88,7 @@ impl Profile {
             cr4_allowed: cr4::BASELINE | cr4::UMIP | cr4::FSGSBASE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP,
             efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::SVME,
             xcr0_allowed: fpu::XCR0_X87 | fpu::XCR0_SSE,
+            vendor: Vendor::Amd,
             ..Config::default()
         }
     }

@@ -35,17 +35,16 @@ impl Svm {
         {
             return intercepted;
         }
-        if self.guest.is_none() {
-            return Intercepted::Native;
-        }
         match self.exit_of(board, state, what, length) {
             Some(exit) => self.switch(board, state, exit),
+            None if what == Intercept::Wrmsr && self.forbids_svme(state) => Intercepted::Reflect(Exception::gp(0)),
             None => Intercepted::Native,
         }
     }
 
     /// The exit that an instruction of the guest ends in, if any.
     fn exit_of(&mut self, board: &mut impl Board, state: &CpuState, what: Intercept, length: u8) -> Option<Exit> {
+        self.guest.as_ref()?;
         let next = next_rip(state, length);
         let plain = |svm: &Svm, code: Code| svm.intercepts(code).then(|| Exit::instruction(code, 0, 0, next));
         match what {

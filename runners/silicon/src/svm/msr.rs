@@ -1,9 +1,11 @@
 //! The MSRs of SVM (APM volume 2, 15.30).
 
-use privet_cpu::Exception;
+use privet_cpu::state::{efer, gpr};
+use privet_cpu::{CpuState, Exception};
 
 use super::Svm;
 
+const EFER: u32 = 0xc000_0080;
 const TSC_RATIO: u32 = 0xc000_0104;
 const GHCB: u32 = 0xc001_0130;
 pub(super) const SEV_STATUS: u32 = 0xc001_0131;
@@ -59,14 +61,12 @@ impl Svm {
         Some(Ok(()))
     }
 
-    /// Whether VM_CR forbids to set EFER.SVME (15.30.1).
-    #[must_use]
-    pub fn disabled(&self) -> bool {
-        self.vm_cr & SVMDIS != 0
+    /// Whether a WRMSR would set EFER.SVME although VM_CR.SVMDIS is set (15.30.1).
+    pub(super) fn forbids_svme(&self, state: &CpuState) -> bool {
+        self.vm_cr & SVMDIS != 0 && state.gpr[gpr::RCX] as u32 == EFER && state.gpr[gpr::RAX] & efer::SVME != 0
     }
 
-    /// Section 15.30.1: LOCK freezes itself and SVMDIS until RESET (there is no key to clear it with). That SVMDIS cannot be
-    /// set while EFER.SVME is has no witness and is left out.
+    /// Section 15.30.1: LOCK freezes itself and SVMDIS until RESET (there is no key to clear it with).
     fn write_vm_cr(&mut self, value: u64) -> Result<(), Exception> {
         if value & !(DPD | R_INIT | 1 << 2 | LOCK | SVMDIS) != 0 {
             return Err(Exception::gp(0));

@@ -11,7 +11,7 @@ pub(crate) struct PauseFilter {
     start: u16,
     threshold: u16,
     left: u16,
-    /// When the last PAUSE was, in units of the time stamp counter.
+    /// When the last PAUSE was: an instruction stands for a cycle.
     last: u64,
 }
 

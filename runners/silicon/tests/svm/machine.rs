@@ -199,6 +199,7 @@ impl Machine {
     pub(crate) fn new(code: &[u8]) -> Machine {
         let mut cpu = Cpu::new(privet_cpu::Config {
             efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::SVME,
+            vendor: privet_cpu::Vendor::Amd,
             ..privet_cpu::Config::default()
         });
         let pages = (0..MEMORY_BYTES >> 12).map(|_| Page(UnsafeCell::new([0; 4096]))).collect();

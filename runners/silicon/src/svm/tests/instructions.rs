@@ -156,17 +156,33 @@ fn msrs() {
     assert_eq!(svm.wrmsr(0xc000_0104, 1), None);
 }
 
+/// WRMSR of EFER with SVME set.
+fn enable(bench: &mut Bench) -> Intercepted {
+    bench.state.gpr[gpr::RCX] = 0xc000_0080;
+    bench.state.gpr[gpr::RAX] = efer::SVME | efer::LME;
+    bench.instruction(Intercept::Wrmsr, 2)
+}
+
 #[test]
-fn the_lock_freezes_whether_svm_may_be_enabled() {
-    let mut svm = Svm::new(Features::current());
-    assert_eq!(svm.wrmsr(0xc001_0114, 1 << 4), Some(Ok(())));
-    assert!(svm.disabled());
-    assert_eq!(svm.wrmsr(0xc001_0114, 1 << 3), Some(Ok(())));
-    assert!(!svm.disabled());
-    assert_eq!(svm.wrmsr(0xc001_0114, 1 << 4), Some(Ok(())));
-    assert!(!svm.disabled(), "locked");
-    assert_eq!(svm.rdmsr(0xc001_0114), Some(1 << 3));
-    assert_eq!(svm.wrmsr(0xc001_0114, 1 << 5), Some(Err(Exception::gp(0))));
+fn svm_can_be_disabled() {
+    let mut bench = Bench::new();
+    assert_eq!(enable(&mut bench), Intercepted::Native);
+    assert_eq!(bench.svm.wrmsr(0xc001_0114, 1 << 4), Some(Ok(())));
+    assert_eq!(enable(&mut bench), Intercepted::Reflect(Exception::gp(0)));
+    bench.state.gpr[gpr::RAX] = efer::LME;
+    assert_eq!(bench.instruction(Intercept::Wrmsr, 2), Intercepted::Native);
+}
+
+#[test]
+fn the_lock_freezes_whether_svm_can_be_enabled() {
+    let mut bench = Bench::new();
+    bench.svm.wrmsr(0xc001_0114, 1 << 4);
+    assert_eq!(bench.svm.wrmsr(0xc001_0114, 1 << 3), Some(Ok(())));
+    assert_eq!(enable(&mut bench), Intercepted::Native);
+    assert_eq!(bench.svm.wrmsr(0xc001_0114, 1 << 4), Some(Ok(())));
+    assert_eq!(enable(&mut bench), Intercepted::Native, "locked");
+    assert_eq!(bench.svm.rdmsr(0xc001_0114), Some(1 << 3));
+    assert_eq!(bench.svm.wrmsr(0xc001_0114, 1 << 5), Some(Err(Exception::gp(0))));
 }
 
 #[test]
