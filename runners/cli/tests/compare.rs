@@ -3,8 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// Writes a shell script in place of a test of upstream's.
@@ -170,6 +173,48 @@ fn every_format_can_be_read_back() {
         text("junit")
     );
     assert!(text("pretty").contains("not-covered"));
+}
+
+#[test]
+fn an_interrupted_comparison_keeps_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    // Whichever comes second hangs.
+    let script = format!(
+        "[ -e '{0}' ] || {{ : > '{0}'; exit 0; }}; : > '{1}'; exec sleep 1000",
+        first.display(),
+        second.display()
+    );
+    put(dir.path(), "coalesced_io_test", &script);
+    put(dir.path(), "x86/userspace_io_test", &script);
+    let baseline = dir.path().join("baseline");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_privet"));
+    command.args(["compare", "--on", "host", "--format", "json", "--kselftests"]).arg(dir.path());
+    command.arg("--save").arg(&baseline).args(["coalesced_io_test", "userspace_io_test"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while !second.exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(128 + 15), "{error}");
+    assert!(error.contains("1 tests and rows did not run") && error.contains("nothing is saved"), "{error}");
+    let upstream = upstream(&output);
+    assert_eq!(upstream.len(), 1, "{upstream:?}");
+    assert_eq!(upstream[0].1, "pass");
+    assert!(!baseline.exists());
+}
+
+#[test]
+fn both_sides_say_how_long_they_took() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "vm_types_test", "exit 0");
+    let line = lines(&compare_on("model", dir.path(), &["--format", "json", "vm_types_test"])).remove(0);
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{line}"));
+    let (theirs, ours) = (number(&line["upstream"]["duration_us"]), number(&line["rows_duration_us"]));
+    assert_eq!(number(&line["rows"][0]["duration_us"]), ours, "{line}");
+    assert!(theirs > 0.0 && ours > 0.0 && (number(&line["duration_ratio"]) - theirs / ours).abs() < 1e-9, "{line}");
 }
 
 #[test]

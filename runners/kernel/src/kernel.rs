@@ -1,6 +1,7 @@
 //! The kernel that a rig boots: an image and its modules, found in the cache or named by the caller.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -78,7 +79,7 @@ impl Kernel {
     /// [`KernelError::BadKernel`] if the image is no whole bzImage or the modules are missing or belong to
     /// another release.
     pub fn named(image: &Path, modules: &Path) -> Result<Self, KernelError> {
-        let bytes = fs::read(image).map_err(|error| {
+        let bytes = read_regular(image).map_err(|error| {
             bad(image, format!("{error}: name a bzImage with --kernel, or build one with `privet rig build`"))
         })?;
         let release = image_release(&bytes).map_err(|why| bad(image, why))?;
@@ -102,6 +103,14 @@ impl Kernel {
     pub fn load_order_of_parts(&self, roots: &[&str]) -> Result<Vec<Module>, KernelError> {
         load_order(self, roots, Missing::IsBuiltIn)
     }
+}
+
+/// All of a file that has an end, which a device or a pipe may not have.
+pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
+    fs::read(path)
 }
 
 pub(crate) fn bad(path: &Path, why: String) -> KernelError {

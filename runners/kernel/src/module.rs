@@ -11,7 +11,7 @@ use lzma_rust2::XzReader;
 use ruzstd::decoding::StreamingDecoder;
 
 use crate::error::{KernelError, cannot};
-use crate::kernel::{Kernel, bad};
+use crate::kernel::{Kernel, bad, read_regular};
 
 /// A module.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +75,11 @@ impl LoadOrder<'_> {
             bad(&kernel.modules, format!("no {name}.ko of Linux {} here: give the directory of the kernel's own modules with --modules, or build a kernel with `privet rig build`", kernel.release))
         })?;
         let info = ModuleInfo::read(&read(&path)?).map_err(|why| bad(&path, why))?;
+        if let Some(other) = info.name.filter(|own| own != name) {
+            let why =
+                format!("is the module {other} under another name: give the directory of the kernel's own modules");
+            return Err(bad(&path, why));
+        }
         if info.release != kernel.release {
             return Err(bad(
                 &path,
@@ -115,7 +120,7 @@ fn find_modules(dir: &Path, found: &mut BTreeMap<String, PathBuf>) {
 
 /// The contents of a module's file, unpacked.
 fn read(path: &Path) -> Result<Vec<u8>, KernelError> {
-    let bytes = fs::read(path).map_err(cannot("read", path))?;
+    let bytes = read_regular(path).map_err(cannot("read", path))?;
     unpacked(bytes).map_err(|why| bad(path, format!("cannot be unpacked: {why}: copy the module again")))
 }
 
@@ -134,6 +139,8 @@ fn unpacked(bytes: Vec<u8>) -> io::Result<Vec<u8>> {
 
 /// What a module says about itself.
 struct ModuleInfo {
+    /// Its name with `_` for `-`; modules of old kernels do not say it.
+    name: Option<String>,
     release: String,
     depends: Vec<String>,
     params: Vec<String>,
@@ -159,6 +166,7 @@ impl ModuleInfo {
         // "mmio_caching:bool"
         let params = values("parmtype=").filter_map(|param| param.split(':').next());
         Ok(Self {
+            name: values("name=").next().map(|name| name.replace('-', "_")),
             release: release.to_owned(),
             depends: depends.map(|name| name.replace('-', "_")).collect(),
             params: params.map(str::to_owned).collect(),

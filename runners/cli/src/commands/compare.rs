@@ -21,6 +21,7 @@ use super::model::is_static;
 use crate::args::{Compare, CompareFormat, On};
 use crate::comparison::baseline::{Baseline, Kind};
 use crate::comparison::{self, Compared, Ran, Relation, json, junit, ktap, pretty};
+use crate::descriptors;
 use crate::dispatch::run_in_pool;
 use crate::exit::{Early, Status};
 use crate::follow::{Followers, Policy};
@@ -51,6 +52,7 @@ pub fn compare(args: &Compare, mut out: impl Write) -> Result<Status, Early> {
         Some(dir) => Kselftests::named(dir).map_err(|error| Early::usage(error.to_string()))?,
         None => Kselftests::cached().map_err(|error| Early::nothing_ran(error.to_string()))?,
     };
+    descriptors::check(1)?;
     let place = Where::find(args)?;
     let on = place.context().on;
     let baseline = args.against.as_deref().map(|path| Baseline::read(path, on)).transpose()?;

@@ -2,17 +2,16 @@
 
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::time::Duration;
 
-use indicatif::ProgressBar;
 use privet_kernel::KernelError;
 use privet_kselftest::build::BuildRequest;
 
 use crate::args::KselftestsBuild;
+use crate::doing::Doing;
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 
-/// Makes sure that there are selftests to run, and writes to `out` where. Progress is shown on a terminal.
+/// Makes sure that there are selftests to run, and writes to `out` where. Progress is shown on standard error.
 ///
 /// # Errors
 /// If there is no source, a tool is missing, or the build fails; then the cache is as it was.
@@ -20,12 +19,9 @@ pub fn build(args: KselftestsBuild, mut out: impl Write) -> Result<Status, Early
     let failed = |message: String| Early { status: Status::Failed, message };
     let interrupt = Interrupt::on_signals().map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
     let request = BuildRequest { source: args.source, is_static: args.is_static };
-    // Hidden where standard error is no terminal.
-    let bar = ProgressBar::new_spinner();
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let mut on_progress = |doing: &str| bar.set_message(doing.to_owned());
-    let built = privet_kselftest::build::build(&request, interrupt.as_fd(), &mut on_progress);
-    bar.finish_and_clear();
+    let shown = Doing::on_stderr();
+    let built = privet_kselftest::build::build(&request, interrupt.as_fd(), &mut |doing| shown.tell(doing));
+    drop(shown);
     let built = built.map_err(|error| match (&error, interrupt.signal()) {
         (KernelError::Interrupted, Some(signal)) => {
             Early { status: Status::Interrupted(signal), message: "interrupted: the cache is as it was".to_owned() }

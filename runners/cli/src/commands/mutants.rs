@@ -10,6 +10,7 @@ use privet_report::{CaseReport, Verdict};
 use privet_rig::ModuleParam;
 
 use crate::args::Mutants;
+use crate::descriptors;
 use crate::dispatch::cores;
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
@@ -33,6 +34,7 @@ pub fn mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
     let interrupt =
         Interrupt::on_signals().map_err(|error| Early::nothing_ran(format!("cannot watch for signals: {error}")))?;
     let at_a_time = args.jobs.map_or_else(cores, usize::from);
+    descriptors::check(at_a_time)?;
     let reports = |machine: &Machine, defect, jobs: &[Job]| {
         let model = machine.with(defect)?.ready(&program).map_err(Early::nothing_ran)?;
         run(&model, jobs, at_a_time, &interrupt)

@@ -11,7 +11,8 @@ use privet_report::CaseReport;
 use super::diff;
 use crate::args::{On, Run};
 use crate::artifacts::{Artifacts, RunFacts};
-use crate::dispatch::Dispatch;
+use crate::descriptors;
+use crate::dispatch::{Dispatch, cores};
 use crate::ending::Ending;
 use crate::exit::{Early, Status};
 use crate::follow::{Followers, Policy};
@@ -40,6 +41,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub fn run(args: &Run, paint: Paint) -> Result<Status, Early> {
     let on = place(args)?;
     let jobs = jobs(args)?;
+    descriptors::check(args.jobs.map_or_else(cores, usize::from))?;
     let interrupt = watched(args.global_timeout)?;
     if let Some(other) = args.diff {
         return diff::diff(args, [on, other], &jobs, &interrupt);

@@ -215,7 +215,7 @@ impl<W: Write> Report for Pretty<W> {
         self.booting = machines;
         self.console = one_line(console);
         self.show_running();
-        if self.is_log && self.last_line.elapsed() >= HEARTBEAT {
+        if self.is_log && machines > 0 && self.last_line.elapsed() >= HEARTBEAT {
             let (ended, all) = (self.seen.len(), self.plan.len());
             self.write(&format!("{ended} of {all} rows have ended; {}\n", self.doing()))?;
         }
