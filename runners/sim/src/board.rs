@@ -1,6 +1,7 @@
 //! The board: its chips, and the wires between them.
 
 use privet_cpu::CpuState;
+use privet_silicon::svm::Svm;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
@@ -43,6 +44,7 @@ pub(crate) struct Board {
     pub(crate) profile: Profile,
     pub(crate) lapics: Vec<Lapic>,
     pub(crate) msrs: Vec<Msrs>,
+    pub(crate) svms: Vec<Svm>,
     pub(crate) ioapic: IoApic,
     pub(crate) pics: [Pic; 2],
     pub(crate) pit: Pit,
@@ -65,6 +67,7 @@ impl Board {
             profile,
             lapics: (0..cpus).map(|id| Lapic::new(id as u32)).collect(),
             msrs: (0..cpus).map(|_| Msrs::default()).collect(),
+            svms: (0..cpus).map(|_| Svm::new(profile.svm())).collect(),
             ioapic: IoApic::new(),
             pics: [Pic::new(), Pic::new()],
             pit: Pit::new(),
@@ -83,6 +86,11 @@ impl Board {
     /// The time at which a processor is that executes now.
     pub(crate) fn now(&self, state: &CpuState) -> u64 {
         self.clock.at(state.instructions)
+    }
+
+    /// What the processor that executes now reads as its TSC, in a guest or not.
+    pub(crate) fn tsc(&self, cpu: usize, state: &CpuState) -> u64 {
+        self.svms[cpu].tsc(self.now(state))
     }
 
     /// Another processor's turn begins, with its count of instructions.

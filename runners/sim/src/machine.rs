@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use privet_cpu::state::gpr;
-use privet_cpu::{Cpu, CpuExit, CpuState, Exception, Seg, Segment};
+use privet_cpu::{Cpu, CpuExit, CpuState, Exception, Seg, Segment, flags};
 use serde::{Deserialize, Serialize};
 
 use crate::board::{Board, CONSOLE, PORT, PowerEvent};
@@ -195,8 +195,12 @@ impl Machine {
     fn look_at_signals(&mut self) {
         for (cpu, processor) in self.processors.iter_mut().enumerate() {
             let signals = &mut self.board.lapics[cpu].signals;
-            if std::mem::take(&mut signals.init) {
+            // Who executes decides when it takes an INIT; who waits for a start-up does at once.
+            let waits = processor.activity == Activity::WaitForStartUp;
+            if std::mem::take(&mut signals.init_taken) || waits && signals.init {
+                signals.init = false;
                 self.board.lapics[cpu].init();
+                self.board.svms[cpu].init();
                 let state = &mut processor.cpu.state;
                 // Time does not begin anew.
                 *state = CpuState { instructions: state.instructions, apic_base: state.apic_base, ..CpuState::reset() };
@@ -269,8 +273,9 @@ fn is_runnable(processor: &Processor, board: &Board, cpu: usize) -> bool {
         Activity::Running => true,
         Activity::WaitForStartUp => false,
         Activity::Halted => {
-            let interruptible = processor.cpu.state.rflags & privet_cpu::flags::IF != 0;
-            lapic.signals.nmi || interruptible && lapic.pending().is_some()
+            // In a guest the masks are the hypervisor's: its processor looks for itself.
+            let interruptible = processor.cpu.state.rflags & flags::IF != 0 || board.svms[cpu].in_guest();
+            lapic.signals.nmi || lapic.signals.init || interruptible && lapic.pending().is_some()
         }
     }
 }

@@ -93,9 +93,10 @@ impl Board {
     pub(crate) fn msr_read(&mut self, cpu: usize, state: &CpuState, index: u32) -> Result<u64, Exception> {
         let now = self.now(state);
         match index {
-            TSC => Ok(now),
+            TSC => Ok(self.tsc(cpu, state)),
             TSC_DEADLINE => Ok(self.lapics[cpu].timer.tsc_deadline()),
             X2APIC..=X2APIC_END => self.x2apic_read(cpu, state, index, now),
+            _ if let Some(value) = self.svms[cpu].rdmsr(index) => Ok(value),
             _ => match kind(index) {
                 Some(Stored(reset, _)) => Ok(self.msrs[cpu].0.get(&index).copied().unwrap_or(reset)),
                 Some(Fixed(value)) => Ok(value),
@@ -127,6 +128,7 @@ impl Board {
                 Ok(())
             }
             X2APIC..=X2APIC_END => self.x2apic_write(cpu, state, index, value, now),
+            _ if let Some(written) = self.svms[cpu].wrmsr(index, value) => written,
             _ => match kind(index) {
                 Some(Stored(reset, writable)) => {
                     let old = self.msrs[cpu].0.get(&index).copied().unwrap_or(reset);

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use privet_cpu::state::{cr4, efer};
 use privet_cpu::{Config, CpuState, CpuidResult, Vendor, fpu};
+use privet_silicon::svm::Features;
 use serde::{Deserialize, Serialize};
 
 use crate::error::SimError;
@@ -93,6 +94,12 @@ impl Profile {
         }
     }
 
+    /// What its SVM can do.
+    pub(crate) fn svm(self) -> Features {
+        let Config { cr4_allowed, efer_allowed, physical_bits, .. } = self.config();
+        Features { cr4: cr4_allowed, efer: efer_allowed, physical_bits, ..Features::current() }
+    }
+
     /// CPUID of one processor of several (AMD APM volume 3, appendix E).
     pub(crate) fn cpuid(self, cpu: usize, cpus: usize, state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult {
         let (id, cpus) = (cpu as u32, cpus as u32);
@@ -136,6 +143,7 @@ impl Profile {
                 let sizes = u32::from(PHYSICAL_BITS) | 48 << 8;
                 registers(sizes, 1 << 2, if several { 3 << 12 | (cpus - 1) } else { 0 }, 0)
             }
+            (0x8000_000a, _) => self.svm().cpuid(),
             // LFENCE serializes, and null selectors clear their bases.
             (0x8000_0021, _) => registers(1 << 2 | 1 << 6, 0, 0, 0),
             _ => CpuidResult::default(),

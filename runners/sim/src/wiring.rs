@@ -1,9 +1,14 @@
 //! How one processor is plugged into the board, while it has its turn.
 
-use privet_cpu::{Access, Bus, CpuState, CpuidResult, Event, Exception, Intercept, Intercepted, Kick, Resolve};
+use privet_cpu::{
+    Access, Bus, CpuState, CpuidResult, Event, Exception, Intercept, Intercepted, Kick, Reaction, Resolve,
+};
+use privet_silicon::svm::{Pending, Svm, Taken, Translation};
+use privet_silicon::{Flush, PhysicalMemory};
 
 use crate::board::Board;
 use crate::clock::TICKS_PER_PORT_ACCESS;
+use crate::log::{Log, Unknown};
 use crate::ram::Ram;
 use crate::scheduler::Scheduler;
 
@@ -17,7 +22,46 @@ pub(crate) struct Wiring<'a> {
     pub(crate) cpu: usize,
 }
 
+/// What the processor's silicon sees of all this.
+struct Surroundings<'a> {
+    ram: &'a mut Ram,
+    log: &'a mut Log,
+    kick: &'a Kick,
+}
+
+impl PhysicalMemory for Surroundings<'_> {
+    fn read(&mut self, pa: u64, bytes: &mut [u8]) {
+        self.ram.read(pa, bytes);
+    }
+
+    fn write(&mut self, pa: u64, bytes: &[u8]) {
+        self.ram.write(pa, bytes);
+    }
+}
+
+impl privet_silicon::Board for Surroundings<'_> {
+    fn flush(&mut self, _: Flush) {
+        // All, whatever is asked for.
+        self.kick.request_flush();
+    }
+
+    fn raise_event(&mut self) {
+        self.kick.raise_event();
+    }
+
+    fn unsimulated(&mut self, what: &'static str) {
+        self.log.unknown(Unknown::Function(what.into()));
+    }
+}
+
 impl Wiring<'_> {
+    /// The processor's SVM, and what it works on.
+    fn svm(&mut self, state: &CpuState) -> (&mut Svm, Surroundings<'_>) {
+        let Board { svms, log, .. } = &mut *self.board;
+        log.locate(self.cpu, state.rip);
+        (&mut svms[self.cpu], Surroundings { ram: self.ram, log, kick: self.kick })
+    }
+
     /// A chip is about to be touched: the time. What it lacks is told with the place.
     fn touch(&mut self, state: &CpuState) -> u64 {
         self.board.log.locate(self.cpu, state.rip);
@@ -46,8 +90,12 @@ impl Wiring<'_> {
 }
 
 impl Bus for Wiring<'_> {
-    fn resolve(&mut self, _: &mut CpuState, gpa: u64, _: Access) -> Resolve {
-        self.ram.page(gpa).map_or(Resolve::Device(gpa), Resolve::Page)
+    fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve {
+        let (svm, mut surroundings) = self.svm(state);
+        match svm.translate(&mut surroundings, state, gpa, access) {
+            Translation::Page(pa) => self.ram.page(pa).map_or(Resolve::Device(pa), Resolve::Page),
+            Translation::Switched => Resolve::Switched,
+        }
     }
 
     fn device_read(&mut self, state: &mut CpuState, address: u64, data: &mut [u8]) {
@@ -95,30 +143,69 @@ impl Bus for Wiring<'_> {
     }
 
     fn tsc(&mut self, state: &CpuState) -> u64 {
-        self.board.now(state)
+        self.board.tsc(self.cpu, state)
     }
 
-    fn intercept(&mut self, state: &mut CpuState, what: Intercept, _: u8) -> Intercepted {
-        match what {
-            Intercept::Pause => self.end_turn(state),
-            Intercept::Invlpg { .. } | Intercept::Invpcid { .. } if self.scheduler.ends_at_meeting() => {
-                self.end_turn(state);
+    fn intercept(&mut self, state: &mut CpuState, what: Intercept, length: u8) -> Intercepted {
+        let meeting = match what {
+            Intercept::Pause => true,
+            Intercept::Invlpg { .. } | Intercept::Invpcid { .. } | Intercept::Call(_) => {
+                self.scheduler.ends_at_meeting()
             }
-            _ => {}
+            _ => false,
+        };
+        if meeting {
+            self.end_turn(state);
         }
-        Intercepted::Native
+        let (svm, mut surroundings) = self.svm(state);
+        svm.intercept(&mut surroundings, state, what, length)
     }
 
-    fn take_event(&mut self, _: &mut CpuState, interrupts_open: bool, nmis_open: bool) -> Option<Event> {
+    fn exception(&mut self, state: &mut CpuState, exception: Exception) -> Reaction {
+        let (svm, mut surroundings) = self.svm(state);
+        svm.exception(&mut surroundings, state, exception)
+    }
+
+    fn shutdown(&mut self, state: &mut CpuState) -> Reaction {
+        let (svm, mut surroundings) = self.svm(state);
+        svm.shutdown(&mut surroundings, state)
+    }
+
+    fn take_event(&mut self, state: &mut CpuState, _: bool, _: bool) -> Option<Event> {
+        let lapic = &self.board.lapics[self.cpu];
+        let pending = Pending {
+            init: lapic.signals.init,
+            smi: false,
+            nmi: lapic.signals.nmi,
+            interrupt: lapic.pending().is_some(),
+        };
+        let (svm, mut surroundings) = self.svm(state);
+        let taken = svm.take_event(&mut surroundings, state, pending);
         let lapic = &mut self.board.lapics[self.cpu];
-        if nmis_open && std::mem::take(&mut lapic.signals.nmi) {
-            return Some(Event::Nmi);
+        match taken {
+            Taken::Init => {
+                lapic.signals.init_taken = true;
+                self.end_turn(state);
+                None
+            }
+            Taken::Nmi => {
+                lapic.signals.nmi = false;
+                Some(Event::Nmi)
+            }
+            Taken::Interrupt => lapic.acknowledge().map(Event::Interrupt),
+            Taken::Virtual(vector) => Some(Event::Interrupt(vector)),
+            Taken::Switched => Some(Event::Switched),
+            Taken::Nothing | Taken::Smi => None,
         }
-        if interrupts_open { lapic.acknowledge().map(Event::Interrupt) } else { None }
     }
 
-    fn set_task_priority(&mut self, _: &mut CpuState, cr8: u64) {
-        self.board.lapics[self.cpu].set_cr8(cr8);
-        self.kick.raise_event();
+    fn set_task_priority(&mut self, state: &mut CpuState, cr8: u64) {
+        let (svm, mut surroundings) = self.svm(state);
+        if svm.virtual_task_priority() {
+            svm.task_priority_written(&mut surroundings);
+        } else {
+            self.board.lapics[self.cpu].set_cr8(cr8);
+            self.kick.raise_event();
+        }
     }
 }

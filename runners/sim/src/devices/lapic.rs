@@ -65,6 +65,8 @@ pub(crate) enum Effect {
 pub(crate) struct Signals {
     pub(crate) nmi: bool,
     pub(crate) init: bool,
+    /// The processor has taken the INIT, which takes effect when its turn ends.
+    pub(crate) init_taken: bool,
     /// The page at which to start.
     pub(crate) start_up: Option<u8>,
 }
@@ -432,7 +434,7 @@ mod tests {
         let mut lapic = enabled();
         lapic.receive(Delivery::StartUp, 0x9a, false);
         lapic.receive(Delivery::Init, 0, false);
-        assert_eq!(lapic.signals, Signals { nmi: false, init: true, start_up: None });
+        assert_eq!(lapic.signals, Signals { init: true, ..Signals::default() });
         lapic.init();
         assert_eq!(lapic.read(register::ID, 0), Some(1 << 24));
         assert_eq!(lapic.read(register::SPURIOUS, 0), Some(0xff));
