@@ -6,7 +6,7 @@
 //!       │                         │
 //!       │                      wiring ── ports, mmio, msrs, profile (CPUID)
 //!       │                         │
-//!      boot, snapshot           board ── devices, log, clock       ram
+//!      boot, snapshot           board ── devices, log, clock       memory ── ram
 //! ```
 //!
 //! A [`Description`] says what a machine is made of; [`Machine::run`] runs it until something happens that is the
@@ -27,12 +27,14 @@ mod devices;
 mod error;
 mod log;
 mod machine;
+mod memory;
 mod mmio;
 mod msrs;
 mod ports;
 mod profile;
 mod ram;
 mod scheduler;
+mod snapshot;
 mod wiring;
 
 pub use description::Description;

@@ -1,13 +1,13 @@
 //! The machine's log: what a guest asked for and the machine has not.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 /// Something that a guest uses and the machine does not simulate. It got what hardware gives that has it not either;
 /// that its guest would have seen the same on a real machine is not sure any more.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Unknown {
     /// A port was read.
     PortRead {
@@ -81,7 +81,7 @@ impl fmt::Display for Finding {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Log {
     findings: Vec<Finding>,
-    known: HashSet<Unknown>,
+    known: BTreeSet<Unknown>,
     /// Where the running processor is.
     at: (usize, u64),
 }

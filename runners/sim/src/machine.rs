@@ -14,6 +14,8 @@ use crate::clock;
 use crate::description::Description;
 use crate::error::SimError;
 use crate::log::{Finding, Unknown};
+use crate::memory::Memory;
+use crate::profile::Profile;
 use crate::ram::Ram;
 use crate::scheduler::{Scheduler, Turns};
 use crate::wiring::Wiring;
@@ -33,6 +35,16 @@ pub(crate) enum Activity {
 pub(crate) struct Processor {
     pub(crate) cpu: Cpu,
     pub(crate) activity: Activity,
+}
+
+impl Processor {
+    /// A processor on this memory.
+    pub(crate) fn new(profile: Profile, state: CpuState, activity: Activity, memory: &mut Memory) -> Processor {
+        let mut cpu = Cpu::sharing(profile.config(), Arc::clone(memory.ram.code()));
+        cpu.state = state;
+        memory.attach(Arc::clone(cpu.kick()));
+        Processor { cpu, activity }
+    }
 }
 
 /// When [`Machine::run`] returns at the latest.
@@ -74,10 +86,10 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Machine {
     // Before the memory, which they use: fields are dropped in this order.
-    processors: Vec<Processor>,
-    board: Board,
-    scheduler: Scheduler,
-    ram: Ram,
+    pub(crate) processors: Vec<Processor>,
+    pub(crate) board: Board,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) memory: Memory,
 }
 
 impl Machine {
@@ -87,11 +99,9 @@ impl Machine {
     /// If there can be no such machine, or its kernel is none.
     pub fn new(description: &Description) -> Result<Machine, SimError> {
         description.check()?;
-        let config = description.profile.config();
-        let mut ram = Ram::new(description.memory_mib << 20)?;
+        let mut memory = Memory::new(Ram::new(description.memory_mib << 20)?);
         let mut processors: Vec<Processor> = (0..description.cpus)
-            .map(|_| Cpu::sharing(config, Arc::clone(ram.code())))
-            .map(|cpu| Processor { cpu, activity: Activity::WaitForStartUp })
+            .map(|_| Processor::new(description.profile, CpuState::reset(), Activity::WaitForStartUp, &mut memory))
             .collect();
         for processor in &mut processors[1..] {
             // Not the bootstrap processor.
@@ -103,12 +113,12 @@ impl Machine {
             initramfs: &description.initramfs,
             command_line: &description.command_line,
         };
-        boot::load(&mut ram, &images, description.cpus, &mut processors[0].cpu.state)?;
+        boot::load(&mut memory.ram, &images, description.cpus, &mut processors[0].cpu.state)?;
         Ok(Machine {
             processors,
             board: Board::new(description.profile, description.cpus),
             scheduler: Scheduler::new(description.seed),
-            ram,
+            memory,
         })
     }
 
@@ -168,8 +178,13 @@ impl Machine {
         state.turn_ends = (before + instructions).min(self.board.clock.instructions_at(deadline));
         self.board.attention &= !(1 << cpu);
         kick.raise_event();
-        let mut wiring =
-            Wiring { board: &mut self.board, ram: &mut self.ram, scheduler: &mut self.scheduler, kick: &kick, cpu };
+        let mut wiring = Wiring {
+            board: &mut self.board,
+            memory: &mut self.memory,
+            scheduler: &mut self.scheduler,
+            kick: &kick,
+            cpu,
+        };
         let exit = processor.cpu.run(&mut wiring);
         self.scheduler.used(processor.cpu.state.instructions - before);
         match exit {

@@ -4,11 +4,13 @@
 //! From [`LOW_END`] to 4 GiB there are devices; memory beyond goes on at 4 GiB.
 #![expect(unsafe_code, reason = "guest memory is mapped, and reached by pointers while a guest runs")]
 
+use std::ffi::c_void;
+use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use privet_cpu::{CodePages, HostPage, PAGE_SIZE};
 
 use crate::error::SimError;
@@ -19,6 +21,9 @@ const HIGH_START: u64 = 1 << 32;
 
 /// The window of a VGA's memory, behind which there is neither a VGA nor memory.
 const VGA: std::ops::Range<u64> = 0xa_0000..0xc_0000;
+
+const PROTECTION: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
+const FLAGS: MapFlags = MapFlags::MAP_PRIVATE.union(MapFlags::MAP_NORESERVE);
 
 /// The memory.
 #[derive(Debug)]
@@ -37,23 +42,64 @@ impl Ram {
     /// # Errors
     /// If the address space has no room for it.
     pub(crate) fn new(bytes: u64) -> Result<Ram, SimError> {
+        // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
+        let map = |length| unsafe { mmap_anonymous(None, length, PROTECTION, FLAGS) };
+        Ram::mapped(bytes, vec![0; bytes.div_ceil(PAGE_SIZE).div_ceil(64) as usize], map)
+    }
+
+    /// Memory that begins as the first bytes of a file. What is written does not reach the file, which must not become
+    /// shorter.
+    ///
+    /// # Errors
+    /// If the address space has no room for it.
+    pub(crate) fn map(file: &File, bytes: u64, touched: Vec<u64>) -> Result<Ram, SimError> {
+        // SAFETY: as in `new`.
+        let map = |length| unsafe { mmap(None, length, PROTECTION, FLAGS, file, 0) };
+        Ram::mapped(bytes, touched, map)
+    }
+
+    fn mapped(
+        bytes: u64,
+        touched: Vec<u64>,
+        map: impl FnOnce(NonZeroUsize) -> nix::Result<NonNull<c_void>>,
+    ) -> Result<Ram, SimError> {
         let length = usize::try_from(bytes).ok().and_then(NonZeroUsize::new);
         let length = length.ok_or(SimError::Description("a machine needs memory".into()))?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
-        let mapped = unsafe { mmap_anonymous(None, length, protection, flags) };
-        let start = mapped.map_err(|errno| SimError::Io {
+        let start = map(length).map_err(|errno| SimError::Io {
             what: format!("map {bytes} bytes as the machine's memory"),
             source: errno.into(),
         })?;
-        let pages = bytes.div_ceil(PAGE_SIZE);
-        Ok(Ram { start: start.cast(), bytes, touched: vec![0; pages.div_ceil(64) as usize], code: Arc::default() })
+        Ok(Ram { start: start.cast(), bytes, touched, code: Arc::default() })
     }
 
     /// The code that processors find here.
     pub(crate) fn code(&self) -> &Arc<CodePages> {
         &self.code
+    }
+
+    /// How many bytes it has.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// One bit for each page that was ever handed out.
+    pub(crate) fn touched(&self) -> &[u64] {
+        &self.touched
+    }
+
+    /// The pages that are not zero, by their offset in the mapping.
+    pub(crate) fn contents(&self) -> impl Iterator<Item = (u64, [u8; PAGE_SIZE as usize])> {
+        let touched = |page: &u64| self.touched[(page / 64) as usize] >> (page % 64) & 1 != 0;
+        (0..self.bytes / PAGE_SIZE).filter(touched).filter_map(|page| {
+            let offset = page * PAGE_SIZE;
+            let mut bytes = [0; PAGE_SIZE as usize];
+            // SAFETY: the page is in the mapping, no guest runs meanwhile, and `bytes` is no guest memory.
+            unsafe {
+                let source = self.start.as_ptr().add(offset as usize);
+                std::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len());
+            }
+            bytes.iter().any(|byte| *byte != 0).then_some((offset, bytes))
+        })
     }
 
     /// The ranges of system-physical addresses that are memory, the VGA's window included.
@@ -121,7 +167,7 @@ impl Ram {
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: this mapping was made by `new`, and nobody keeps a page of it beyond the machine. Nothing can be
+        // SAFETY: this mapping was made by `mapped`, and nobody keeps a page of it beyond the machine. Nothing can be
         // done about an error.
         let _ = unsafe { munmap(self.start.cast(), self.bytes as usize) };
     }

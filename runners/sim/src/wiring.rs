@@ -1,21 +1,23 @@
 //! How one processor is plugged into the board, while it has its turn.
 
 use privet_cpu::{
-    Access, Bus, CpuState, CpuidResult, Event, Exception, Intercept, Intercepted, Kick, Reaction, Resolve,
+    Access, Bus, CpuState, CpuidResult, Event, Exception, Intercept, Intercepted, Kick, Reaction, Resolve, Trap,
 };
+use privet_silicon::encryption::Key;
+use privet_silicon::rmp::Rmp;
 use privet_silicon::svm::{Pending, Svm, Taken, Translation};
-use privet_silicon::{Flush, PhysicalMemory};
+use privet_silicon::{Flush, KeyedMemory, PhysicalMemory};
 
 use crate::board::Board;
 use crate::clock::TICKS_PER_PORT_ACCESS;
 use crate::log::{Log, Unknown};
-use crate::ram::Ram;
+use crate::memory::Memory;
 use crate::scheduler::Scheduler;
 
 /// A processor's bus.
 pub(crate) struct Wiring<'a> {
     pub(crate) board: &'a mut Board,
-    pub(crate) ram: &'a mut Ram,
+    pub(crate) memory: &'a mut Memory,
     pub(crate) scheduler: &'a mut Scheduler,
     pub(crate) kick: &'a Kick,
     /// The processor.
@@ -24,29 +26,64 @@ pub(crate) struct Wiring<'a> {
 
 /// What the processor's silicon sees of all this.
 struct Surroundings<'a> {
-    ram: &'a mut Ram,
+    memory: &'a mut Memory,
     log: &'a mut Log,
     kick: &'a Kick,
 }
 
 impl PhysicalMemory for Surroundings<'_> {
     fn read(&mut self, pa: u64, bytes: &mut [u8]) {
-        self.ram.read(pa, bytes);
+        self.memory.read(pa, bytes);
     }
 
     fn write(&mut self, pa: u64, bytes: &[u8]) {
-        self.ram.write(pa, bytes);
+        self.memory.write(pa, bytes);
+    }
+}
+
+impl KeyedMemory for Surroundings<'_> {
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+
+    fn read_as(&mut self, key: Key, pa: u64, bytes: &mut [u8]) {
+        self.memory.read_as(key, pa, bytes);
+    }
+
+    fn write_as(&mut self, key: Key, pa: u64, bytes: &[u8]) {
+        self.memory.write_as(key, pa, bytes);
+    }
+
+    fn flush_page(&mut self, pa: u64) {
+        self.memory.flush_page(pa);
+    }
+
+    fn flush_asid(&mut self, asid: u16) {
+        self.memory.flush_asid(asid);
     }
 }
 
 impl privet_silicon::Board for Surroundings<'_> {
-    fn flush(&mut self, _: Flush) {
-        // All, whatever is asked for.
-        self.kick.request_flush();
+    fn flush(&mut self, what: Flush) {
+        match what {
+            Flush::All => self.kick.request_flush(),
+            Flush::World(world) => self.kick.request(privet_cpu::Flush::World(world)),
+            // In all worlds: more than is asked for cannot be noticed.
+            Flush::Page(_, linear) => self.kick.request(privet_cpu::Flush::Page(linear)),
+        }
     }
 
     fn raise_event(&mut self) {
         self.kick.raise_event();
+    }
+
+    fn guest_key(&self, _: u16) -> Option<Key> {
+        // No secure processor.
+        None
+    }
+
+    fn rmp(&self) -> Option<Rmp> {
+        None
     }
 
     fn unsimulated(&mut self, what: &'static str) {
@@ -59,7 +96,7 @@ impl Wiring<'_> {
     fn svm(&mut self, state: &CpuState) -> (&mut Svm, Surroundings<'_>) {
         let Board { svms, log, .. } = &mut *self.board;
         log.locate(self.cpu, state.rip);
-        (&mut svms[self.cpu], Surroundings { ram: self.ram, log, kick: self.kick })
+        (&mut svms[self.cpu], Surroundings { memory: self.memory, log, kick: self.kick })
     }
 
     /// A chip is about to be touched: the time. What it lacks is told with the place.
@@ -93,7 +130,8 @@ impl Bus for Wiring<'_> {
     fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve {
         let (svm, mut surroundings) = self.svm(state);
         match svm.translate(&mut surroundings, state, gpa, access) {
-            Translation::Page(pa) => self.ram.page(pa).map_or(Resolve::Device(pa), Resolve::Page),
+            Translation::Page { page, key } => self.memory.page(page, key).map_or(Resolve::Device(page), Resolve::Page),
+            Translation::Reflect(exception) => Resolve::Reflect(exception),
             Translation::Switched => Resolve::Switched,
         }
     }
@@ -158,12 +196,21 @@ impl Bus for Wiring<'_> {
             self.end_turn(state);
         }
         let (svm, mut surroundings) = self.svm(state);
-        svm.intercept(&mut surroundings, state, what, length)
+        let intercepted = svm.intercept(&mut surroundings, state, what, length);
+        if intercepted == Intercepted::Switched && self.scheduler.ends_at_meeting() {
+            self.end_turn(state);
+        }
+        intercepted
     }
 
     fn exception(&mut self, state: &mut CpuState, exception: Exception) -> Reaction {
         let (svm, mut surroundings) = self.svm(state);
         svm.exception(&mut surroundings, state, exception)
+    }
+
+    fn after(&mut self, state: &mut CpuState, what: Trap) -> Reaction {
+        let (svm, mut surroundings) = self.svm(state);
+        svm.after(&mut surroundings, state, what)
     }
 
     fn shutdown(&mut self, state: &mut CpuState) -> Reaction {

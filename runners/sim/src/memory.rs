@@ -1,0 +1,133 @@
+//! The memory controller: RAM behind its encryption, and who has to hear of a change.
+
+use std::sync::Arc;
+
+use privet_cpu::{Flush, HostPage, Kick, PAGE_SIZE, World};
+use privet_silicon::encryption::{EncryptedPages, Key};
+use privet_silicon::{KeyedMemory, PhysicalMemory};
+
+use crate::ram::Ram;
+
+/// Memory as processors and chips reach it.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    pub(crate) ram: Ram,
+    /// With which key each page is plain.
+    pub(crate) keys: EncryptedPages,
+    /// The processors, which remember where pages are.
+    processors: Vec<Arc<Kick>>,
+}
+
+impl Memory {
+    /// All of it without encryption.
+    pub(crate) fn new(ram: Ram) -> Memory {
+        let end = ram.ranges().map(|range| range.end).max().unwrap_or(0);
+        let keys = EncryptedPages::new((end / PAGE_SIZE) as usize);
+        Memory::with_keys(ram, keys)
+    }
+
+    pub(crate) fn with_keys(ram: Ram, keys: EncryptedPages) -> Memory {
+        Memory { ram, keys, processors: Vec::new() }
+    }
+
+    /// From here on this processor hears of changes.
+    pub(crate) fn attach(&mut self, processor: Arc<Kick>) {
+        self.processors.push(processor);
+    }
+
+    /// The page at a system-physical address, which is page aligned, as an access with this key sees it; `None` if
+    /// there is no memory.
+    pub(crate) fn page(&mut self, page: u64, key: Key) -> Option<HostPage> {
+        let found = self.ram.page(page)?;
+        let frame = page / PAGE_SIZE;
+        if self.keys.key(frame) != key {
+            let mut bytes = [0; PAGE_SIZE as usize];
+            self.ram.read(page, &mut bytes);
+            self.keys.present(frame, &mut bytes, key);
+            self.ram.write(page, &bytes);
+            self.flush(Flush::Backing(found.start().addr()));
+        }
+        Some(found)
+    }
+
+    fn flush(&self, what: Flush) {
+        for processor in &self.processors {
+            processor.request(what);
+        }
+    }
+
+    /// Makes all pages of a range of bytes what an access with this key sees.
+    fn present(&mut self, key: Key, pa: u64, length: usize) {
+        let (first, end) = (pa & !(PAGE_SIZE - 1), pa.saturating_add(length as u64));
+        for page in (first..end).step_by(PAGE_SIZE as usize) {
+            self.page(page, key);
+        }
+    }
+}
+
+impl PhysicalMemory for Memory {
+    fn read(&mut self, pa: u64, bytes: &mut [u8]) {
+        self.read_as(Key::PLAIN, pa, bytes);
+    }
+
+    fn write(&mut self, pa: u64, bytes: &[u8]) {
+        self.write_as(Key::PLAIN, pa, bytes);
+    }
+}
+
+impl KeyedMemory for Memory {
+    /// What is there below 4 GiB: a machine with encryption has no other.
+    fn size(&self) -> u64 {
+        self.ram.ranges().next().map_or(0, |low| low.end)
+    }
+
+    fn read_as(&mut self, key: Key, pa: u64, bytes: &mut [u8]) {
+        self.present(key, pa, bytes.len());
+        self.ram.read(pa, bytes);
+    }
+
+    fn write_as(&mut self, key: Key, pa: u64, bytes: &[u8]) {
+        self.present(key, pa, bytes.len());
+        self.ram.write(pa, bytes);
+    }
+
+    fn flush_page(&mut self, pa: u64) {
+        if let Some(page) = self.ram.page(pa & !(PAGE_SIZE - 1)) {
+            self.flush(Flush::Backing(page.start().addr()));
+        }
+    }
+
+    fn flush_asid(&mut self, asid: u16) {
+        self.flush(Flush::World(World(asid.into())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> Memory {
+        Memory::new(Ram::new(2 << 20).unwrap())
+    }
+
+    #[test]
+    fn another_key_sees_something_else() {
+        let (mut memory, guest) = (memory(), Key::numbered(3));
+        memory.write_as(guest, 0x1ffc, &[7; 8]);
+        let mut bytes = [0; 8];
+        memory.read(0x1ffc, &mut bytes);
+        assert_ne!(bytes, [7; 8]);
+        memory.read_as(guest, 0x1ffc, &mut bytes);
+        assert_eq!(bytes, [7; 8]);
+    }
+
+    #[test]
+    fn where_there_is_no_memory_reads_give_ones() {
+        let mut memory = memory();
+        let mut bytes = [0; 4];
+        memory.write((2 << 20) - 2, &[1, 2, 3, 4]);
+        memory.read((2 << 20) - 2, &mut bytes);
+        assert_eq!(bytes, [1, 2, 0xff, 0xff]);
+        assert_eq!(memory.size(), 2 << 20);
+    }
+}

@@ -1,0 +1,149 @@
+//! A machine in a file: its memory, sparse, and behind that everything else.
+//!
+//! A restored machine maps the file and shares what it does not write with whoever else does. The file belongs to the
+//! build of this crate that wrote it; another one refuses it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use privet_cpu::CpuState;
+use privet_silicon::encryption::EncryptedPages;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::board::Board;
+use crate::error::SimError;
+use crate::machine::{Activity, Machine, Processor};
+use crate::memory::Memory;
+use crate::ram::Ram;
+use crate::scheduler::Scheduler;
+
+/// The last bytes of the file: this, then the length of the state, then its checksum.
+const MAGIC: [u8; 16] = *b"privet sim 0001\n";
+const FOOTER: u64 = 32;
+
+/// Everything but the bytes of the memory.
+#[derive(Serialize, Deserialize)]
+struct State {
+    processors: Vec<(CpuState, Activity)>,
+    board: Board,
+    scheduler: Scheduler,
+    memory_bytes: u64,
+    touched: Vec<u64>,
+    keys: EncryptedPages,
+}
+
+impl State {
+    fn of(machine: &Machine) -> State {
+        let processor = |processor: &Processor| (processor.cpu.state.clone(), processor.activity);
+        State {
+            processors: machine.processors.iter().map(processor).collect(),
+            board: machine.board.clone(),
+            scheduler: machine.scheduler.clone(),
+            memory_bytes: machine.memory.ram.bytes(),
+            touched: machine.memory.ram.touched().to_vec(),
+            keys: machine.memory.keys.clone(),
+        }
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("the state is data, and a vector takes everything")
+    }
+}
+
+fn failed(what: &str, path: &Path) -> impl FnOnce(io::Error) -> SimError {
+    let what = format!("{what} {}", path.display());
+    move |source| SimError::Io { what, source }
+}
+
+impl Machine {
+    /// Writes the machine to a new file. It can go on running, and does so as one that is restored from there.
+    ///
+    /// # Errors
+    /// If the file exists, or cannot be written; then it is removed.
+    pub fn save(&mut self, path: &Path) -> Result<(), SimError> {
+        // What caches remember is no state; from here on both machines remember nothing.
+        for processor in &mut self.processors {
+            processor.cpu.flush_tlb();
+        }
+        let file = File::create_new(path).map_err(failed("create", path))?;
+        self.write_to(&file).map_err(|source| {
+            // Nothing half-written stays, if that can be helped.
+            let _ = std::fs::remove_file(path);
+            failed("write", path)(source)
+        })
+    }
+
+    fn write_to(&mut self, file: &File) -> io::Result<()> {
+        for (offset, page) in self.memory.ram.contents() {
+            file.write_all_at(&page, offset)?;
+        }
+        let mut end = State::of(self).to_bytes();
+        let (length, checksum) = (end.len() as u64, xxh3_64(&end));
+        end.extend(MAGIC);
+        end.extend(length.to_le_bytes());
+        end.extend(checksum.to_le_bytes());
+        file.write_all_at(&end, self.memory.ram.bytes())
+    }
+
+    /// A machine that goes on where it was saved.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or was written by another version.
+    pub fn restore(path: &Path) -> Result<Machine, SimError> {
+        let file = File::open(path).map_err(failed("open", path))?;
+        let state = read_state(&file).map_err(failed("read", path))?;
+        let ram = Ram::map(&file, state.memory_bytes, state.touched)?;
+        let mut memory = Memory::with_keys(ram, state.keys);
+        let processor = |(registers, activity)| Processor::new(state.board.profile, registers, activity, &mut memory);
+        let processors = state.processors.into_iter().map(processor).collect();
+        Ok(Machine { processors, board: state.board, scheduler: state.scheduler, memory })
+    }
+
+    /// A fingerprint of the whole machine: registers, devices, and memory. Equal machines have equal ones.
+    #[must_use]
+    pub fn digest(&mut self) -> u128 {
+        let mut hash = Xxh3::new();
+        hash.update(&State::of(self).to_bytes());
+        for (offset, page) in self.memory.ram.contents() {
+            hash.update(&offset.to_le_bytes());
+            hash.update(&page);
+        }
+        hash.digest128()
+    }
+}
+
+fn read_state(file: &File) -> io::Result<State> {
+    let not_ours = || io::Error::other("it is no machine that this version has saved");
+    let end = file.metadata()?.len();
+    let footer_at = end.checked_sub(FOOTER).ok_or_else(not_ours)?;
+    let mut footer = [0; FOOTER as usize];
+    file.read_exact_at(&mut footer, footer_at)?;
+    let word = |at: usize| u64::from_le_bytes(footer[at..at + 8].try_into().expect("eight bytes"));
+    let (length, checksum) = (word(16), word(24));
+    let start = footer_at.checked_sub(length).filter(|_| footer[..16] == MAGIC).ok_or_else(not_ours)?;
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, start)?;
+    let state: State = postcard::from_bytes(&bytes).map_err(|_| not_ours())?;
+    if xxh3_64(&bytes) != checksum || state.memory_bytes != start {
+        return Err(not_ours());
+    }
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_saved_machine_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for bytes in [&b""[..], &[0; 100], &[&[0; 64][..], &MAGIC, &[255; 16]].concat()] {
+            let path = dir.path().join("machine");
+            std::fs::write(&path, bytes).unwrap();
+            assert!(Machine::restore(&path).unwrap_err().to_string().contains("no machine that this version"));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The rig's kernel on machines of ours. Without one in the cache (`privet rig build`) these tests are ignored.
+
+mod init;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use privet_kernel::Kernel;
+use privet_sim::{Description, Limits, Machine, Outcome, Turns};
+
+fn main() -> ExitCode {
+    let kernel = Kernel::cached();
+    if let Err(error) = &kernel {
+        eprintln!("no kernel to boot, so all of these tests are ignored: {error}");
+    }
+    let kernel: Option<Arc<[u8]>> =
+        kernel.ok().map(|kernel| std::fs::read(kernel.image).expect("a kernel that is found can be read").into());
+    let test = |name: &str, body: fn(&Description)| {
+        let kernel = kernel.clone();
+        let missing = kernel.is_none();
+        let body = move || {
+            let command_line = "console=ttyS0 panic=-1 tsc=nowatchdog".to_owned();
+            let kernel = kernel.expect("ignored without one");
+            body(&Description::new(kernel, init::initramfs().into(), command_line));
+            Ok::<(), Failed>(())
+        };
+        Trial::test(name, body).with_ignored_flag(missing)
+    };
+    let tests = vec![
+        test("linux_boots_talks_over_its_port_and_switches_off", boots_and_switches_off),
+        test("one_processor_and_eight", one_and_eight),
+        test("a_seed_is_a_run_to_the_last_instruction", seeds),
+        test("a_saved_machine_goes_on_as_the_one_that_was_saved", save_and_restore),
+        test("a_saved_machine_is_not_changed_by_one_that_goes_on_from_it", restored_twice),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+fn instructions(millions: u64) -> Limits {
+    Limits { instructions: Some(millions * 1_000_000), ..Limits::default() }
+}
+
+fn console(machine: &mut Machine) -> String {
+    String::from_utf8_lossy(&machine.take_console()).into_owned()
+}
+
+/// Runs until init has said its word, answers, and runs to the end; what the console had.
+fn run_to_the_end(machine: &mut Machine) -> String {
+    let mut port = Vec::new();
+    while !port.ends_with(init::HELLO) {
+        assert_eq!(machine.run(&Limits::default()), Outcome::Port, "{}", console(machine));
+        port.extend(machine.take_port());
+    }
+    machine.feed_port(b"answer\n");
+    // The terminal echoes.
+    let mut outcome = Outcome::Port;
+    while outcome == Outcome::Port {
+        machine.take_port();
+        outcome = machine.run(&Limits::default());
+    }
+    let console = console(machine);
+    assert_eq!(outcome, Outcome::PoweredOff, "{console}");
+    console
+}
+
+fn boots_and_switches_off(description: &Description) {
+    let mut machine = Machine::new(description).unwrap();
+    let console = run_to_the_end(&mut machine);
+    for word in ["Brought up 1 node, 2 CPUs", "Run /init", "init got: answer", "reboot: Power down"] {
+        assert!(console.contains(word), "{word} is missing: {console}");
+    }
+    assert_eq!(machine.take_findings(), [], "what an ordinary boot asks for is there");
+}
+
+fn one_and_eight(description: &Description) {
+    for (cpus, word) in [(1, "Total of 1 processors"), (8, "Brought up 1 node, 8 CPUs")] {
+        let mut machine = Machine::new(&Description { cpus, ..description.clone() }).unwrap();
+        let console = run_to_the_end(&mut machine);
+        assert!(console.contains(word), "{console}");
+    }
+}
+
+fn seeds(description: &Description) {
+    let run = |seed: u64| {
+        let mut machine = Machine::new(&Description { seed, ..description.clone() }).unwrap();
+        assert_eq!(machine.run(&instructions(40)), Outcome::InstructionLimit);
+        machine.reseed(seed, Turns::Short);
+        assert_eq!(machine.run(&instructions(45)), Outcome::InstructionLimit);
+        (machine.instructions(), machine.now(), machine.digest())
+    };
+    let first = run(1);
+    assert_eq!(first, run(1));
+    assert_ne!(first.2, run(2).2);
+}
+
+fn save_and_restore(description: &Description) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("machine");
+    let mut machine = Machine::new(description).unwrap();
+    machine.run(&instructions(30));
+    machine.save(&path).unwrap();
+    let mut restored = Machine::restore(&path).unwrap();
+    assert_eq!(machine.digest(), restored.digest());
+    for machine in [&mut machine, &mut restored] {
+        assert_eq!(machine.run(&instructions(50)), Outcome::InstructionLimit);
+    }
+    assert_eq!(machine.instructions(), restored.instructions());
+    assert_eq!(machine.digest(), restored.digest());
+    assert!(machine.save(&path).unwrap_err().to_string().contains("exists"), "nothing is overwritten");
+}
+
+fn restored_twice(description: &Description) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("machine");
+    let mut machine = Machine::new(description).unwrap();
+    machine.run(&instructions(30));
+    machine.save(&path).unwrap();
+    let before = machine.digest();
+    run_to_the_end(&mut Machine::restore(&path).unwrap());
+    assert_eq!(Machine::restore(&path).unwrap().digest(), before);
+}
