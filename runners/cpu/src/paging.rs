@@ -108,10 +108,11 @@ impl WalkRegisters {
 
     /// Where the entry for a linear address is, from the beginning of its table.
     fn offset(&self, linear: u64, level: u32) -> u64 {
+        let page = linear / self.page_size(level);
         match (self.levels, level) {
-            (2, _) => (linear / self.page_size(level) & 0x3ff) * 4,
-            (3, 3) => (linear / self.page_size(level) & 3) * 8,
-            _ => (linear / self.page_size(level) & 0x1ff) * 8,
+            (2, _) => (page & 0x3ff) * 4,
+            (3, 3) => (page & 3) * 8,
+            _ => (page & 0x1ff) * 8,
         }
     }
 
