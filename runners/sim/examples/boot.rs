@@ -1,4 +1,4 @@
-//! Boots a kernel with its console on standard output: `boot BZIMAGE INITRAMFS [CPUS] [MORE COMMAND LINE]`.
+//! Boots a kernel with its console on standard output: `boot BZIMAGE INITRAMFS [CPUS] [MORE COMMAND LINE] [PROFILE]`.
 
 use std::io::Write;
 use std::time::Instant;
@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let command_line = format!("console=ttyS0 panic=-1 tsc=nowatchdog {more}");
     let mut description = Description::new(kernel.into(), initramfs.into(), command_line);
     description.cpus = arguments.get(2).map_or(Ok(2), |cpus| cpus.parse())?;
+    description.profile = arguments.get(4).map_or(Ok(description.profile), |profile| profile.parse())?;
     let mut machine = Machine::new(&description)?;
     let started = Instant::now();
     let mut limits = Limits::default();

@@ -14,6 +14,7 @@ use crate::devices::pci::Pci;
 use crate::devices::pic::Pic;
 use crate::devices::pit::Pit;
 use crate::devices::uart::Uart;
+use crate::encryption::Encryption;
 use crate::log::{Log, Unknown};
 use crate::msrs::Msrs;
 use crate::profile::Profile;
@@ -52,6 +53,8 @@ pub(crate) struct Board {
     pub(crate) uarts: [Uart; 2],
     pub(crate) pm: AcpiPm,
     pub(crate) pci: Pci,
+    /// Of processors that encrypt guests.
+    pub(crate) encryption: Option<Encryption>,
     pub(crate) log: Log,
     /// The guest has asked for it.
     pub(crate) power: Option<PowerEvent>,
@@ -60,7 +63,11 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    pub(crate) fn new(profile: Profile, cpus: usize) -> Board {
+    /// A board after power-on. `rmp` is the memory that firmware has set aside for the reverse map table, for processors
+    /// that use one.
+    pub(crate) fn new(profile: Profile, cpus: usize, rmp: (u64, u64)) -> Board {
+        let mut pci = Pci::new();
+        let encryption = profile.sev().map(|features| Encryption::new(&features, cpus, rmp, &mut pci));
         Board {
             clock: Clock::default(),
             running: 0,
@@ -74,7 +81,8 @@ impl Board {
             cmos: Cmos::new(),
             uarts: [Uart::new(), Uart::new()],
             pm: AcpiPm::default(),
-            pci: Pci::new(),
+            pci,
+            encryption,
             log: Log::default(),
             power: None,
             attention: 0,
@@ -191,7 +199,7 @@ mod tests {
     use crate::devices::lapic::register;
 
     fn board(cpus: usize) -> Board {
-        let mut board = Board::new(Profile::Plain, cpus);
+        let mut board = Board::new(Profile::Plain, cpus, (0, 0));
         for lapic in &mut board.lapics {
             lapic.write(register::SPURIOUS, 0x1ff, 0);
         }

@@ -24,6 +24,7 @@ mod boot;
 mod clock;
 mod description;
 mod devices;
+mod encryption;
 mod error;
 mod log;
 mod machine;
@@ -34,6 +35,7 @@ mod ports;
 mod profile;
 mod ram;
 mod scheduler;
+mod secure_devices;
 mod snapshot;
 mod wiring;
 

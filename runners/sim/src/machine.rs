@@ -9,9 +9,10 @@ use privet_cpu::{Cpu, CpuExit, CpuState, Exception, Seg, Segment, flags};
 use serde::{Deserialize, Serialize};
 
 use crate::board::{Board, CONSOLE, PORT, PowerEvent};
-use crate::boot::{self, Images};
+use crate::boot::{self, Hardware, Images};
 use crate::clock;
 use crate::description::Description;
+use crate::encryption::rmp_memory;
 use crate::error::SimError;
 use crate::log::{Finding, Unknown};
 use crate::memory::Memory;
@@ -113,10 +114,14 @@ impl Machine {
             initramfs: &description.initramfs,
             command_line: &description.command_line,
         };
-        boot::load(&mut memory.ram, &images, description.cpus, &mut processors[0].cpu.state)?;
+        let low_end = memory.ram.ranges().next().map_or(0, |range| range.end);
+        let rmp = rmp_memory(low_end, memory.ram.top());
+        let with_rmp = description.profile.sev().is_some_and(|features| features.snp);
+        let hardware = Hardware { cpus: description.cpus, rmp: with_rmp.then_some(rmp) };
+        boot::load(&mut memory.ram, &images, hardware, &mut processors[0].cpu.state)?;
         Ok(Machine {
             processors,
-            board: Board::new(description.profile, description.cpus),
+            board: Board::new(description.profile, description.cpus, rmp),
             scheduler: Scheduler::new(description.seed),
             memory,
         })

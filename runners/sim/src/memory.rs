@@ -21,8 +21,7 @@ pub(crate) struct Memory {
 impl Memory {
     /// All of it without encryption.
     pub(crate) fn new(ram: Ram) -> Memory {
-        let end = ram.ranges().map(|range| range.end).max().unwrap_or(0);
-        let keys = EncryptedPages::new((end / PAGE_SIZE) as usize);
+        let keys = EncryptedPages::new((ram.top() / PAGE_SIZE) as usize);
         Memory::with_keys(ram, keys)
     }
 
@@ -76,9 +75,8 @@ impl PhysicalMemory for Memory {
 }
 
 impl KeyedMemory for Memory {
-    /// What is there below 4 GiB: a machine with encryption has no other.
     fn size(&self) -> u64 {
-        self.ram.ranges().next().map_or(0, |low| low.end)
+        self.ram.top()
     }
 
     fn read_as(&mut self, key: Key, pa: u64, bytes: &mut [u8]) {

@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
 use crate::devices::lapic::Effect;
+use crate::encryption::syscfg;
 use crate::log::Unknown;
 use crate::ram::LOW_END;
 
 const TSC: u32 = 0x10;
 const APIC_BASE: u32 = 0x1b;
+const SYSCFG: u32 = 0xc001_0010;
+const RMP_BASE: u32 = 0xc001_0132;
+const RMP_END: u32 = 0xc001_0133;
 const TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC: u32 = 0x800;
 const X2APIC_END: u32 = 0x8ff;
@@ -63,7 +67,7 @@ fn kind(index: u32) -> Option<Kind> {
         0x202..=0x20f | 0x250 | 0x258 | 0x259 | 0x268..=0x26f => Stored(0, ANY),
         0x2ff => Stored(0x806, 0xcff),
         // SYSCFG: the MTRRs' DRAM bits as firmware leaves them.
-        0xc001_0010 => Stored(0x74_0000, 0x7c_0000),
+        SYSCFG => Stored(0x74_0000, 0x7c_0000),
         // HWCR: SMM is locked; the TSC counts with the frequency of P0.
         0xc001_0015 => Stored(0x0100_0011, 0x0900_0011),
         // TOP_MEM and TOP_MEM2.
@@ -73,8 +77,9 @@ fn kind(index: u32) -> Option<Kind> {
         0xc001_001f => Stored(0, ANY),
         // MMIO configuration space: none.
         0xc001_0058 => Stored(0, 0),
-        // DE_CFG: LFENCE serializes.
+        // DE_CFG: LFENCE serializes. BP_CFG.
         0xc001_1029 => Stored(2, ANY),
+        0xc001_102e => Stored(0, ANY),
         // Performance counters, old and new, and IBS: not in CPUID.
         0xc001_0000..=0xc001_0007 | 0xc001_0200..=0xc001_020b | 0xc001_1030..=0xc001_103b => Absent,
         _ => return None,
@@ -97,7 +102,7 @@ impl Board {
             TSC_DEADLINE => Ok(self.lapics[cpu].timer.tsc_deadline()),
             X2APIC..=X2APIC_END => self.x2apic_read(cpu, state, index, now),
             _ if let Some(value) = self.svms[cpu].rdmsr(index) => Ok(value),
-            _ => match kind(index) {
+            _ => match self.kind(index) {
                 Some(Stored(reset, _)) => Ok(self.msrs[cpu].0.get(&index).copied().unwrap_or(reset)),
                 Some(Fixed(value)) => Ok(value),
                 Some(Absent) => Err(Exception::gp(0)),
@@ -129,13 +134,20 @@ impl Board {
             }
             X2APIC..=X2APIC_END => self.x2apic_write(cpu, state, index, value, now),
             _ if let Some(written) = self.svms[cpu].wrmsr(index, value) => written,
-            _ => match kind(index) {
+            _ => match self.kind(index) {
                 Some(Stored(reset, writable)) => {
                     let old = self.msrs[cpu].0.get(&index).copied().unwrap_or(reset);
+                    // Nothing turns SNP off again (AMD APM volume 2, 15.36.2).
+                    if index == SYSCFG && old & syscfg::SNP_EN != 0 {
+                        return Ok(());
+                    }
                     if (old ^ value) & !writable != 0 {
                         return Err(Exception::gp(0));
                     }
                     self.msrs[cpu].0.insert(index, value);
+                    if let Some(encryption) = self.encryption.as_mut().filter(|_| index == SYSCFG) {
+                        encryption.set_syscfg(cpu, value);
+                    }
                     Ok(())
                 }
                 Some(Fixed(_) | Absent) => Err(Exception::gp(0)),
@@ -144,6 +156,29 @@ impl Board {
                     Err(Exception::gp(0))
                 }
             },
+        }
+    }
+
+    /// As [`kind`], and what memory encryption adds: SYSCFG as firmware sets it, and the memory of the RMP.
+    fn kind(&self, index: u32) -> Option<Kind> {
+        let rmp = self.encryption.as_ref().map(|encryption| encryption.rmp);
+        match (index, rmp) {
+            (SYSCFG, Some(_)) => {
+                let writable = 0x7c_0000 | syscfg::MEM_ENCRYPT | syscfg::SNP_EN | syscfg::VMPL_EN;
+                Some(Stored(0x74_0000 | syscfg::MEM_ENCRYPT, writable))
+            }
+            (RMP_BASE, Some((first, _))) => Some(Fixed(first)),
+            (RMP_END, Some((_, last))) => Some(Fixed(last)),
+            _ => kind(index),
+        }
+    }
+
+    /// SYSCFG of a processor.
+    pub(crate) fn syscfg(&self, cpu: usize) -> u64 {
+        match (self.msrs[cpu].0.get(&SYSCFG), self.kind(SYSCFG)) {
+            (Some(value), _) => *value,
+            (None, Some(Stored(reset, _))) => reset,
+            (None, _) => 0,
         }
     }
 
@@ -210,7 +245,7 @@ mod tests {
 
     #[test]
     fn storage_is_a_processors_own_and_keeps_its_fixed_bits() {
-        let (mut board, mut state) = (Board::new(Profile::Plain, 2), CpuState::reset());
+        let (mut board, mut state) = (Board::new(Profile::Plain, 2, (0, 0)), CpuState::reset());
         board.msr_write(0, &mut state, 0x202, 6).unwrap();
         assert_eq!(board.msr_read(0, &state, 0x202), Ok(6));
         assert_eq!(board.msr_read(1, &state, 0x202), Ok(0));
@@ -222,7 +257,7 @@ mod tests {
 
     #[test]
     fn an_absent_msr_is_refused_and_an_unknown_one_is_told_too() {
-        let (mut board, state) = (Board::new(Profile::Plain, 1), CpuState::reset());
+        let (mut board, state) = (Board::new(Profile::Plain, 1, (0, 0)), CpuState::reset());
         assert_eq!(board.msr_read(0, &state, 0xe7), gp());
         assert_eq!(board.log.take(), []);
         assert_eq!(board.msr_read(0, &state, 0x1234), gp());
@@ -231,7 +266,7 @@ mod tests {
 
     #[test]
     fn x2apic_mode_has_to_be_in_cpuid() {
-        let (mut board, mut state) = (Board::new(Profile::Plain, 1), CpuState::reset());
+        let (mut board, mut state) = (Board::new(Profile::Plain, 1, (0, 0)), CpuState::reset());
         let base = state.apic_base;
         assert_eq!(board.msr_write(0, &mut state, APIC_BASE, base | apic_base::X2APIC), gp());
         assert_eq!(board.msr_read(0, &state, 0x802), gp());
@@ -242,7 +277,7 @@ mod tests {
         fn no_sequence_of_accesses_panics(
             accesses in prop::collection::vec((any::<u32>(), any::<Option<u64>>()), 1..200)
         ) {
-            let (mut board, mut state) = (Board::new(Profile::Plain, 2), CpuState::reset());
+            let (mut board, mut state) = (Board::new(Profile::Plain, 2, (0, 0)), CpuState::reset());
             for (index, write) in accesses {
                 let index = match index % 4 {
                     0 => index,

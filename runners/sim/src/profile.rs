@@ -3,8 +3,9 @@
 use std::str::FromStr;
 
 use privet_cpu::state::{cr4, efer};
-use privet_cpu::{Config, CpuState, CpuidResult, Vendor, fpu};
-use privet_silicon::svm::Features;
+use privet_cpu::{Config, CpuState, CpuidResult, fpu};
+use privet_silicon::psp::AsidRange;
+use privet_silicon::svm::{Features, SevFeatures};
 use serde::{Deserialize, Serialize};
 
 use crate::error::SimError;
@@ -15,17 +16,20 @@ pub enum Profile {
     /// An AMD EPYC of family 19h with SVM, without memory encryption.
     #[default]
     Plain,
+    /// An AMD EPYC of the fourth generation ("Genoa"), with SEV, SEV-ES and SEV-SNP.
+    Genoa,
 }
 
 impl Profile {
     /// All profiles.
-    pub const ALL: &'static [Profile] = &[Profile::Plain];
+    pub const ALL: &'static [Profile] = &[Profile::Plain, Profile::Genoa];
 
     /// Its name on command lines and in files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Profile::Plain => "plain",
+            Profile::Genoa => "genoa",
         }
     }
 }
@@ -41,16 +45,19 @@ impl FromStr for Profile {
     }
 }
 
-/// Family 19h, model 01h, stepping 1.
-const SIGNATURE: u32 = 0x00a0_0f11;
+/// ASIDs of guests whose memory is encrypted, as firmware divides them.
+const ENCRYPTED_ASIDS: AsidRange = AsidRange { min_sev: 100, max: 509 };
+/// The upper halves of YMM in an image of XSAVE.
+const AVX_OFFSET: u32 = 576;
+const AVX_BYTES: u32 = 256;
 const NAME: &[u8; 48] = b"AMD EPYC (privet sim)\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-const PHYSICAL_BITS: u8 = 48;
 
 /// Bits of leaf 1.
 mod leaf1 {
     /// SSE3 SSSE3 CMPXCHG16B SSE4.1 MOVBE POPCNT TSC-DEADLINE XSAVE.
     pub(super) const ECX: u32 = 1 << 0 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 26;
     pub(super) const OSXSAVE: u32 = 1 << 27;
+    pub(super) const AVX: u32 = 1 << 28;
     /// FPU VME DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2.
     pub(super) const EDX: u32 = 0x0789_fbff | 1 << 17;
     pub(super) const APIC: u32 = 1 << 9;
@@ -78,18 +85,61 @@ impl Profile {
     /// Whether x2APIC mode exists.
     pub(crate) fn has_x2apic(self) -> bool {
         match self {
-            Profile::Plain => false,
+            Profile::Plain | Profile::Genoa => false,
         }
+    }
+
+    /// Family 19h: model and stepping.
+    fn signature(self) -> u32 {
+        match self {
+            Profile::Plain => 0x00a0_0f11,
+            Profile::Genoa => 0x00a1_0f11,
+        }
+    }
+
+    /// What it encrypts.
+    pub(crate) fn sev(self) -> Option<SevFeatures> {
+        match self {
+            Profile::Plain => None,
+            Profile::Genoa => {
+                let asids = ENCRYPTED_ASIDS;
+                Some(SevFeatures { c_bit: 51, reduced_bits: 6, asids, encrypted_state: true, snp: true })
+            }
+        }
+    }
+
+    /// The width of physical addresses that CPUID tells.
+    fn physical_bits(self) -> u8 {
+        match self {
+            Profile::Plain => 48,
+            Profile::Genoa => 52,
+        }
+    }
+
+    /// The width that is left with memory encryption: the bits above are reserved in page tables.
+    pub(crate) fn usable_physical_bits(self) -> u8 {
+        self.physical_bits() - self.sev().map_or(0, |sev| sev.reduced_bits)
+    }
+
+    /// Components that XCR0 may have.
+    fn xcr0(self) -> u64 {
+        match self {
+            Profile::Plain => fpu::XCR0_X87 | fpu::XCR0_SSE,
+            Profile::Genoa => fpu::XCR0_X87 | fpu::XCR0_SSE | fpu::XCR0_AVX,
+        }
+    }
+
+    fn has_avx(self) -> bool {
+        self.xcr0() & fpu::XCR0_AVX != 0
     }
 
     /// What the interpreter needs to know.
     pub(crate) fn config(self) -> Config {
         Config {
-            physical_bits: PHYSICAL_BITS,
+            physical_bits: self.usable_physical_bits(),
             cr4_allowed: cr4::BASELINE | cr4::UMIP | cr4::FSGSBASE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP,
             efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::SVME,
-            xcr0_allowed: fpu::XCR0_X87 | fpu::XCR0_SSE,
-            vendor: Vendor::Amd,
+            xcr0_allowed: self.xcr0(),
             ..Config::default()
         }
     }
@@ -97,7 +147,8 @@ impl Profile {
     /// What its SVM can do.
     pub(crate) fn svm(self) -> Features {
         let Config { cr4_allowed, efer_allowed, physical_bits, .. } = self.config();
-        Features { cr4: cr4_allowed, efer: efer_allowed, physical_bits, ..Features::current() }
+        let sev = self.sev();
+        Features { cr4: cr4_allowed, efer: efer_allowed, physical_bits, sev, ..Features::current() }
     }
 
     /// CPUID of one processor of several (AMD APM volume 3, appendix E).
@@ -110,9 +161,10 @@ impl Profile {
                 let osxsave = if state.cr4 & cr4::OSXSAVE != 0 { leaf1::OSXSAVE } else { 0 };
                 let apic = if state.apic_base & 1 << 11 != 0 { leaf1::APIC } else { 0 };
                 let htt = if several { leaf1::HTT } else { 0 };
+                let avx = if self.has_avx() { leaf1::AVX } else { 0 };
                 // Cache lines of 64 bytes.
                 let ebx = id << 24 | cpus << 16 | 8 << 8;
-                registers(SIGNATURE, ebx, leaf1::ECX | osxsave, leaf1::EDX & !leaf1::APIC | apic | htt)
+                registers(self.signature(), ebx, leaf1::ECX | avx | osxsave, leaf1::EDX & !leaf1::APIC | apic | htt)
             }
             // The APIC timer always runs.
             (6, _) => registers(1 << 2, 0, 0, 0),
@@ -121,8 +173,12 @@ impl Profile {
             (0xb, 0) => registers(0, 1, 1 << 8, id),
             (0xb, 1) => registers(3, cpus, 2 << 8 | 1, id),
             (0xb, _) => registers(0, 0, subleaf & 0xff, id),
-            // x87 and SSE.
-            (0xd, 0) => registers(3, 576, 576, 0),
+            // What XCR0 may have, and the size of the image with what it has.
+            (0xd, 0) => {
+                let size = |xcr0: u64| if xcr0 & fpu::XCR0_AVX != 0 { AVX_OFFSET + AVX_BYTES } else { AVX_OFFSET };
+                registers(self.xcr0() as u32, size(state.xcr0), size(self.xcr0()), 0)
+            }
+            (0xd, 2) if self.has_avx() => registers(AVX_BYTES, AVX_OFFSET, 0, 0),
             // XSAVEOPT and XGETBV with ECX = 1.
             (0xd, 1) => registers(1 << 0 | 1 << 2, 0, 0, 0),
             (0x8000_0000, _) => CpuidResult { eax: 0x8000_0021, ..VENDOR },
@@ -131,7 +187,7 @@ impl Profile {
                 let ecx = 1 | u32::from(several) << 1 | 1 << 2 | 1 << 5 | 1 << 8;
                 // SYSCALL NX 1-GIB-PAGES RDTSCP LM.
                 let edx = leaf1::EDX & REPEATED | 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
-                registers(SIGNATURE, 0x4000_0000, ecx, edx)
+                registers(self.signature(), 0x4000_0000, ecx, edx)
             }
             (0x8000_0002..=0x8000_0004, _) => name((leaf - 0x8000_0002) as usize),
             // Caches and TLBs of Zen 3.
@@ -140,10 +196,11 @@ impl Profile {
             // The TSC is invariant.
             (0x8000_0007, _) => registers(0, 0, 0, 1 << 8),
             (0x8000_0008, _) => {
-                let sizes = u32::from(PHYSICAL_BITS) | 48 << 8;
+                let sizes = u32::from(self.physical_bits()) | 48 << 8;
                 registers(sizes, 1 << 2, if several { 3 << 12 | (cpus - 1) } else { 0 }, 0)
             }
             (0x8000_000a, _) => self.svm().cpuid(),
+            (0x8000_001f, _) => self.sev().map_or(CpuidResult::default(), |sev| sev.cpuid()),
             // LFENCE serializes, and null selectors clear their bases.
             (0x8000_0021, _) => registers(1 << 2 | 1 << 6, 0, 0, 0),
             _ => CpuidResult::default(),

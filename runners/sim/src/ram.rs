@@ -102,6 +102,11 @@ impl Ram {
         })
     }
 
+    /// The address behind the last byte of memory.
+    pub(crate) fn top(&self) -> u64 {
+        self.ranges().map(|range| range.end).max().unwrap_or(0)
+    }
+
     /// The ranges of system-physical addresses that are memory, the VGA's window included.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = std::ops::Range<u64>> {
         let low = 0..self.bytes.min(LOW_END);

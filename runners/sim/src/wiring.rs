@@ -10,6 +10,7 @@ use privet_silicon::{Flush, KeyedMemory, PhysicalMemory};
 
 use crate::board::Board;
 use crate::clock::TICKS_PER_PORT_ACCESS;
+use crate::encryption::Encryption;
 use crate::log::{Log, Unknown};
 use crate::memory::Memory;
 use crate::scheduler::Scheduler;
@@ -29,6 +30,10 @@ struct Surroundings<'a> {
     memory: &'a mut Memory,
     log: &'a mut Log,
     kick: &'a Kick,
+    /// The secure processor's keys are asked for by VMRUN only.
+    encryption: Option<&'a Encryption>,
+    /// The processor.
+    cpu: usize,
 }
 
 impl PhysicalMemory for Surroundings<'_> {
@@ -77,13 +82,12 @@ impl privet_silicon::Board for Surroundings<'_> {
         self.kick.raise_event();
     }
 
-    fn guest_key(&self, _: u16) -> Option<Key> {
-        // No secure processor.
-        None
+    fn guest_key(&self, asid: u16) -> Option<Key> {
+        self.encryption?.psp.runnable_key(asid)
     }
 
     fn rmp(&self) -> Option<Rmp> {
-        None
+        self.encryption?.enforced_rmp(self.cpu)
     }
 
     fn unsimulated(&mut self, what: &'static str) {
@@ -94,9 +98,10 @@ impl privet_silicon::Board for Surroundings<'_> {
 impl Wiring<'_> {
     /// The processor's SVM, and what it works on.
     fn svm(&mut self, state: &CpuState) -> (&mut Svm, Surroundings<'_>) {
-        let Board { svms, log, .. } = &mut *self.board;
+        let Board { svms, log, encryption, .. } = &mut *self.board;
         log.locate(self.cpu, state.rip);
-        (&mut svms[self.cpu], Surroundings { memory: self.memory, log, kick: self.kick })
+        let (kick, cpu, encryption) = (self.kick, self.cpu, encryption.as_ref());
+        (&mut svms[cpu], Surroundings { memory: self.memory, log, kick, encryption, cpu })
     }
 
     /// A chip is about to be touched: the time. What it lacks is told with the place.
@@ -138,13 +143,17 @@ impl Bus for Wiring<'_> {
 
     fn device_read(&mut self, state: &mut CpuState, address: u64, data: &mut [u8]) {
         let now = self.touch(state);
-        self.board.mmio_read(self.cpu, address, data, now);
+        if !self.board.secure_read(address, data) {
+            self.board.mmio_read(self.cpu, address, data, now);
+        }
         self.touched(state);
     }
 
     fn device_write(&mut self, state: &mut CpuState, address: u64, data: &[u8]) {
         let now = self.touch(state);
-        self.board.mmio_write(self.cpu, address, data, now);
+        if !self.board.secure_write(state, address, data, self.memory) {
+            self.board.mmio_write(self.cpu, address, data, now);
+        }
         self.touched(state);
     }
 
@@ -197,6 +206,11 @@ impl Bus for Wiring<'_> {
         }
         let (svm, mut surroundings) = self.svm(state);
         let intercepted = svm.intercept(&mut surroundings, state, what, length);
+        if let (Intercept::Wbinvd, Intercepted::Native, Some(encryption)) =
+            (what, intercepted, &mut self.board.encryption)
+        {
+            encryption.psp.written_back(self.cpu);
+        }
         if intercepted == Intercepted::Switched && self.scheduler.ends_at_meeting() {
             self.end_turn(state);
         }

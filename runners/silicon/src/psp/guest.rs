@@ -13,7 +13,7 @@ use crate::encryption::Key;
 pub(super) type Handle = u32;
 
 /// How far a guest is (55766, "Guest State Machine").
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Phase {
     /// LUPDATE: its memory is being encrypted and measured.
     LaunchUpdate(LaunchDigest),
@@ -38,7 +38,7 @@ impl Phase {
 }
 
 /// Keys of the channel between firmware and guest owner.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct TransportKeys {
     /// Encryption: TEK.
     pub(super) encryption: [u8; 16],
@@ -47,7 +47,7 @@ pub(super) struct TransportKeys {
 }
 
 /// A guest's context.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Guest {
     pub(super) policy: SevPolicy,
     /// VEK.

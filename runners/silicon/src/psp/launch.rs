@@ -17,6 +17,12 @@ use crate::encryption::Key;
 #[serde(into = "Vec<u8>", try_from = "Vec<u8>")]
 pub(super) struct LaunchDigest(Sha256);
 
+impl PartialEq for LaunchDigest {
+    fn eq(&self, other: &LaunchDigest) -> bool {
+        self.0.serialize() == other.0.serialize()
+    }
+}
+
 impl From<LaunchDigest> for Vec<u8> {
     fn from(digest: LaunchDigest) -> Vec<u8> {
         digest.0.serialize().to_vec()

@@ -51,7 +51,7 @@ pub struct Chip {
 }
 
 /// The firmware and all that it knows.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Psp {
     seed: [u8; 32],
     entropy: Entropy,

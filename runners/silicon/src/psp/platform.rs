@@ -11,7 +11,7 @@ use super::guest::{Guest, Handle};
 use super::{API_MAJOR, API_MINOR, BUILD, Psp, Status, Surroundings};
 
 /// The initialised platform. It is in state INIT without guests and in WORKING with some.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sev {
     /// SEV-ES guests may be launched.
     pub(super) encrypted_state: bool,

@@ -13,6 +13,8 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
 use crate::devices::acpi_pm::SLEEP_TYPE_S5;
+use crate::devices::iommu;
+use crate::encryption::{IOMMU, IOMMU_CAPABILITY, IOMMU_REGISTERS};
 use crate::mmio::{IOAPIC, LAPIC};
 use crate::ports::{ACPI_PM, RESET_CONTROL, RESET_NOW};
 use crate::ram::{LOW_END, Ram};
@@ -51,7 +53,7 @@ impl Tables<'_> {
 }
 
 /// Puts the tables into memory; the address of the RSDP.
-pub(super) fn load(ram: &mut Ram, cpus: usize) -> u64 {
+pub(super) fn load(ram: &mut Ram, cpus: usize, with_iommu: bool) -> u64 {
     let mut tables = Tables { ram, next: TABLES.start };
     let facs = tables.add(&FACS::new());
     let dsdt = tables.add_bytes(dsdt().as_slice());
@@ -60,6 +62,9 @@ pub(super) fn load(ram: &mut Ram, cpus: usize) -> u64 {
     let mut xsdt = XSDT::new(OEM, MACHINE, REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if with_iommu {
+        xsdt.add_entry(tables.add_bytes(ivrs().as_slice()));
+    }
     let xsdt = tables.add(&xsdt);
     tables.add(&Rsdp::new(OEM, xsdt))
 }
@@ -122,6 +127,33 @@ fn madt(cpus: usize) -> Sdt {
     madt
 }
 
+/// The IOMMU (48882, chapter 5). It has all of bus 0.
+fn ivrs() -> Sdt {
+    const HEADER: u32 = 36;
+    const EXTENDED_FEATURES: u32 = 1 << 0;
+    const HARDWARE_DEFINITION: u8 = 0x11;
+    const FIRST_OF_RANGE: u8 = 3;
+    const LAST_OF_RANGE: u8 = 4;
+    let device = |kind: u8, requester: u16| [kind, requester.to_le_bytes()[0], requester.to_le_bytes()[1], 0];
+    let mut block = vec![HARDWARE_DEFINITION, 0, 0, 0];
+    block.extend(IOMMU.requester().to_le_bytes());
+    block.extend(u16::from(IOMMU_CAPABILITY).to_le_bytes());
+    block.extend(IOMMU_REGISTERS.to_le_bytes());
+    // Segment, information, attributes.
+    block.extend([0; 8]);
+    block.extend(iommu::FEATURES.to_le_bytes());
+    block.extend(iommu::FEATURES_2.to_le_bytes());
+    block.extend(device(FIRST_OF_RANGE, 0));
+    block.extend(device(LAST_OF_RANGE, 0xff));
+    let length = (block.len() as u16).to_le_bytes();
+    block[2..4].copy_from_slice(&length);
+    let mut ivrs = Sdt::new(*b"IVRS", HEADER, 2, OEM, MACHINE, REVISION);
+    ivrs.append_slice(&EXTENDED_FEATURES.to_le_bytes());
+    ivrs.append_slice(&[0; 8]);
+    ivrs.append_slice(&block);
+    ivrs
+}
+
 /// S5, and the host bridge of PCI with the windows that it passes on.
 fn dsdt() -> Sdt {
     const HEADER: u32 = 36;
@@ -163,7 +195,7 @@ mod tests {
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_adds_up() {
         let mut ram = Ram::new(2 << 20).unwrap();
-        let rsdp = load(&mut ram, 8);
+        let rsdp = load(&mut ram, 8, true);
         assert!(TABLES.contains(&rsdp));
         let rsdp = read(&mut ram, rsdp, 36);
         assert_eq!((&rsdp[..8], sum(&rsdp[..20]), sum(&rsdp)), (&b"RSD PTR "[..], 0, 0));
@@ -181,6 +213,6 @@ mod tests {
             }
             names.push(table[..4].to_vec());
         }
-        assert_eq!(names, [b"FACP", b"APIC"]);
+        assert_eq!(names, [b"FACP", b"APIC", b"IVRS"]);
     }
 }

@@ -6,4 +6,4 @@ mod kernel_image;
 mod payload;
 mod protocol;
 
-pub(crate) use protocol::{Images, load};
+pub(crate) use protocol::{Hardware, Images, load};

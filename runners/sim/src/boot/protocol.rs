@@ -53,13 +53,28 @@ pub(crate) struct Images<'a> {
     pub(crate) command_line: &'a str,
 }
 
+/// What firmware has found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hardware {
+    /// Processors.
+    pub(crate) cpus: usize,
+    /// First and last byte of the memory for the reverse map table. A machine that has one has an IOMMU, too.
+    pub(crate) rmp: Option<(u64, u64)>,
+}
+
 /// Puts everything in its place.
 ///
 /// # Errors
 /// If the kernel is none, or something has no room.
-pub(crate) fn load(ram: &mut Ram, images: &Images<'_>, cpus: usize, state: &mut CpuState) -> Result<(), SimError> {
+pub(crate) fn load(
+    ram: &mut Ram,
+    images: &Images<'_>,
+    hardware: Hardware,
+    state: &mut CpuState,
+) -> Result<(), SimError> {
     let kernel = KernelImage::new(images.kernel)?;
     let low_end = ram.ranges().next().map_or(0, |range| range.end);
+    let low_end = hardware.rmp.map_or(low_end, |(first, _)| first);
     if kernel.end > low_end {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let what = format!("the machine has {} MiB of memory and its kernel wants {}", mib(low_end), mib(kernel.end));
@@ -68,7 +83,7 @@ pub(crate) fn load(ram: &mut Ram, images: &Images<'_>, cpus: usize, state: &mut 
     for piece in &kernel.pieces {
         ram.write(piece.address, &piece.bytes);
     }
-    let rsdp = acpi::load(ram, cpus);
+    let rsdp = acpi::load(ram, hardware.cpus, hardware.rmp.is_some());
 
     ram.write(BOOT_PARAMS + HEADER as u64, &kernel.header);
     ram.write(BOOT_PARAMS + param::ACPI_RSDP, &rsdp.to_le_bytes());
@@ -78,7 +93,7 @@ pub(crate) fn load(ram: &mut Ram, images: &Images<'_>, cpus: usize, state: &mut 
     ram.write(BOOT_PARAMS + param::LOAD_FLAGS, &[load_flags[0] | LOADED_HIGH]);
     load_command_line(ram, images.command_line)?;
     load_initramfs(ram, images.initramfs, &kernel, low_end)?;
-    load_memory_map(ram);
+    load_memory_map(ram, hardware.rmp);
     load_page_tables(ram);
     load_gdt(ram);
     enter(state, kernel.entry);
@@ -111,9 +126,14 @@ fn load_initramfs(ram: &mut Ram, initramfs: &[u8], kernel: &KernelImage, low_end
     Ok(())
 }
 
-fn load_memory_map(ram: &mut Ram) {
+fn load_memory_map(ram: &mut Ram, rmp: Option<(u64, u64)>) {
     let mut map = vec![(0..EBDA, USABLE), (EBDA..0xa_0000, RESERVED), (acpi::TABLES, ACPI_TABLES)];
-    map.extend(ram.ranges().map(|range| (range.start.max(UPPER)..range.end, USABLE)));
+    for range in ram.ranges() {
+        let reserved = rmp.filter(|(first, _)| range.contains(first));
+        let end = reserved.map_or(range.end, |(first, _)| first);
+        map.push((range.start.max(UPPER)..end, USABLE));
+        map.extend(reserved.map(|(first, last)| (first..last + 1, RESERVED)));
+    }
     ram.write(BOOT_PARAMS + param::E820_ENTRIES, &[map.len() as u8]);
     let mut at = BOOT_PARAMS + param::E820;
     for (range, kind) in map {

@@ -6,6 +6,7 @@ mod apic_timer;
 pub(crate) mod cmos;
 pub(crate) mod interrupt_message;
 pub(crate) mod ioapic;
+pub(crate) mod iommu;
 pub(crate) mod lapic;
 pub(crate) mod pci;
 pub(crate) mod pic;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use privet_kernel::Kernel;
-use privet_sim::{Description, Limits, Machine, Outcome, Turns};
+use privet_sim::{Description, Limits, Machine, Outcome, Profile, Turns};
 
 fn main() -> ExitCode {
     let kernel = Kernel::cached();
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     let tests = vec![
         test("linux_boots_talks_over_its_port_and_switches_off", boots_and_switches_off),
         test("one_processor_and_eight", one_and_eight),
+        test("a_genoa_has_what_snp_hosts_need", genoa),
         test("a_seed_is_a_run_to_the_last_instruction", seeds),
         test("a_saved_machine_goes_on_as_the_one_that_was_saved", save_and_restore),
         test("a_saved_machine_is_not_changed_by_one_that_goes_on_from_it", restored_twice),
@@ -79,6 +80,23 @@ fn one_and_eight(description: &Description) {
         let console = run_to_the_end(&mut machine);
         assert!(console.contains(word), "{console}");
     }
+}
+
+/// The kernel's own words at each stage of its start as a host of SNP guests.
+fn genoa(description: &Description) {
+    let command_line = format!("{} iommu=pt", description.command_line);
+    let description = Description { profile: Profile::Genoa, command_line, ..description.clone() };
+    let mut machine = Machine::new(&description).unwrap();
+    let console = run_to_the_end(&mut machine);
+    for word in [
+        "SEV-SNP: RMP table physical range [0x000000007f600000 - 0x000000007fffffff]",
+        "AMD-Vi: IOMMU SNP support enabled",
+        "ccp 0000:00:02.0: sev enabled",
+        "ccp 0000:00:02.0: psp enabled",
+    ] {
+        assert!(console.contains(word), "{word} is missing: {console}");
+    }
+    assert_eq!(machine.take_findings(), []);
 }
 
 fn seeds(description: &Description) {

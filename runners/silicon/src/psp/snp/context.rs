@@ -12,7 +12,7 @@ use crate::psp::{Psp, Status, Surroundings};
 use crate::rmp::PageState;
 
 /// How far a guest is (56860, "Guest State Machine").
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Context {
     /// INIT: a context page, and no more.
     Created,
@@ -23,7 +23,7 @@ pub(super) enum Context {
 }
 
 /// What a guest has since SNP_LAUNCH_START.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Launched {
     pub(super) policy: SnpPolicy,
     /// VEK.
@@ -38,7 +38,7 @@ pub(super) struct Launched {
 }
 
 /// What a guest has since SNP_LAUNCH_FINISH.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Finished {
     pub(super) host_data: [u8; 32],
     pub(super) identity: Option<Identity>,

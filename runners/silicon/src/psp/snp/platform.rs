@@ -42,7 +42,7 @@ impl TcbVersion {
 }
 
 /// What SNP_CONFIG and SNP_COMMIT set. It outlives SNP_SHUTDOWN.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(in crate::psp) struct SnpSettings {
     pub(super) committed: TcbVersion,
     pub(super) reported: TcbVersion,
@@ -58,7 +58,7 @@ impl Default for SnpSettings {
 }
 
 /// The initialised platform.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(in crate::psp) struct Snp {
     /// Guests by the address of their context page.
     pub(super) guests: BTreeMap<u64, Context>,
