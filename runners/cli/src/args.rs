@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use privet_rig::ModuleParam;
+use privet_harness::vendor::Vendor;
+use privet_rig::{MachineKind, ModuleParam};
 
 use crate::closed_stdout;
 use crate::config;
@@ -123,12 +124,24 @@ pub enum Command {
     /// Run one row in this process: what `run` starts for every row
     #[command(hide = true)]
     Worker(Worker),
+    /// Be a machine of the rig: what `run --on rig --machine sim` starts
+    #[command(hide = true)]
+    SimMachine {
+        /// Which machine, as the rig describes it
+        job: String,
+    },
 }
 
 impl Command {
     /// Whether it writes to standard output itself, and not only a worker's report or what another program writes.
     pub fn prints(&self) -> bool {
-        !matches!(self, Command::Model(_) | Command::Worker(_) | Command::Kselftests(Kselftests::Worker(_)))
+        !matches!(
+            self,
+            Command::Model(_)
+                | Command::Worker(_)
+                | Command::SimMachine { .. }
+                | Command::Kselftests(Kselftests::Worker(_))
+        )
     }
 }
 
@@ -208,6 +221,10 @@ pub struct RigOptions {
     /// Directory with the modules of --kernel
     #[arg(long, value_name = "DIR", requires = "kernel", help_heading = RIG)]
     pub modules: Option<PathBuf>,
+    /// What plays the rig's machine: `sim` (ours) and `qemu` have AMD's processors, `bochs` has Intel's [default: qemu
+    /// for AMD, bochs for Intel]
+    #[arg(long, value_name = "MACHINE", help_heading = RIG)]
+    pub machine: Option<MachineKind>,
     /// Parameter of a KVM module in the rig or on the model, such as kvm.mmio_caching=0; can be given several times
     #[arg(long, value_name = "MODULE.NAME=VALUE", help_heading = RIG)]
     pub module_param: Vec<ModuleParam>,
@@ -225,9 +242,28 @@ pub enum Vendors {
 }
 
 impl RigOptions {
+    /// The machine with processors of this vendor.
+    ///
+    /// # Errors
+    /// If the one that was asked for has others.
+    pub fn machine_for(&self, vendor: Vendor) -> Result<MachineKind, Early> {
+        let machine = self.machine.unwrap_or_else(|| MachineKind::default_for(vendor));
+        if machine.vendor() == vendor {
+            return Ok(machine);
+        }
+        Err(Early::usage(format!(
+            "--machine {machine} has no processors of {vendor}'s: name a machine that has, or leave out --machine"
+        )))
+    }
+
+    /// The vendor of the machine that was asked for, or AMD.
+    pub fn vendor(&self) -> Vendor {
+        self.machine.map_or(Vendor::Amd, MachineKind::vendor)
+    }
+
     /// Whether the command line asks for something that only a rig can give.
     pub fn is_given(&self) -> bool {
-        self.kernel.is_some() || !self.module_param.is_empty()
+        self.kernel.is_some() || self.machine.is_some() || !self.module_param.is_empty()
     }
 }
 
@@ -260,6 +296,18 @@ pub enum Rig {
     /// Get a kernel that Debian has built, and cache image and modules: no compiler is needed, but no such kernel
     /// has UPM VMs. `run` takes it if none was built, or with --kernel and --modules
     Fetch(RigFetch),
+    /// The booted machines of ours that are kept, so that a row need not wait for a boot
+    #[command(subcommand)]
+    Snapshots(Snapshots),
+}
+
+/// `privet rig snapshots`.
+#[derive(Debug, Subcommand)]
+pub enum Snapshots {
+    /// Show them
+    List,
+    /// Drop those that no run is using
+    Drop,
 }
 
 /// `privet rig fetch`.

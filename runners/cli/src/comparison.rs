@@ -167,8 +167,8 @@ impl Compared {
 
     /// Where both sides ran, in words.
     pub fn place_in_words(&self) -> String {
-        let Context { on, kernel, vendor, module_params, defect } = &self.place;
-        let place = place_of(*on, kernel, vendor, defect.as_deref());
+        let Context { on, machine, kernel, vendor, module_params, defect } = &self.place;
+        let place = place_of(*on, machine.as_deref(), kernel, vendor, defect.as_deref());
         let params = if module_params.is_empty() { String::new() } else { format!(" ({})", module_params.join(" ")) };
         format!("on {place}{params}")
     }

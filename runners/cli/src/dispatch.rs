@@ -10,6 +10,7 @@ use privet_harness::host::Host;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_report::{Place, Verdict};
+use privet_rig::MachineKind;
 
 use crate::args::{On, Run};
 use crate::exit::Early;
@@ -55,6 +56,9 @@ impl<'a> Dispatch<'a> {
             kernel: OnceCell::new(),
             ready: OnceCell::new(),
         };
+        if [Some(on), args.diff].contains(&Some(On::Rig)) {
+            args.vendors().iter().try_for_each(|vendor| args.rig.machine_for(*vendor).map(drop))?;
+        }
         if [Some(on), args.diff].contains(&Some(On::Rig))
             && let Ok(kernel) = dispatch.kernel()
         {
@@ -97,7 +101,7 @@ impl<'a> Dispatch<'a> {
                 Assigned::Skip(place, reason) => {
                     let place = match place {
                         Place::Host => &self.here,
-                        Place::Rig => &Context::rig_without_guest("", jobs[index].vendor),
+                        Place::Rig => &Context::rig_without_guest("", self.machine(jobs[index].vendor)),
                         Place::Model => &Context::nowhere(Place::Model),
                     };
                     followers.started(index);
@@ -146,7 +150,7 @@ impl<'a> Dispatch<'a> {
             }
             let rig = rig::Rig {
                 kernel: kernel.clone(),
-                vendor,
+                machine: self.machine(vendor),
                 programs: &[],
                 options: &self.args.rig,
                 machines: self.at_a_time(),
@@ -165,9 +169,14 @@ impl<'a> Dispatch<'a> {
         self.kernel.get_or_init(|| self.named_kernel.clone().map_or_else(cached, Ok)).clone()
     }
 
+    /// The machine of the rig; one with the wrong processors was refused before.
+    fn machine(&self, vendor: Vendor) -> MachineKind {
+        self.args.rig.machine_for(vendor).unwrap_or(MachineKind::default_for(vendor))
+    }
+
     fn rig(&self) -> Result<(), String> {
         match self.kernel() {
-            Ok(_) if self.on == On::Auto && !rig::emulator_is_installed() => {
+            Ok(_) if self.on == On::Auto && !rig::is_installed(self.machine(Vendor::Amd)) => {
                 Err("no QEMU to boot its kernel".to_owned())
             }
             found => found.map(drop),

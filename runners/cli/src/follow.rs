@@ -98,7 +98,7 @@ impl<'a> Followers<'a> {
     pub fn finished(&mut self, index: usize, mut report: CaseReport, stdout: &[u8], stderr: &[u8]) {
         let job = &self.plan[index];
         report.id.clone_from(&job.id);
-        report.repro = self.repro.line(job, report.on);
+        report.repro = self.repro.line(job, &report);
         if let Some(hold_to) = self.policy.hold_to {
             hold_to(job, &mut report);
         }

@@ -23,7 +23,7 @@ const PREFIX: &str = "kselftest:";
 /// The job that runs this test.
 pub fn job(test: &str, limit: Duration) -> Job {
     let id = format!("{PREFIX}{test}");
-    Job { label: id.clone(), id, seed: 0, limit, keep: false, vendor: Vendor::Amd }
+    Job { label: id.clone(), id, seed: 0, limit, keep: false, vendor: Vendor::Amd, schedules: Vec::new() }
 }
 
 /// The test that a job runs, if it is the job of a selftest.

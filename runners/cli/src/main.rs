@@ -11,7 +11,7 @@ use privet::{closed_stdout, commands, kselftest_worker, model, rig, worker};
 
 fn main() -> ExitCode {
     if privet_rig::is_init() {
-        privet_rig::init(rig::serve);
+        privet_rig::init(rig::prepare, rig::serve);
     }
     match Cli::of_this_process().and_then(|cli| command(cli.command, cli.color)) {
         Ok(status) => status.into(),
@@ -33,6 +33,7 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
         Command::Probe => commands::probe::probe(io::stdout().lock()),
         Command::Rig(Rig::Build(args)) => commands::rig_build::rig_build(args, io::stdout().lock()),
         Command::Rig(Rig::Fetch(args)) => commands::rig_fetch::rig_fetch(args, io::stdout().lock()),
+        Command::Rig(Rig::Snapshots(what)) => commands::rig_snapshots::rig_snapshots(&what, io::stdout().lock()),
         Command::Compare(args) => commands::compare::compare(&args, io::stdout().lock()),
         Command::Kselftests(Kselftests::Build(args)) => commands::kselftests::build(args, io::stdout().lock()),
         Command::Kselftests(Kselftests::Worker(args)) => reported(kselftest_worker::run(&args)),
@@ -41,6 +42,9 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
         Command::Completions(args) => commands::completions::completions(&args, io::stdout().lock()),
         Command::Man(args) => commands::completions::man(&args, io::stdout().lock()),
         Command::WhatModel => model::describe(io::stdout().lock()),
+        Command::SimMachine { job } => {
+            privet_rig::sim_machine(&job).map(|()| Status::Passed).map_err(Early::nothing_ran)
+        }
         Command::Worker(args) => reported(worker::run(&args)),
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use privet_cases::Entry;
 use privet_harness::host::Host;
 use privet_harness::module::Modules;
-use privet_harness::vendor::Vendor;
 use privet_report::{CaseReport, Place, Verdict};
+use privet_rig::MachineKind;
 use serde::{Deserialize, Serialize};
 
 use crate::args::On;
@@ -18,6 +18,9 @@ use crate::report::pretty::rows;
 pub struct Context {
     /// Which place.
     pub on: Place,
+    /// What plays the machine of a rig; none elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     /// The release of its kernel, as `uname -r` prints it; empty if there is none.
     pub kernel: String,
     /// Whose half of KVM it has, as [`CaseReport::vendor`] says it.
@@ -40,17 +43,20 @@ impl Context {
         let kernel = kernel.map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
         let modules = Modules::read();
         let vendor = modules.vendor.as_deref().map(|module| module.trim_start_matches("kvm_")).unwrap_or_default();
-        Self { on, kernel, vendor: vendor.to_owned(), module_params: decisive(&modules), defect: None }
+        let (vendor, module_params) = (vendor.to_owned(), decisive(&modules));
+        Self { kernel, vendor, module_params, ..Self::nowhere(on) }
     }
 
     /// A rig that has not come up: there is only its kernel, if that.
-    pub fn rig_without_guest(kernel: &str, vendor: Vendor) -> Self {
-        Self { kernel: kernel.to_owned(), vendor: vendor.to_string(), ..Self::nowhere(Place::Rig) }
+    pub fn rig_without_guest(kernel: &str, machine: MachineKind) -> Self {
+        let (machine, vendor) = (Some(machine.to_string()), machine.vendor().to_string());
+        Self { machine, kernel: kernel.to_owned(), vendor, ..Self::nowhere(Place::Rig) }
     }
 
     /// A place of which nothing is known but its name.
     pub fn nowhere(on: Place) -> Self {
-        Self { on, kernel: String::new(), vendor: String::new(), module_params: Vec::new(), defect: None }
+        let (kernel, vendor) = (String::new(), String::new());
+        Self { on, machine: None, kernel, vendor, module_params: Vec::new(), defect: None }
     }
 
     /// The report of a job that was, or should have been, run here. It has taken no time, and nothing
@@ -59,11 +65,13 @@ impl Context {
         CaseReport {
             id: job.id.clone(),
             on: self.on,
+            machine: self.machine.clone(),
             kernel: self.kernel.clone(),
             vendor: self.vendor.clone(),
             vm: job.vm().to_owned(),
             module_params: self.module_params.clone(),
             defect: self.defect.clone(),
+            schedule: None,
             verdict,
             reason,
             duration_us: 0,

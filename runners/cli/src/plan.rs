@@ -19,6 +19,8 @@ pub struct Job {
     pub keep: bool,
     /// Whose processors it gets if it runs in the rig.
     pub vendor: Vendor,
+    /// The seeds of the schedules under which it runs on the sim, one after the other; the usual one if empty.
+    pub schedules: Vec<u64>,
 }
 
 impl Job {
@@ -61,9 +63,15 @@ pub fn jobs(ids: &[String], repeat: u32, seed: u64, limit: Duration) -> Vec<Job>
                 limit,
                 keep: false,
                 vendor: Vendor::Amd,
+                schedules: Vec::new(),
             })
         })
         .collect()
+}
+
+/// So many schedules for a job with this seed.
+pub fn schedules(seed: u64, count: u32) -> Vec<u64> {
+    (1..=count).map(|number| iteration_seed(seed, number)).collect()
 }
 
 fn grouped(ids: &[String]) -> Vec<&String> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use privet_machine::Defect;
-use privet_report::Place;
+use privet_report::{CaseReport, Place};
 
 use crate::args::RigOptions;
 use crate::plan::Job;
@@ -23,8 +23,9 @@ pub struct Repro<'a> {
 }
 
 impl Repro<'_> {
-    /// The command line for a job that ran on `on`, ready to be pasted into a shell.
-    pub fn line(&self, job: &Job, on: Place) -> String {
+    /// The command line for a job that has this report, ready to be pasted into a shell.
+    pub fn line(&self, job: &Job, report: &CaseReport) -> String {
+        let on = report.on;
         let mut words = ["privet", "run", "--exact", &job.id, "--on", &on.to_string(), "--seed", &job.seed.to_string()]
             .map(String::from)
             .to_vec();
@@ -33,6 +34,8 @@ impl Repro<'_> {
         }
         if on == Place::Rig {
             let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+            words.extend(report.machine.iter().flat_map(|machine| ["--machine".to_owned(), machine.clone()]));
+            words.extend(report.schedule.iter().flat_map(|seed| ["--schedule".to_owned(), seed.to_string()]));
             for (option, value) in [("--kernel", &self.rig.kernel), ("--modules", &self.rig.modules)] {
                 words.extend(value.iter().flat_map(|value| [option.to_owned(), path(value)]));
             }
@@ -63,6 +66,9 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use privet_report::Verdict;
+
+    use crate::place::Context;
     use privet_harness::vendor::Vendor;
 
     #[test]
@@ -70,20 +76,34 @@ mod tests {
         let rig = RigOptions {
             kernel: Some("/tmp/my kernel/bzImage".into()),
             modules: Some("/tmp/m".into()),
+            machine: None,
             module_param: vec!["kvm.mmio_caching=0".parse().unwrap()],
         };
         let timeout = Some(Duration::from_millis(1500));
         let repro = Repro { rig: &rig, timeout, vendor_on_model: false, defect: Some(Defect::HoleNotZeroed) };
         let (id, label) = ("upm.a.b".into(), "upm.a.b.intel".into());
-        let job = Job { id, label, seed: 9, limit: Duration::ZERO, keep: false, vendor: Vendor::Intel };
+        let job = Job {
+            id,
+            label,
+            seed: 9,
+            limit: Duration::ZERO,
+            keep: false,
+            vendor: Vendor::Intel,
+            schedules: Vec::new(),
+        };
+        let report = |on| Context::nowhere(on).report(&job, Verdict::Fail, String::new());
+        let on_sim = CaseReport { machine: Some("sim".to_owned()), schedule: Some(5), ..report(Place::Rig) };
         assert_eq!(
-            repro.line(&job, Place::Rig),
-            "privet run --exact upm.a.b --on rig --seed 9 --timeout 1.5 --kernel '/tmp/my kernel/bzImage' \
+            repro.line(&job, &on_sim),
+            "privet run --exact upm.a.b --on rig --seed 9 --timeout 1.5 --machine sim --schedule 5 --kernel '/tmp/my kernel/bzImage' \
              --modules /tmp/m --vendor intel --module-param kvm.mmio_caching=0"
         );
-        assert_eq!(repro.line(&job, Place::Host), "privet run --exact upm.a.b --on host --seed 9 --timeout 1.5");
         assert_eq!(
-            repro.line(&job, Place::Model),
+            repro.line(&job, &report(Place::Host)),
+            "privet run --exact upm.a.b --on host --seed 9 --timeout 1.5"
+        );
+        assert_eq!(
+            repro.line(&job, &report(Place::Model)),
             "privet run --exact upm.a.b --on model --seed 9 --timeout 1.5 --module-param kvm.mmio_caching=0 \
              --defect hole-not-zeroed"
         );

@@ -39,9 +39,11 @@ mod tests {
     use std::time::Duration;
 
     use privet_harness::uapi::Capability;
-    use privet_harness::vendor::Vendor;
 
     use privet_cases::{Row, Types};
+
+    use privet_harness::vendor::Vendor;
+    use privet_rig::MachineKind;
 
     use super::*;
     use crate::place::Context;
@@ -59,7 +61,7 @@ mod tests {
     fn held(verdict: Verdict, row: &Entry, params: &[&str]) -> Verdict {
         let jobs = plan::jobs(std::slice::from_ref(&row.id), 1, 1, Duration::ZERO);
         let params = params.iter().map(|param| param.to_string()).collect();
-        let place = Context { module_params: params, ..Context::rig_without_guest("7.3", Vendor::Amd) };
+        let place = Context { module_params: params, ..Context::rig_without_guest("7.3", MachineKind::Sim) };
         let mut report = place.report(&jobs[0], verdict, "no such VMs here".into());
         hold_to(&[VmType::Upm, VmType::Snp], row, &mut report);
         assert!(report.reason.ends_with("no such VMs here"));

@@ -4,12 +4,13 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
+use privet_harness::found::Proven;
 use privet_harness::host::Host;
 use privet_harness::probe;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_report::{Place, Verdict};
-use privet_rig::{CaseRun, Event, GuestPlan, Patience, Plan, Program, Progress, RigError};
+use privet_rig::{CaseRun, Event, MachineKind, Patience, Plan, Program, Progress, RigError, SimOptions};
 
 use crate::args::RigOptions;
 use crate::exit::Early;
@@ -44,10 +45,15 @@ pub fn check_module_params(kernel: &Kernel, vendors: &[Vendor], options: &RigOpt
         .map_err(|error| Early::usage(error.to_string()))
 }
 
-/// Whether the emulator for AMD's processors is there, as far as the search path tells.
-pub fn emulator_is_installed() -> bool {
+/// Whether this machine can be had, as far as the search path tells. Ours always can.
+pub fn is_installed(machine: MachineKind) -> bool {
+    let program = match machine {
+        MachineKind::Sim => return true,
+        MachineKind::Qemu => "qemu-system-x86_64",
+        MachineKind::Bochs => "bochs",
+    };
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join("qemu-system-x86_64").is_file())
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 /// Machines to boot, and what to boot them with.
@@ -55,8 +61,8 @@ pub fn emulator_is_installed() -> bool {
 pub struct Rig<'a> {
     /// The kernel.
     pub kernel: Kernel,
-    /// Whose processors they have.
-    pub vendor: Vendor,
+    /// What plays them.
+    pub machine: MachineKind,
     /// Programs that jobs run beside this one.
     pub programs: &'a [Program],
     /// Module parameters.
@@ -78,13 +84,14 @@ impl Rig<'_> {
             .and_then(|worker| {
                 let plan = Plan {
                     kernel: self.kernel,
-                    vendor: self.vendor,
+                    machine: self.machine,
                     worker,
                     programs: self.programs.to_vec(),
                     cases,
                     machines: self.machines,
                     module_params: self.options.module_param.clone(),
                     patience: Patience::default(),
+                    sim: SimOptions::default(),
                     artifacts: self.artifacts.map(Path::to_owned),
                 };
                 privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| match progress {
@@ -107,7 +114,7 @@ impl Rig<'_> {
                     RigError::NotInstalled { .. } => Verdict::Skip,
                     _ => Verdict::Error,
                 };
-                let context = Context::rig_without_guest(&release, self.vendor);
+                let context = Context::rig_without_guest(&release, self.machine);
                 for index in left {
                     followers.started(index);
                     followers.finished(index, context.report(&jobs[index], verdict, error.to_string()), &[], &[]);
@@ -119,13 +126,23 @@ impl Rig<'_> {
 
 fn case_run(job: &Job) -> CaseRun {
     let limit_ms = u64::try_from(job.limit.as_millis()).unwrap_or(u64::MAX);
-    CaseRun { id: job.id.clone(), label: job.label.clone(), seed: job.seed, limit_ms, keep: job.keep }
+    let (id, label) = (job.id.clone(), job.label.clone());
+    CaseRun { id, label, seed: job.seed, limit_ms, keep: job.keep, schedules: job.schedules.clone() }
 }
 
-/// Runs the rows of a rig's plan as its init: the same workers as on a host.
-pub fn serve(plan: &GuestPlan, tell: &mut dyn FnMut(Event)) {
-    let jobs: Vec<Job> = plan
-        .cases
+/// Finds out, as the init of a rig, what is true of all rows: tried once, and not by every worker.
+pub fn prepare() -> Vec<Proven> {
+    let proven = Host::open().map(|host| {
+        let _ = (probe::ring0(&host), probe::hypercall(&host));
+        host.proven()
+    });
+    // A worker that finds no host says so itself.
+    proven.unwrap_or_default()
+}
+
+/// Runs rows as the init of a rig: the same workers as on a host.
+pub fn serve(proven: Vec<Proven>, cases: &[CaseRun], tell: &mut dyn FnMut(Event)) {
+    let jobs: Vec<Job> = cases
         .iter()
         .map(|case| Job {
             id: case.id.clone(),
@@ -135,15 +152,10 @@ pub fn serve(plan: &GuestPlan, tell: &mut dyn FnMut(Event)) {
             keep: case.keep,
             // Of no consequence inside: it is the one that this guest has.
             vendor: Vendor::Amd,
+            schedules: Vec::new(),
         })
         .collect();
     let program = std::env::current_exe().expect("init was started from a file");
-    // Tried out once, for all workers; one that finds no host says so itself.
-    let proven = Host::open().map(|host| {
-        let _ = (probe::ring0(&host), probe::hypercall(&host));
-        host.proven()
-    });
-    let proven = proven.unwrap_or_default();
     let worker = |job: &Job| match kselftest_worker::test_of(job) {
         Some(test) => kselftest_worker::command(&program, test, Path::new(KSELFTESTS), job.limit),
         None => worker::command(&program, job, &proven),

@@ -35,6 +35,7 @@ fn run(scripts: &[&str], limit: Duration, interrupt: &Interrupt, mut started: im
         limit,
         keep: false,
         vendor: Vendor::Amd,
+        schedules: Vec::new(),
     };
     let jobs: Vec<Job> = (0..scripts.len()).map(job).collect();
     let worker = |job: &Job| script(scripts[job.label.parse::<usize>().unwrap()]);
@@ -121,6 +122,7 @@ fn a_program_that_cannot_be_started_is_an_error() {
         limit: Duration::from_secs(60),
         keep: false,
         vendor: Vendor::Amd,
+        schedules: Vec::new(),
     }];
     let pool = Pool {
         worker: &|_| Command::new("/nonexistent/worker"),

@@ -11,6 +11,9 @@ pub struct CaseReport {
     pub id: String,
     /// Where the verdict was obtained.
     pub on: Place,
+    /// What played the machine of a rig: `sim`, `qemu` or `bochs`; none elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     /// The release of the kernel whose KVM ran the row, as `uname -r` prints it; empty if none did, as on the model.
     pub kernel: String,
     /// Whose half of KVM ran the row: `amd` or `intel`, or what else follows `kvm_` in the name of the module;
@@ -35,6 +38,10 @@ pub struct CaseReport {
     pub exits: u64,
     /// The seed of everything random in the row.
     pub seed: u64,
+    /// The seed of the schedule under which it ended so: how the processors of the machine took turns. None if it was
+    /// the usual one, or all that were tried passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<u64>,
     /// A command line that runs this row again in the same way.
     pub repro: String,
     /// What helps to understand a verdict other than pass: exit trace, guest failure, kernel log. One

@@ -17,13 +17,22 @@ pub(crate) struct Blame {
 }
 
 impl Blame {
-    pub(crate) fn new(end: &End, console: &str, running: Option<&CaseRun>) -> Self {
+    pub(crate) fn new(end: &End, console: &str, running: Option<&CaseRun>, limits: Limits) -> Self {
         let (verdict, reason) = match (find_panic(console), end) {
             (Some(panic), _) => {
                 let verdict = if panic.kernel_is_wrong { Verdict::Fail } else { Verdict::Error };
                 (verdict, format!("the rig's kernel panicked: {}", panic.cause))
             }
-            (None, End::Hung) => (Verdict::Timeout, "the rig hung".into()),
+            (None, End::Hung) => (
+                Verdict::Timeout,
+                format!(
+                    "the rig hung{}",
+                    running.map_or_else(String::new, |case| {
+                        format!(": this row had not ended after {} s", limits.of_row(case).as_secs_f64().round())
+                    })
+                ),
+            ),
+            (None, End::Stuck(why)) => (Verdict::Timeout, format!("the rig hung: {why}")),
             (None, End::Closed(how)) => (Verdict::Error, format!("the rig ended: {how}")),
             (None, End::Broken(why)) => (Verdict::Error, format!("the rig's init gave up: {why}")),
             (None, End::Garbage(line)) => (Verdict::Error, format!("the rig talked nonsense: \"{line}\"")),
@@ -37,22 +46,19 @@ impl Blame {
     }
 
     /// The report of the row that was running.
-    pub(crate) fn report(&self, plan: &Plan, limits: Limits, case: &CaseRun) -> CaseReport {
-        let mut reason = self.reason.clone();
-        if self.verdict == Verdict::Timeout {
-            let limit = limits.of_row(case).as_secs_f64().round();
-            reason += &format!(": this row had not ended after {limit} s");
-        }
+    pub(crate) fn report(&self, plan: &Plan, case: &CaseRun) -> CaseReport {
         CaseReport {
             id: case.label.clone(),
             on: Place::Rig,
+            machine: Some(plan.machine.to_string()),
             kernel: plan.kernel.release.clone(),
-            vendor: plan.vendor.to_string(),
+            vendor: plan.machine.vendor().to_string(),
             vm: case.id.split('.').next().unwrap_or_default().to_owned(),
             module_params: plan.module_params.iter().map(ToString::to_string).collect(),
             defect: None,
+            schedule: None,
             verdict: self.verdict,
-            reason,
+            reason: self.reason.clone(),
             duration_us: 0,
             exits: 0,
             seed: case.seed,

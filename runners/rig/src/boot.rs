@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use privet_report::{CaseReport, Verdict};
 
 use crate::console::last_lines;
 use crate::error::RigError;
 use crate::machine::{Emulator, Machine};
-use crate::plan::{CaseRun, Event, GuestPlan, Message, Patience};
+use crate::plan::{CaseRun, Event, Message, Patience};
 
 /// The longest message that a guest may send: a report with a long trace is far below.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -24,6 +25,8 @@ pub(crate) enum End {
     Closed(String),
     /// A row did not end long after its limit, or nothing came between rows.
     Hung,
+    /// The machine itself says that it goes nowhere; the text says why.
+    Stuck(String),
     /// Init said why it could not go on.
     Broken(String),
     /// What came was no message; the text is its beginning.
@@ -71,7 +74,7 @@ impl Limits {
 
 /// The state of one boot, as its guest told it.
 pub(crate) struct Boot<'a> {
-    plan: &'a GuestPlan,
+    cases: &'a [CaseRun],
     limits: Limits,
     /// Whether the guest said that it is about to run rows.
     pub(crate) ready: bool,
@@ -82,19 +85,28 @@ pub(crate) struct Boot<'a> {
     last: Instant,
     /// Trouble in the kernel's log that no row was running for.
     pub(crate) unattributed: Option<String>,
+    /// The first thing that was asked of the machine and that it has not, since the last row ended.
+    not_simulated: Option<String>,
 }
 
 impl<'a> Boot<'a> {
-    pub(crate) fn new(plan: &'a GuestPlan, limits: Limits) -> Self {
+    /// A machine that has just been switched on, for these rows.
+    pub(crate) fn new(cases: &'a [CaseRun], limits: Limits) -> Self {
         Self {
-            plan,
+            cases,
             limits,
             ready: false,
-            finished: vec![false; plan.cases.len()],
+            finished: vec![false; cases.len()],
             running: None,
             last: Instant::now(),
             unattributed: None,
+            not_simulated: None,
         }
+    }
+
+    /// A machine whose guest has been ready for a long time.
+    pub(crate) fn resumed(cases: &'a [CaseRun], limits: Limits) -> Self {
+        Self { ready: true, ..Self::new(cases, limits) }
     }
 
     /// The row that had started and not finished: the end of the boot is put down to it.
@@ -147,9 +159,9 @@ impl<'a> Boot<'a> {
                 if pending.len() > MESSAGE_MAX {
                     end = Some(garbage(&pending));
                 }
-                if matches!(end, Some(End::Garbage(_))) {
+                if let Some(end) = end.take_if(|end| is_to_be_stopped(end, machine)) {
                     machine.stop();
-                    return Ok(end.unwrap_or(End::Done));
+                    return Ok(end);
                 }
             } else if Instant::now() >= deadline {
                 machine.stop();
@@ -179,24 +191,49 @@ impl<'a> Boot<'a> {
             }
             Message::Ready => return Some(garbage(line)),
             Message::Event(Event::Started(case)) if self.may_start(case) => {
-                self.running = Some((case, self.last + self.limits.of_row(&self.plan.cases[case])));
+                self.running = Some((case, self.last + self.limits.of_row(&self.cases[case])));
                 on_news(News::Row(Event::Started(case)));
             }
             Message::Event(Event::Finished(case, report)) if self.running() == Some(case) => {
                 self.running = None;
                 self.finished[case] = true;
-                on_news(News::Row(Event::Finished(case, report)));
+                let report = self.doubted(*report);
+                on_news(News::Row(Event::Finished(case, report.into())));
             }
             Message::Event(_) => return Some(garbage(line)),
             Message::Unattributed(trouble) => self.unattributed = Some(trouble),
+            Message::NotSimulated(what) => {
+                self.not_simulated.get_or_insert(what);
+            }
+            Message::Stuck(why) => return Some(End::Stuck(why)),
             Message::Broken(why) => return Some(End::Broken(why)),
             Message::Done => return Some(End::Done),
         }
         None
     }
 
+    /// The report of a row that has ended. If the machine did something else than a real one meanwhile, it is no
+    /// verdict, whatever it says.
+    pub(crate) fn doubted(&mut self, report: CaseReport) -> CaseReport {
+        let Some(what) = self.not_simulated.take() else { return report };
+        let said = format!("it said {}: {}", report.verdict, report.reason);
+        let details = std::iter::once(said).chain(report.details).collect();
+        let reason = format!("the row met what the machine has not: {what}");
+        CaseReport { verdict: Verdict::Error, reason, details, ..report }
+    }
+
     fn may_start(&self, case: usize) -> bool {
         self.finished.get(case) == Some(&false) && self.running.is_none()
+    }
+}
+
+/// Whether a machine is ended by us, once its guest's story has ended in this way. One that a snapshot was made of
+/// has nothing to switch off.
+fn is_to_be_stopped(end: &End, machine: &Machine) -> bool {
+    match end {
+        End::Garbage(_) | End::Hung | End::Stuck(_) => true,
+        End::Done => machine.is_copy,
+        End::Closed(_) | End::Broken(_) | End::Interrupted => false,
     }
 }
 

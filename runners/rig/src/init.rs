@@ -14,7 +14,7 @@ use privet_report::kernel_log::{KernelLog, judge};
 use privet_report::{CaseReport, Place};
 
 use crate::console::start_mark;
-use crate::plan::{Event, GuestPlan, Message, ModuleLoad};
+use crate::plan::{CaseRun, Event, GuestPlan, Message, ModuleLoad};
 use crate::port::Port;
 
 /// Where the plan lies in the guest.
@@ -26,12 +26,12 @@ pub fn is_init() -> bool {
     std::process::id() == 1 && Path::new(PLAN).exists()
 }
 
-/// Mounts what a host has mounted, loads KVM, has `run` run the rows of the plan, and switches the machine
-/// off. `run` announces each row before it starts and hands over its report when it has ended; from here
-/// they go to the host, with what the kernel said in between.
-pub fn init(run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event))) -> ! {
+/// Mounts what a host has mounted, loads KVM, lets `prepare` find out what is true of all rows, gets the rows, has
+/// `run` run them, and switches the machine off. `run` announces each row before it starts and hands over its
+/// report when it has ended; from here they go to the host, with what the kernel said in between.
+pub fn init<P>(prepare: impl FnOnce() -> P, run: impl FnOnce(P, &[CaseRun], &mut dyn FnMut(Event))) -> ! {
     // Standard error is the console, which the host reads when nothing else came.
-    if let Err(error) = serve(run) {
+    if let Err(error) = serve(prepare, run) {
         eprintln!("privet init: {error}");
     }
     let Err(errno) = reboot(RebootMode::RB_POWER_OFF);
@@ -40,38 +40,48 @@ pub fn init(run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event))) -> ! {
     std::process::exit(1)
 }
 
-fn serve(run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event))) -> io::Result<()> {
+fn serve<P>(prepare: impl FnOnce() -> P, run: impl FnOnce(P, &[CaseRun], &mut dyn FnMut(Event))) -> io::Result<()> {
     mount_all()?;
     // From here on the console has everything, so that a hang can be understood.
     fs::write("/sys/module/printk/parameters/ignore_loglevel", "Y")?;
     let plan: GuestPlan = serde_json::from_slice(&fs::read(PLAN)?)?;
     load_all(&plan.drivers)?;
     let mut port = Port::open(plan.port)?;
-    let served = run_plan(&plan, run, &mut port);
+    let served = run_plan(plan, prepare, run, &mut port);
     if let Err(error) = &served {
         port.send(&Message::Broken(error.to_string()))?;
     }
     served
 }
 
-fn run_plan(plan: &GuestPlan, run: impl FnOnce(&GuestPlan, &mut dyn FnMut(Event)), port: &mut Port) -> io::Result<()> {
+fn run_plan<P>(
+    plan: GuestPlan,
+    prepare: impl FnOnce() -> P,
+    run: impl FnOnce(P, &[CaseRun], &mut dyn FnMut(Event)),
+    port: &mut Port,
+) -> io::Result<()> {
     let mut watch = KernelWatch::new()?;
     load_all(&plan.modules)?;
+    let panicked = |_| io::Error::other("the worker panicked as init: see the console");
+    let prepared = catch_unwind(AssertUnwindSafe(prepare)).map_err(panicked)?;
+    watch.tell_unattributed(port)?;
     port.send(&Message::Ready)?;
+    let cases: Vec<CaseRun> = match plan.cases {
+        Some(cases) => cases,
+        None => serde_json::from_str(&port.receive()?)?,
+    };
 
     let mut lost = Ok(());
     let mut on_event = |event| {
-        let sent = watch.pass_on(event, plan).and_then(|event| port.send(&Message::Event(event)));
+        let sent = watch.pass_on(event, &cases).and_then(|event| port.send(&Message::Event(event)));
         if lost.is_ok() {
             lost = sent;
         }
     };
-    let ran = catch_unwind(AssertUnwindSafe(|| run(plan, &mut on_event)));
+    let ran = catch_unwind(AssertUnwindSafe(|| run(prepared, &cases, &mut on_event)));
     lost?;
-    ran.map_err(|_| io::Error::other("the worker panicked as init: see the console"))?;
-    if let Some(trouble) = watch.unattributed()? {
-        port.send(&Message::Unattributed(trouble))?;
-    }
+    ran.map_err(panicked)?;
+    watch.tell_unattributed(port)?;
     port.send(&Message::Done)
 }
 
@@ -124,10 +134,10 @@ impl KernelWatch {
         Ok(Self { whole: KernelLog::from_now()?, running: HashMap::new(), attributed: BTreeSet::new() })
     }
 
-    fn pass_on(&mut self, event: Event, plan: &GuestPlan) -> io::Result<Event> {
+    fn pass_on(&mut self, event: Event, cases: &[CaseRun]) -> io::Result<Event> {
         match event {
             Event::Started(case) => {
-                if let Some(case) = plan.cases.get(case) {
+                if let Some(case) = cases.get(case) {
                     fs::write("/dev/kmsg", start_mark(&case.label))?;
                 }
                 self.running.insert(case, KernelLog::from_now()?);
@@ -152,10 +162,10 @@ impl KernelWatch {
         }
     }
 
-    /// The first trouble that came while no row was running.
-    fn unattributed(&mut self) -> io::Result<Option<String>> {
+    /// Tells the first trouble that has come while no row was running, since this was asked last.
+    fn tell_unattributed(&mut self, port: &mut Port) -> io::Result<()> {
         let lines = self.whole.lines()?;
         let trouble = lines.into_iter().find(|line| line.is_trouble() && !self.attributed.contains(&line.sequence));
-        Ok(trouble.map(|line| line.text))
+        trouble.map_or(Ok(()), |trouble| port.send(&Message::Unattributed(trouble.text)))
     }
 }

@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn plan() -> GuestPlan {
-        GuestPlan { cases: Vec::new(), drivers: Vec::new(), modules: Vec::new(), port: GuestPort::Virtio }
+        GuestPlan { cases: Some(Vec::new()), drivers: Vec::new(), modules: Vec::new(), port: GuestPort::Virtio }
     }
 
     #[test]

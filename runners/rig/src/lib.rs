@@ -8,19 +8,29 @@ mod blame;
 mod bochs;
 mod boot;
 mod console;
+mod copies;
 mod error;
 mod init;
 mod initramfs;
 mod iso;
 mod libraries;
 mod machine;
+mod machine_kind;
 mod plan;
 mod port;
 mod qemu;
 mod run;
 mod share;
+mod sim_job;
+mod sim_machine;
+mod snapshot;
 
 pub use error::RigError;
 pub use init::{init, is_init};
-pub use plan::{CaseRun, Event, GuestPlan, GuestPort, ModuleLoad, ModuleParam, Patience, Plan, Program, Progress};
+pub use machine_kind::MachineKind;
+pub use plan::{
+    CaseRun, Event, GuestPlan, GuestPort, ModuleLoad, ModuleParam, Patience, Plan, Program, Progress, SimOptions,
+};
 pub use run::{check_module_params, run};
+pub use sim_machine::sim_machine;
+pub use snapshot::{Facts, drop_snapshots, snapshots};

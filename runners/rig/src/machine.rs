@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use privet_harness::vendor::Vendor;
 
 use crate::bochs::BOCHS;
 use crate::error::RigError;
 use crate::initramfs::WORKER;
-use crate::plan::GuestPort;
+use crate::machine_kind::MachineKind;
+use crate::plan::{CaseRun, GuestPort, Plan, SimOptions};
 use crate::qemu::QEMU;
+use crate::sim_job::{SIM, SimJob, SimStart};
 
 /// How long an emulator may take to go after it has closed the port.
 const GRACE: Duration = Duration::from_secs(5);
@@ -44,11 +45,12 @@ pub(crate) struct Emulator {
     pub(crate) complaint: fn(&str) -> Option<&str>,
 }
 
-/// The emulator that has processors of this vendor.
-pub(crate) const fn emulator(vendor: Vendor) -> &'static Emulator {
-    match vendor {
-        Vendor::Amd => &QEMU,
-        Vendor::Intel => &BOCHS,
+/// What plays a machine of this kind.
+pub(crate) const fn emulator(kind: MachineKind) -> &'static Emulator {
+    match kind {
+        MachineKind::Sim => &SIM,
+        MachineKind::Qemu => &QEMU,
+        MachineKind::Bochs => &BOCHS,
     }
 }
 
@@ -64,6 +66,22 @@ pub(crate) struct Parts<'a> {
     pub(crate) console: &'a File,
     /// Where the guest's messages go. The emulator inherits this descriptor under the same number.
     pub(crate) port: &'a PipeWriter,
+    /// This executable, if the machine is ours.
+    pub(crate) worker: &'a Path,
+    /// What the machine is like, if it is ours.
+    pub(crate) sim: &'a SimOptions,
+    /// Where the machine is saved once its guest is ready, if it can be.
+    pub(crate) save_to: Option<&'a Path>,
+}
+
+/// What is switched on.
+pub(crate) struct Boots<'a> {
+    /// What for.
+    pub(crate) plan: &'a Plan,
+    /// What the kernel unpacks as its root file system.
+    pub(crate) initramfs: File,
+    /// Where the machine is saved once its guest is ready, if it can be.
+    pub(crate) save_to: Option<&'a Path>,
 }
 
 /// A command that switches a machine on, and the files that it opens through [`path_of`].
@@ -75,6 +93,8 @@ pub(crate) struct Prepared {
 /// A running machine. Dropping it ends it; it also ends with the thread that started it.
 pub(crate) struct Machine {
     emulator: &'static Emulator,
+    /// Whether it is a copy of a machine that was saved.
+    pub(crate) is_copy: bool,
     child: Child,
     /// What the guest writes to its port. Its end is the end of the machine.
     pub(crate) port: PipeReader,
@@ -89,21 +109,63 @@ impl Machine {
     ///
     /// # Errors
     /// If the emulator is not installed or cannot be started.
-    pub(crate) fn start(emulator: &'static Emulator, kernel: &Path, initramfs: File) -> Result<Self, RigError> {
+    pub(crate) fn start(boots: Boots<'_>) -> Result<Self, RigError> {
+        let Boots { plan, initramfs, save_to } = boots;
+        let emulator = emulator(plan.machine);
+        let prepare = |console: &File, port: &PipeWriter| {
+            let mut prepared = (emulator.command)(&Parts {
+                kernel: &plan.kernel.image,
+                initramfs: &initramfs,
+                command_line: &command_line(),
+                console,
+                port,
+                worker: &plan.worker,
+                sim: &plan.sim,
+                save_to,
+            })?;
+            prepared.files.push(initramfs);
+            Ok(prepared)
+        };
+        Self::spawn(emulator, prepare)
+    }
+
+    /// Lets a copy of a machine of ours go on from where it was saved, with a row for its guest.
+    /// `schedule` is the seed of its processors' turns, if they shall be other ones.
+    ///
+    /// # Errors
+    /// If the process cannot be started.
+    pub(crate) fn resume(plan: &Plan, saved: &Path, case: &CaseRun, schedule: Option<u64>) -> Result<Self, RigError> {
+        let cannot_start = |source| RigError::Io { what: "start the sim".into(), source };
+        let limit = Duration::from_millis(case.limit_ms) + plan.patience.row;
+        let prepare = |console: &File, port: &PipeWriter| {
+            let job = SimJob {
+                console: path_of(console).into(),
+                start: SimStart::Resume {
+                    saved: saved.to_owned(),
+                    case: case.clone(),
+                    schedule,
+                    limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+                },
+            };
+            let mut command = job.command(&plan.worker);
+            command.stdout(port.try_clone().map_err(cannot_start)?);
+            Ok(Prepared { command, files: Vec::new() })
+        };
+        let mut machine = Self::spawn(emulator(plan.machine), prepare)?;
+        machine.is_copy = true;
+        Ok(machine)
+    }
+
+    fn spawn(
+        emulator: &'static Emulator,
+        prepare: impl FnOnce(&File, &PipeWriter) -> Result<Prepared, RigError>,
+    ) -> Result<Self, RigError> {
         let cannot_start = |source| RigError::Io { what: format!("start {}", emulator.program), source };
         // Files without a name: whatever happens to this process, none stays behind.
         let console = tempfile::tempfile().map_err(cannot_start)?;
         let stderr = tempfile::tempfile().map_err(cannot_start)?;
         let (port, guest_end) = pipe().map_err(cannot_start)?;
-        // An oops ends the machine: rows shall not run on a damaged kernel. Init's marks in the log are
-        // not limited in number. Workers lie at the same addresses, so that the emulator can use again what it
-        // translated for the one before: that makes a row's fixed cost a quarter.
-        let command_line = &format!(
-            "console=ttyS0 quiet panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on norandmaps rdinit={WORKER}"
-        );
-        let parts = Parts { kernel, initramfs: &initramfs, command_line, console: &console, port: &guest_end };
-        let Prepared { mut command, mut files } = (emulator.command)(&parts)?;
-        files.push(initramfs);
+        let Prepared { mut command, files } = prepare(&console, &guest_end)?;
         command.stdin(Stdio::piped());
         // Opened anew: a clone would share the position at which this process reads.
         command.stderr(File::options().append(true).open(path_of(&stderr)).map_err(cannot_start)?);
@@ -125,7 +187,7 @@ impl Machine {
         let stdin = child.stdin.as_mut().expect("it was asked for");
         // An emulator that has ended already closes its port, too, and says more by that.
         let _ = stdin.write_all(emulator.input.as_bytes());
-        Ok(Self { emulator, child, port, console, stderr, _files: files })
+        Ok(Self { emulator, is_copy: false, child, port, console, stderr, _files: files })
     }
 
     /// Ends the machine, if it has not ended yet, and waits for it.
@@ -162,6 +224,14 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What the kernel of every machine is told.
+pub(crate) fn command_line() -> String {
+    // An oops ends the machine: rows shall not run on a damaged kernel. Init's marks in the log are not limited in
+    // number. Workers lie at the same addresses, so that the emulator can use again what it translated for the one
+    // before: that makes a row's fixed cost a quarter.
+    format!("console=ttyS0 quiet panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on norandmaps rdinit={WORKER}")
 }
 
 /// A path under which another process of this user can open this file.

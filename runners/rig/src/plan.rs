@@ -3,11 +3,30 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use privet_harness::vendor::Vendor;
+use privet_kernel::Kernel;
 use privet_report::CaseReport;
 use serde::{Deserialize, Serialize};
 
-use privet_kernel::Kernel;
+use crate::machine_kind::MachineKind;
+
+/// What a machine of ours is like.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct SimOptions {
+    /// Processors, 1 to 8.
+    pub cpus: usize,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Which processors, by the name of the sim's profile.
+    pub profile: String,
+    /// Decides how the processors take turns until the guest is ready.
+    pub seed: u64,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        Self { cpus: 2, memory_mib: 2048, profile: "plain".into(), seed: 0 }
+    }
+}
 
 /// One run of one row.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -22,6 +41,10 @@ pub struct CaseRun {
     pub limit_ms: u64,
     /// Whether its exits are told if it passes, too.
     pub keep: bool,
+    /// Run it once for each of these seeds, which decide how the machine's processors may meet, and until it does not
+    /// pass; the sim only. If there are none it runs once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schedules: Vec<u64>,
 }
 
 /// A module parameter: `kvm.mmio_caching=0`.
@@ -81,10 +104,10 @@ pub struct Program {
 pub struct Plan {
     /// The kernel to boot.
     pub kernel: Kernel,
-    /// Whose processors its machines have.
-    pub vendor: Vendor,
-    /// The executable that becomes init and whose guest callback runs the rows:
-    /// `std::env::current_exe()`.
+    /// What plays its machines.
+    pub machine: MachineKind,
+    /// The executable that becomes init, whose guest callback runs the rows, and that can be a machine
+    /// ([`crate::sim_machine`]): `std::env::current_exe()`.
     pub worker: PathBuf,
     /// Other programs that the callback runs. They and their libraries come with the worker.
     pub programs: Vec<Program>,
@@ -96,7 +119,10 @@ pub struct Plan {
     pub module_params: Vec<ModuleParam>,
     /// How long the machine may be silent.
     pub patience: Patience,
-    /// Where the console of each boot is kept, as `<vendor>-boot-<n>.log`; nowhere if `None`.
+    /// What the machines are like if they are ours.
+    pub sim: SimOptions,
+    /// Where the console of each boot is kept, as `<vendor>-boot-<n>.log`, and that of each row that ran in a copy of
+    /// a booted machine, as `<vendor>-<label>.log`; nowhere if `None`.
     pub artifacts: Option<PathBuf>,
 }
 
@@ -119,8 +145,9 @@ impl Default for Patience {
 /// What the guest is asked to do: the part of a [`Plan`] that is left for one boot.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GuestPlan {
-    /// The rows to run in this boot. Events count them from 0.
-    pub cases: Vec<CaseRun>,
+    /// The rows to run in this boot. `None` if they come over the port, in one line, once init is ready: a machine
+    /// that is copied then serves whoever has rows.
+    pub cases: Option<Vec<CaseRun>>,
     /// The modules without which there is no port, in this order.
     pub drivers: Vec<ModuleLoad>,
     /// KVM's modules, likewise.
@@ -180,6 +207,11 @@ pub(crate) enum Message {
     Event(Event),
     /// The kernel complained while no row was running.
     Unattributed(String),
+    /// The machine says this, not its guest: something that it has not was asked of it. What the row saw may be
+    /// wrong.
+    NotSimulated(String),
+    /// The machine says this, too: it goes nowhere, for this reason.
+    Stuck(String),
     /// Init cannot go on.
     Broken(String),
     /// All rows ran; the machine is about to power itself off.

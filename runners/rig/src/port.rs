@@ -1,7 +1,7 @@
 //! The guest's way to talk to the host: one line of JSON after the other.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -44,6 +44,21 @@ impl Port {
             Self::Serial(port) => {
                 port.write_all(&line)?;
                 Ok(tcdrain(port)?)
+            }
+        }
+    }
+
+    /// The next line from the host.
+    ///
+    /// # Errors
+    /// Of `read(2)`, and if this port only leads to the host.
+    pub(crate) fn receive(&mut self) -> io::Result<String> {
+        match self {
+            Self::Virtio(_) => Err(io::Error::other("nothing comes from the host over a virtio port")),
+            Self::Serial(port) => {
+                let mut line = String::new();
+                BufReader::new(port).read_line(&mut line)?;
+                Ok(line)
             }
         }
     }

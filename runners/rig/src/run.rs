@@ -10,8 +10,10 @@ use privet_harness::vendor::Vendor;
 use crate::error::{RigError, cannot};
 use crate::initramfs::{Initramfs, guest_path};
 use crate::machine::emulator;
+use crate::machine_kind::MachineKind;
 use crate::plan::{ModuleLoad, ModuleParam, Plan, Progress};
 use crate::share::{Common, Told};
+use crate::snapshot::Snapshot;
 use privet_kernel::{Kernel, Module};
 
 /// Runs every row of the plan in the rig and hands over what happens to each, as it happens. The numbers
@@ -27,23 +29,41 @@ pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(P
     if let Some(directory) = &plan.artifacts {
         fs::create_dir_all(directory).map_err(cannot("create", directory))?;
     }
-    let emulator = emulator(plan.vendor);
-    check_module_params(&plan.kernel, plan.vendor, &plan.module_params)?;
-    let modules = modules(&plan.kernel, plan.vendor)?;
+    let emulator = emulator(plan.machine);
+    let vendor = plan.machine.vendor();
+    check_module_params(&plan.kernel, vendor, &plan.module_params)?;
+    let modules = modules(&plan.kernel, vendor)?;
     let drivers = plan.kernel.load_order_of_parts(emulator.drivers)?;
     let in_guest: Vec<_> = drivers.iter().chain(&modules).cloned().collect();
     let initramfs = Initramfs::new(&plan.worker, &plan.programs, &in_guest)?;
     let (drivers, modules) = (module_loads(plan, &drivers), module_loads(plan, &modules));
     let common = Common { plan, emulator, initramfs, drivers, modules, boots: AtomicUsize::new(0), interrupt };
+    let machines = plan.machines.max(1);
+    if plan.machine != MachineKind::Sim {
+        let shares = shares(plan.cases.len(), machines);
+        return side_by_side(shares, |cases, tell| common.run_share(cases, tell), on_progress);
+    }
+    let snapshot = Snapshot::of(&common, &mut |machines| on_progress(Progress::Booting(machines)))?;
+    let next = AtomicUsize::new(0);
+    let hands = vec![(); machines.min(plan.cases.len())];
+    side_by_side(hands, |(), tell| common.run_copies(&snapshot, &next, tell), on_progress)?;
+    snapshot.trouble.map_or(Ok(()), |trouble| Err(RigError::Unattributed(trouble)))
+}
 
+/// Does each of the shares in a thread of its own, and tells what happens in all of them.
+fn side_by_side<T: Send>(
+    shares: Vec<T>,
+    run: impl Fn(T, &mut dyn FnMut(Told)) -> Result<Option<String>, RigError> + Sync,
+    on_progress: &mut dyn FnMut(Progress),
+) -> Result<(), RigError> {
     let (teller, told) = mpsc::channel();
     let ended = std::thread::scope(|scope| {
-        let shares: Vec<_> = shares(plan.cases.len(), plan.machines.max(1))
+        let shares: Vec<_> = shares
             .into_iter()
-            .map(|cases| {
-                let (common, teller) = (&common, teller.clone());
+            .map(|share| {
+                let (run, teller) = (&run, teller.clone());
                 // The receiver outlives all shares.
-                scope.spawn(move || common.run_share(cases, &mut |told| drop(teller.send(told))))
+                scope.spawn(move || run(share, &mut |told| drop(teller.send(told))))
             })
             .collect();
         drop(teller);

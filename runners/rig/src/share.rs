@@ -1,8 +1,10 @@
 //! A share of a plan: rows that run in one machine after the other, of which one is enough unless rows bring it
 //! down.
 
-use std::fs::{self, File};
+use std::fs;
+use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use privet_report::{CaseReport, Place, Verdict};
@@ -11,13 +13,13 @@ use crate::blame::Blame;
 use crate::boot::{Boot, End, Limits, News};
 use crate::error::{RigError, cannot};
 use crate::initramfs::Initramfs;
-use crate::machine::{Emulator, Machine};
-use crate::plan::{Event, GuestPlan, ModuleLoad, Plan};
+use crate::machine::{Boots, Emulator, Machine};
+use crate::plan::{CaseRun, Event, GuestPlan, ModuleLoad, Plan};
 
 /// How many boots in a row may end before any row has a verdict.
 const FRUITLESS_BOOTS: usize = 2;
 
-/// What all shares of a plan have in common.
+/// What all machines of a plan have in common.
 pub(crate) struct Common<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) emulator: &'static Emulator,
@@ -42,6 +44,16 @@ pub(crate) enum Told {
     Row(Event),
 }
 
+/// What became of a machine.
+pub(crate) struct Outcome {
+    /// Why it ended.
+    pub(crate) blame: Blame,
+    /// Of its rows, those that have a report now.
+    pub(crate) finished: Vec<bool>,
+    /// Trouble that no row can be blamed for.
+    pub(crate) unattributed: Option<String>,
+}
+
 impl Common<'_> {
     /// Runs the rows with the indices in `left`, one after the other: what becomes of the machine is then put down
     /// to the right row. Returns trouble that no row can be blamed for.
@@ -53,78 +65,109 @@ impl Common<'_> {
         mut left: Vec<usize>,
         tell: &mut dyn FnMut(Told),
     ) -> Result<Option<String>, RigError> {
-        let plan = self.plan;
-        let limits = Limits::new(plan.patience, self.emulator);
         let mut fruitless = 0;
         let mut unattributed = None;
         while !left.is_empty() {
-            let number = self.boots.fetch_add(1, Ordering::Relaxed) + 1;
-            let cases = left.iter().map(|&index| plan.cases[index].clone()).collect();
-            let guest_plan = GuestPlan {
-                cases,
-                drivers: self.drivers.clone(),
-                modules: self.modules.clone(),
-                port: self.emulator.port,
-            };
-            let mut machine = self.start(&guest_plan)?;
+            let cases: Vec<CaseRun> = left.iter().map(|&index| self.plan.cases[index].clone()).collect();
+            let mut machine = self.switch_on(&self.archive(Some(cases.clone()))?, None)?;
             tell(Told::Booting);
-
-            let before = left.len();
-            let mut finished = vec![false; left.len()];
-            let mut boot = Boot::new(&guest_plan, limits);
-            let end = boot.watch(&mut machine, self.interrupt, &mut |news| match news {
-                News::Ready => tell(Told::Booted),
-                News::Row(Event::Started(case)) => tell(Told::Row(Event::Started(left[case]))),
-                News::Row(Event::Finished(case, report)) => {
-                    finished[case] = true;
-                    let report = CaseReport { on: Place::Rig, ..*report };
-                    tell(Told::Row(Event::Finished(left[case], report.into())));
-                }
-            })?;
+            let mut boot = Boot::new(&cases, self.limits());
+            let outcome = self.follow(&mut machine, &mut boot, &left, &self.name_of_boot(), tell)?;
             if !boot.ready {
                 tell(Told::Booted);
             }
-            let console = machine.console();
-            if let Some(directory) = &plan.artifacts {
-                let path = directory.join(format!("{}-boot-{number}.log", plan.vendor));
-                fs::write(&path, &console).map_err(cannot("write", &path))?;
-            }
-            if end == End::Interrupted {
-                return Err(RigError::Interrupted);
-            }
-            let running = boot.running();
-            let blame = Blame::new(&end, &console, running.map(|case| &guest_plan.cases[case]));
-            match running {
-                Some(case) => {
-                    finished[case] = true;
-                    let report = blame.report(plan, limits, &guest_plan.cases[case]);
-                    tell(Told::Row(Event::Finished(left[case], report.into())));
-                }
-                None if blame.verdict == Verdict::Fail => {
-                    unattributed = unattributed.or(Some(blame.reason.clone()));
-                }
-                None => {}
-            }
-            let logged = boot.unattributed.take().map(|line| format!("the rig's kernel logged \"{line}\""));
-            unattributed = unattributed.or(logged);
+            unattributed = unattributed.or(outcome.unattributed);
 
-            let mut finished = finished.into_iter();
+            let before = left.len();
+            let mut finished = outcome.finished.into_iter();
             left.retain(|_| finished.next() == Some(false));
             fruitless = if left.len() < before { 0 } else { fruitless + 1 };
             if fruitless == FRUITLESS_BOOTS {
                 return Err(RigError::Machine(format!(
                     "{} in {FRUITLESS_BOOTS} boots in a row, before any row had a verdict",
-                    blame.reason
+                    outcome.blame.reason
                 )));
             }
         }
         Ok(unattributed)
     }
 
-    fn start(&self, guest_plan: &GuestPlan) -> Result<Machine, RigError> {
-        let cannot_pack = |source| RigError::Io { what: "write the initramfs".into(), source };
-        let mut archive: File = tempfile::tempfile().map_err(cannot_pack)?;
-        self.initramfs.write(guest_plan, &mut archive).map_err(cannot_pack)?;
-        Machine::start(self.emulator, &self.plan.kernel.image, archive)
+    pub(crate) fn limits(&self) -> Limits {
+        Limits::new(self.plan.patience, self.emulator)
     }
+
+    /// What the next boot is called.
+    pub(crate) fn name_of_boot(&self) -> String {
+        format!("boot-{}", self.boots.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Follows a machine to its end and gives every row of it that started a report. `rows` are the indices of its
+    /// rows in the plan; its console is kept under `name`.
+    ///
+    /// # Errors
+    /// If the machine cannot be read from, or the caller's interrupt came.
+    pub(crate) fn follow(
+        &self,
+        machine: &mut Machine,
+        boot: &mut Boot<'_>,
+        rows: &[usize],
+        name: &str,
+        tell: &mut dyn FnMut(Told),
+    ) -> Result<Outcome, RigError> {
+        let plan = self.plan;
+        let mut finished = vec![false; rows.len()];
+        let end = boot.watch(machine, self.interrupt, &mut |news| match news {
+            News::Ready => tell(Told::Booted),
+            News::Row(Event::Started(case)) => tell(Told::Row(Event::Started(rows[case]))),
+            News::Row(Event::Finished(case, report)) => {
+                finished[case] = true;
+                let report = CaseReport { on: Place::Rig, machine: Some(plan.machine.to_string()), ..*report };
+                tell(Told::Row(Event::Finished(rows[case], report.into())));
+            }
+        })?;
+        let console = machine.console();
+        if let Some(directory) = &plan.artifacts {
+            let path = directory.join(format!("{}-{name}.log", plan.machine.vendor()));
+            fs::write(&path, &console).map_err(cannot("write", &path))?;
+        }
+        if end == End::Interrupted {
+            return Err(RigError::Interrupted);
+        }
+        let running = boot.running().map(|case| (case, plan.cases[rows[case]].clone()));
+        let blame = Blame::new(&end, &console, running.as_ref().map(|(_, case)| case), self.limits());
+        let logged = boot.unattributed.take().map(|line| format!("the rig's kernel logged \"{line}\""));
+        let panicked = (running.is_none() && blame.verdict == Verdict::Fail).then(|| blame.reason.clone());
+        if let Some((case, run)) = running {
+            finished[case] = true;
+            let report = boot.doubted(blame.report(plan, &run));
+            tell(Told::Row(Event::Finished(rows[case], report.into())));
+        }
+        Ok(Outcome { blame, finished, unattributed: panicked.or(logged) })
+    }
+
+    /// The root file system of a machine that runs these rows, or those that come once it is ready.
+    ///
+    /// # Errors
+    /// If it cannot be packed.
+    pub(crate) fn archive(&self, cases: Option<Vec<CaseRun>>) -> Result<Vec<u8>, RigError> {
+        let plan =
+            GuestPlan { cases, drivers: self.drivers.clone(), modules: self.modules.clone(), port: self.emulator.port };
+        let mut archive = Vec::new();
+        self.initramfs.write(&plan, &mut archive).map_err(cannot_pack)?;
+        Ok(archive)
+    }
+
+    /// Switches a machine on that has this root file system. Ours is saved to `save_to` once its guest is ready.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(crate) fn switch_on(&self, archive: &[u8], save_to: Option<&Path>) -> Result<Machine, RigError> {
+        let mut initramfs = tempfile::tempfile().map_err(cannot_pack)?;
+        initramfs.write_all(archive).map_err(cannot_pack)?;
+        Machine::start(Boots { plan: self.plan, initramfs, save_to })
+    }
+}
+
+fn cannot_pack(source: io::Error) -> RigError {
+    RigError::Io { what: "write the initramfs".into(), source }
 }

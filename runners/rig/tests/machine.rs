@@ -1,5 +1,5 @@
-//! What the rig makes of machines that panic, hang, die or talk nonsense, with shell scripts in the place of QEMU
-//! and of Bochs. The CDs that Bochs boots from are real: their tests need xorriso and isolinux.
+//! What the rig makes of machines that panic, hang, die or talk nonsense, with shell scripts in the place of QEMU,
+//! of Bochs and of our own. The CDs that Bochs boots from are real: their tests need xorriso and isolinux.
 //!
 //! Each test runs [`privet_rig::run`] in a process of its own, whose PATH leads to its script.
 
@@ -7,19 +7,28 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_report::{CaseReport, Place, Verdict};
-use privet_rig::{CaseRun, Event, GuestPlan, GuestPort, ModuleParam, Patience, Plan, Progress, RigError, run};
+use privet_rig::{
+    CaseRun, Event, GuestPlan, GuestPort, ModuleParam, Patience, Plan, Progress, RigError, SimOptions, run,
+};
 
 fn main() -> ExitCode {
     if let Some(directory) = std::env::var_os(DIRECTORY) {
-        return run_in_child(Path::new(&directory));
+        let mut arguments = std::env::args().skip(1);
+        return match (arguments.next().as_deref(), arguments.next()) {
+            // What the rig takes for a machine of ours.
+            (Some("sim-machine"), Some(job)) => {
+                panic!("{}", Command::new(Path::new(&directory).join("sim")).arg(job).exec())
+            }
+            _ => run_in_child(Path::new(&directory)),
+        };
     }
     let test = |name: &str, body: fn()| {
         Trial::test(name, move || {
@@ -52,6 +61,12 @@ fn main() -> ExitCode {
         test("machines_run_side_by_side_and_one_that_breaks_leaves_the_others_rows_alone", side_by_side),
         test("machines_that_boot_are_counted", booting),
         test("a_missing_bochs_names_its_packages", no_bochs),
+        test("rows_run_in_copies_of_a_machine_that_is_booted_once", copies),
+        test("a_copy_that_dies_or_hangs_takes_one_row_with_it", copies_die),
+        test("a_row_that_met_what_the_sim_has_not_is_an_error", not_simulated),
+        test("a_machine_that_does_not_get_ready_leaves_no_snapshot", no_snapshot),
+        test("a_snapshot_that_is_broken_or_of_another_machine_is_made_again", other_snapshots),
+        test("trouble_before_a_snapshot_is_told_whoever_made_it", trouble_in_a_snapshot),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -63,18 +78,19 @@ const DIRECTORY: &str = "PRIVET_RIG_TEST_DIRECTORY";
 fn run_in_child(directory: &Path) -> ExitCode {
     let case = |number: u64| {
         let id = format!("plain.test.{number}");
-        CaseRun { label: id.clone(), id, seed: 40 + number, limit_ms: 100, keep: false }
+        CaseRun { label: id.clone(), id, seed: 40 + number, limit_ms: 100, keep: false, schedules: Vec::new() }
     };
     let read_param = |text: String| text.parse::<ModuleParam>().expect("a test gives good parameters");
     let plan = Plan {
         kernel: Kernel::named(&directory.join("bzImage"), directory).expect("the test made a kernel"),
-        vendor: if directory.join("intel").exists() { Vendor::Intel } else { Vendor::Amd },
+        machine: fs::read_to_string(directory.join("machine")).expect("the test named one").parse().expect("a name"),
         worker: std::env::current_exe().expect("every process has one"),
         programs: Vec::new(),
         cases: (0..3).map(case).collect(),
         machines: fs::read_to_string(directory.join("machines")).map_or(1, |count| count.parse().expect("a number")),
         module_params: fs::read_to_string(directory.join("param")).map(read_param).into_iter().collect(),
         patience: Patience { boot: Duration::from_secs(20), row: Duration::from_millis(900) },
+        sim: SimOptions::default(),
         artifacts: Some(directory.join("artifacts")),
     };
     // The test closes standard input when it wants the run to end.
@@ -123,10 +139,21 @@ exec >"$(value com2 dev)"
 read -r command && [ "$command" = c ] || exit 9
 "#;
 
-/// What both go on with: the guest's messages.
+/// The same for a machine of ours, which is asked in JSON, and is saved when its guest is ready.
+const SIM: &str = r#"#!/bin/sh
+cd "$PRIVET_RIG_TEST_DIRECTORY"
+value() { echo "$job" | sed -n "s|.*\"$1\":\"*\([^,\"}]*\).*|\1|p"; }
+job="$1"
+console=$(value console)
+initrd=$(value initramfs)
+row=$(value seed)
+save() { ready; echo saved > "$(value save_to)"; exit; }
+"#;
+
+/// What all go on with: the guest's messages.
 const PRELUDE: &str = r#"boot=1
 while ! mkdir "boot-$boot" 2>/dev/null; do boot=$((boot + 1)); done
-cat "$initrd" > "boot-$boot/initrd"
+[ -z "$initrd" ] || cat "$initrd" > "boot-$boot/initrd"
 echo "$@" > "boot-$boot/arguments"
 echo $$ > "boot-$boot/pid"
 ready() { echo '"ready"'; }
@@ -152,20 +179,25 @@ struct Ran {
 
 impl Rig {
     fn new(script: &str) -> Self {
-        Self::with("qemu-system-x86_64", QEMU, script)
+        Self::with("qemu", "qemu-system-x86_64", QEMU, script)
     }
 
     fn bochs(script: &str) -> Self {
-        let rig = Self::with("bochs", BOCHS, script);
-        fs::write(rig.path("intel"), "").unwrap();
-        rig
+        Self::with("bochs", "bochs", BOCHS, script)
     }
 
-    fn with(emulator: &str, beginning: &str, script: &str) -> Self {
+    /// Its script runs once for the snapshot, where `$initrd` is something, and once for each row, whose number plus 40
+    /// is in `$row`.
+    fn sim(script: &str) -> Self {
+        Self::with("sim", "sim", SIM, script)
+    }
+
+    fn with(machine: &str, emulator: &str, beginning: &str, script: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let emulator = directory.path().join(emulator);
         fs::write(&emulator, format!("{beginning}{PRELUDE}{script}")).unwrap();
         fs::set_permissions(&emulator, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(directory.path().join("machine"), machine).unwrap();
         fs::write(directory.path().join("bzImage"), image()).unwrap();
         module(directory.path(), "kvm", "");
         module(directory.path(), "kvm-amd", "kvm");
@@ -180,6 +212,7 @@ impl Rig {
     fn start(&self, path: &str) -> Child {
         Command::new(std::env::current_exe().unwrap())
             .env(DIRECTORY, self.directory.path())
+            .env("XDG_CACHE_HOME", self.directory.path())
             .env("PATH", format!("{}{path}", self.directory.path().display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -318,7 +351,7 @@ fn panic_during_a_row() {
         ]
     );
     assert_eq!(rig.boots(), 2);
-    let ids: Vec<_> = rig.plan(2).cases.into_iter().map(|case| case.id).collect();
+    let ids: Vec<_> = rig.plan(2).cases.unwrap().into_iter().map(|case| case.id).collect();
     assert_eq!(ids, ["plain.test.2"]);
 }
 
@@ -529,7 +562,7 @@ fn side_by_side() {
     assert!(ran.error.unwrap().contains("exit status: 3"));
     assert_eq!(rig.boots(), 3);
     let rows: Vec<Vec<_>> =
-        (1..=3).map(|boot| rig.plan(boot).cases.into_iter().map(|case| case.seed - 40).collect()).collect();
+        (1..=3).map(|boot| rig.plan(boot).cases.unwrap().into_iter().map(|case| case.seed - 40).collect()).collect();
     assert!(rows.contains(&vec![0, 2]) && rows.contains(&vec![1]), "{rows:?}");
 }
 
@@ -550,4 +583,92 @@ fn no_bochs() {
     assert!(!child.wait().unwrap().success());
     assert!(output.starts_with("not installed: bochs; run `apt-get install bochs "), "{output}");
     assert_eq!(output.lines().count(), 1, "{output}");
+}
+
+/// The snapshots of a rig.
+fn snapshots(rig: &Rig) -> Vec<PathBuf> {
+    let entries = fs::read_dir(rig.path("privet/snapshots")).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.is_dir()).collect()
+}
+
+fn copies() {
+    let rig = Rig::sim(
+        "[ -z \"$initrd\" ] || save; grep -q saved \"$(value saved)\" || exit 9; pass 0; done_; exec sleep 1000",
+    );
+    fs::write(rig.path("machines"), "2").unwrap();
+    for boots in [4, 7] {
+        let ran = rig.run();
+        assert_eq!(ran.error, None);
+        let mut verdicts = ran.verdicts();
+        verdicts.sort_by_key(|(row, _)| *row);
+        assert_eq!(verdicts, [(0, Verdict::Pass), (1, Verdict::Pass), (2, Verdict::Pass)]);
+        assert!(ran.reports().iter().all(|(_, report)| report.machine.as_deref() == Some("sim")));
+        assert_eq!(ran.booting, if boots == 4 { vec![1, 0] } else { vec![] });
+        // The second time the snapshot was there.
+        assert_eq!(rig.boots(), boots);
+    }
+    assert_eq!(snapshots(&rig).len(), 1);
+    assert!((1..=7).all(|boot| is_gone(&rig.path(&format!("boot-{boot}/pid")))));
+}
+
+fn copies_die() {
+    let rig = Rig::sim(
+        "[ -z \"$initrd\" ] || save; case $row in 40) started 0; echo 'processor 1 has shut down' >&2; exit 1 ;;\n\
+         41) started 0; echo '{\"stuck\":\"all processors wait\"}'; exec sleep 1000 ;; *) exit 3 ;; esac",
+    );
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(0, Verdict::Error), (1, Verdict::Timeout), (2, Verdict::Error)]);
+    let reasons: Vec<_> = ran.reports().iter().map(|(_, report)| report.reason.as_str()).collect();
+    assert_eq!(reasons[0], "the rig ended: exit status: 1; its last word was \"processor 1 has shut down\"");
+    assert_eq!(reasons[1], "the rig hung: all processors wait");
+    assert_eq!(reasons[2], "the rig ended: exit status: 3; it said nothing");
+    assert!(ran.events.contains(&Event::Started(2)));
+    assert_eq!(rig.boots(), 4);
+}
+
+fn not_simulated() {
+    let rig = Rig::sim(
+        "[ -z \"$initrd\" ] || save; [ $row = 41 ] || pass 0; [ $row != 41 ] || { started 0\n\
+         echo '{\"notsimulated\":\"RDMSR 0x123\"}'; passed 0; }; done_",
+    );
+    let ran = rig.run();
+    assert_eq!(ran.error, None);
+    assert_eq!(ran.verdicts(), [(0, Verdict::Pass), (1, Verdict::Error), (2, Verdict::Pass)]);
+    let report = ran.reports()[1].1;
+    assert_eq!(report.reason, "the row met what the machine has not: RDMSR 0x123");
+    assert_eq!(report.details, ["it said pass: "]);
+}
+
+fn no_snapshot() {
+    let rig = Rig::sim("say '[    1.0] Kernel panic - not syncing: too early'; exit 1");
+    let ran = rig.run();
+    assert_eq!(ran.verdicts(), []);
+    assert_eq!(
+        ran.error.unwrap(),
+        "the rig broke: the rig's kernel panicked: Kernel panic - not syncing: too early, before its guest was ready"
+    );
+    assert_eq!(snapshots(&rig), Vec::<PathBuf>::new());
+}
+
+fn other_snapshots() {
+    let rig = Rig::sim("[ -z \"$initrd\" ] || save; pass 0; done_");
+    assert_eq!(rig.run().error, None);
+    fs::write(rig.path("param"), "kvm.mmio_caching=0").unwrap();
+    assert_eq!(rig.run().error, None);
+    assert_eq!(snapshots(&rig).len(), 2);
+    // As a full disk or another version might leave it.
+    fs::write(snapshots(&rig)[0].join("facts.json"), "{").unwrap();
+    fs::write(snapshots(&rig)[1].join("facts.json"), "{").unwrap();
+    assert_eq!(rig.run().error, None);
+    assert_eq!(rig.boots(), 3 * 4);
+}
+
+fn trouble_in_a_snapshot() {
+    let rig = Rig::sim("[ -z \"$initrd\" ] || { echo '{\"unattributed\":\"WARNING: early\"}'; save; }; pass 0; done_");
+    for _ in 0..2 {
+        let ran = rig.run();
+        assert_eq!(ran.verdicts().len(), 3);
+        assert!(ran.error.unwrap().contains("no row was running, the rig's kernel logged \"WARNING: early\""));
+    }
 }

@@ -31,6 +31,12 @@ pub struct Run {
     /// Run each row N times, each time with another seed
     #[arg(long, value_name = "N", value_parser = whole::<NonZeroU32>, allow_negative_numbers = true, default_value = "1", help_heading = ROWS)]
     pub repeat: NonZeroU32,
+    /// Run each row under N schedules of the sim's processors, in short turns that meet often, until it does not pass
+    #[arg(long, value_name = "N", value_parser = whole::<NonZeroU32>, allow_negative_numbers = true, help_heading = RIG)]
+    pub schedules: Option<NonZeroU32>,
+    /// Run each row under this schedule of the sim's processors, as a report names it
+    #[arg(long, value_name = "SEED", value_parser = whole::<u64>, conflicts_with = "schedules", allow_negative_numbers = true, help_heading = RIG)]
+    pub schedule: Option<u64>,
     /// Seed of everything random [default: a fresh one, which is reported]
     #[arg(long, value_name = "N", value_parser = whole::<u64>, allow_negative_numbers = true, help_heading = ROWS)]
     pub seed: Option<u64>,
@@ -92,8 +98,8 @@ pub struct Run {
     /// What the rig boots.
     #[command(flatten)]
     pub rig: RigOptions,
-    /// Whose processors the rig or the model has, and so whose half of KVM runs: in a rig QEMU emulates AMD's,
-    /// Bochs emulates Intel's [default: amd; on the model without memory encryption]
+    /// Whose processors the rig or the model has, and so whose half of KVM runs: see --machine for a rig [default: amd;
+    /// on the model without memory encryption]
     #[arg(long, value_enum, value_name = "VENDOR", help_heading = RIG)]
     pub vendor: Option<Vendors>,
     /// A bug that the model shall have; `privet list --defects` shows all of them
@@ -118,6 +124,7 @@ impl Run {
     /// The vendors whose processors every row shall have once.
     pub fn vendors(&self) -> &'static [Vendor] {
         match self.vendor {
+            None if self.rig.vendor() == Vendor::Intel => &[Vendor::Intel],
             None | Some(Vendors::Amd) => &[Vendor::Amd],
             Some(Vendors::Intel) => &[Vendor::Intel],
             Some(Vendors::Both) => &[Vendor::Amd, Vendor::Intel],

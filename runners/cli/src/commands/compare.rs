@@ -15,7 +15,7 @@ use privet_kselftest::catalogue::{TESTS, Test};
 use privet_kselftest::directory::Kselftests;
 use privet_kselftest::reading::{self, Reading};
 use privet_report::{CaseReport, Place};
-use privet_rig::Program;
+use privet_rig::{MachineKind, Program};
 
 use super::model::is_static;
 use crate::args::{Compare, CompareFormat, On};
@@ -151,6 +151,7 @@ fn jobs(args: &Compare, tests: &[&Test], rows: &[&Entry], is_built: impl Fn(&str
         limit: args.timeout,
         keep: false,
         vendor: Vendor::Amd,
+        schedules: Vec::new(),
     };
     for test in tests {
         if is_built(test.name) {
@@ -167,8 +168,8 @@ fn jobs(args: &Compare, tests: &[&Test], rows: &[&Entry], is_built: impl Fn(&str
 /// The one place where both sides run.
 enum Where {
     Host,
-    Rig(Kernel),
-    Model(Ready),
+    Rig(Kernel, MachineKind),
+    Model(Box<Ready>),
 }
 
 impl Where {
@@ -178,20 +179,21 @@ impl Where {
                 Some(kernel) => kernel,
                 None => Kernel::cached().map_err(|error| Early::nothing_ran(error.to_string()))?,
             };
-            rig::check_module_params(&kernel, &[Vendor::Amd], &args.rig)?;
-            Ok(Self::Rig(kernel))
+            let machine = args.rig.machine_for(args.rig.vendor())?;
+            rig::check_module_params(&kernel, &[machine.vendor()], &args.rig)?;
+            Ok(Self::Rig(kernel, machine))
         };
         match args.on {
             On::Host if args.rig.is_given() => Err(Early::usage(
-                "--kernel, --modules and --module-param describe a rig or a model: use --on rig, or load the host's modules as you want them",
+                "--kernel, --modules, --machine and --module-param describe a rig or a model: use --on rig, or load the host's modules as you want them",
             )),
-            On::Model if args.rig.kernel.is_some() => {
-                Err(Early::usage("--kernel and --modules are what a rig boots: use --on rig"))
+            On::Model if args.rig.kernel.is_some() || args.rig.machine.is_some() => {
+                Err(Early::usage("--kernel, --modules and --machine are about a rig: use --on rig"))
             }
             On::Model => {
                 let model = Model::described(None, &args.rig.module_param, None)?;
                 let ready = this_program().and_then(|program| model.ready(&program));
-                ready.map(Self::Model).map_err(Early::nothing_ran)
+                ready.map(|ready| Self::Model(Box::new(ready))).map_err(Early::nothing_ran)
             }
             On::Host => Ok(Self::Host),
             On::Rig => in_rig(),
@@ -254,7 +256,7 @@ impl Where {
                 };
                 run_in_pool(&pool, jobs, &indices, followers);
             }
-            Where::Rig(kernel) => {
+            Where::Rig(kernel, machine) => {
                 let guest_path = |test: &str| Path::new(rig::KSELFTESTS).join(test);
                 let programs: Vec<Program> = programs
                     .iter()
@@ -262,7 +264,7 @@ impl Where {
                     .collect();
                 let rig = rig::Rig {
                     kernel: kernel.clone(),
-                    vendor: Vendor::Amd,
+                    machine: *machine,
                     programs: &programs,
                     options: &args.rig,
                     machines: 1,
@@ -277,7 +279,7 @@ impl Where {
     fn context(&self) -> Context {
         match self {
             Where::Host => Context::here(Place::Host),
-            Where::Rig(kernel) => Context::rig_without_guest(&kernel.release, Vendor::Amd),
+            Where::Rig(kernel, machine) => Context::rig_without_guest(&kernel.release, *machine),
             Where::Model(model) => model.context().clone(),
         }
     }

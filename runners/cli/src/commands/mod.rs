@@ -13,4 +13,5 @@ pub mod mutants;
 pub mod probe;
 pub mod rig_build;
 pub mod rig_fetch;
+pub mod rig_snapshots;
 pub mod run;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use privet_cases::Entry;
 use privet_report::CaseReport;
+use privet_rig::MachineKind;
 
 use super::diff;
 use crate::args::{On, Run};
@@ -75,7 +77,13 @@ pub(super) fn jobs(args: &Run) -> Result<Vec<Job>, Early> {
     let selected = selected(args, &privet_cases::table())?;
     let seed = args.seed.unwrap_or_else(plan::fresh_seed);
     let mut jobs = plan::jobs(&selected, args.repeat.get(), seed, args.timeout.unwrap_or(LIMIT));
-    jobs.iter_mut().for_each(|job| job.keep = args.keep);
+    for job in &mut jobs {
+        job.keep = args.keep;
+        job.schedules = match args.schedule {
+            Some(schedule) => vec![schedule],
+            None => plan::schedules(job.seed, args.schedules.map_or(0, NonZeroU32::get)),
+        };
+    }
     Ok(plan::on_each(args.vendors(), &jobs))
 }
 
@@ -129,7 +137,7 @@ pub(super) fn run_on<'a>(
         (On::Auto, On::Auto) => followers.placed(&chosen(jobs.iter().map(|job| &assigned[job.id.as_str()]))),
         (On::Auto, On::Model) => followers.placed("auto: on the model, which is no hardware: --defect is a bug of it"),
         (On::Auto, _) => {
-            followers.placed("auto: in the rig: --kernel, --module-param or --vendor describes one");
+            followers.placed("auto: in the rig: --kernel, --machine, --module-param or --vendor describes one");
         }
         _ => {}
     }
@@ -170,14 +178,23 @@ fn place(args: &Run) -> Result<On, Early> {
     let can_be = |place: On| on == place || args.diff == Some(place);
     if is_rig && !can_be(On::Rig) && !can_be(On::Model) {
         return Err(Early::usage(
-            "--kernel, --modules, --module-param and --vendor describe a rig or a model: use --on rig, or load the host's modules as you want them",
+            "--kernel, --modules, --machine, --module-param and --vendor describe a rig or a model: use --on rig, or load the host's modules as you want them",
         ));
     }
-    if args.rig.kernel.is_some() && !can_be(On::Rig) {
-        return Err(Early::usage("--kernel and --modules are what a rig boots: use --on rig"));
+    if (args.rig.kernel.is_some() || args.rig.machine.is_some()) && !can_be(On::Rig) {
+        return Err(Early::usage("--kernel, --modules and --machine are about a rig: use --on rig"));
     }
     if args.defect.is_some() && !can_be(On::Model) {
         return Err(Early::usage("--defect is a bug of the model: use --on model"));
+    }
+    let on_sim = || {
+        on == On::Rig
+            && args.vendors().iter().all(|vendor| matches!(args.rig.machine_for(*vendor), Ok(MachineKind::Sim)))
+    };
+    if (args.schedules.is_some() || args.schedule.is_some()) && !on_sim() {
+        return Err(Early::usage(
+            "--schedules and --schedule are about the turns of our own machine's processors: use --on rig --machine sim",
+        ));
     }
     if args.diff == Some(on) {
         return Err(Early::usage(

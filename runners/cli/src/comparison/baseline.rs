@@ -180,9 +180,12 @@ impl Baseline {
             "" => String::new(),
             release => format!("Linux {release}"),
         };
+        let played =
+            |place: &Context| place.machine.as_ref().map_or_else(String::new, |name| format!("machine {name}"));
         let (before, after) = (&self.place, &now.place);
         let pairs = [
             (self.machine.clone(), now.machine.clone()),
+            (played(before), played(after)),
             (kernel(before), kernel(after)),
             (before.vendor.clone(), after.vendor.clone()),
             (without(before, after), without(after, before)),

@@ -92,6 +92,7 @@ fn case(row: &Row) -> TestCase {
     case.set_timestamp(date(started(*ended, report)));
     for (name, value) in [
         ("on", report.on.to_string()),
+        ("machine", report.machine.clone().unwrap_or_default()),
         ("kernel", report.kernel.clone()),
         ("vendor", report.vendor.clone()),
         ("module_params", report.module_params.join(" ")),

@@ -98,17 +98,24 @@ pub fn in_format<'a>(format: Format, out: Box<dyn io::Write + 'a>) -> Box<dyn Re
     }
 }
 
-/// Where a verdict was obtained: `rig, Linux 7.3.4, kvm_amd`, or `the model, which is no hardware, kvm_amd`.
+/// Where a verdict was obtained: `rig, machine sim, Linux 7.3.4, kvm_amd`, or `the model, which is no hardware, kvm_amd`.
 pub(crate) fn place(report: &CaseReport) -> String {
-    place_of(report.on, &report.kernel, &report.vendor, report.defect.as_deref())
+    place_of(report.on, report.machine.as_deref(), &report.kernel, &report.vendor, report.defect.as_deref())
 }
 
-/// A place with this kernel, vendor and defect, in the words of [`place`].
-pub(crate) fn place_of(on: Place, kernel: &str, vendor: &str, defect: Option<&str>) -> String {
-    let mut place = match (on, kernel) {
-        (Place::Model, _) => "the model, which is no hardware".to_owned(),
-        (on, "") => format!("{on}, without a kernel"),
-        (on, kernel) => format!("{on}, Linux {kernel}"),
+/// A place with this machine, kernel, vendor and defect, in the words of [`place`].
+pub(crate) fn place_of(on: Place, machine: Option<&str>, kernel: &str, vendor: &str, defect: Option<&str>) -> String {
+    let mut place = match on {
+        Place::Model => "the model, which is no hardware".to_owned(),
+        on => on.to_string(),
+    };
+    if let Some(machine) = machine {
+        place += &format!(", machine {machine}");
+    }
+    place += &match (on, kernel) {
+        (Place::Model, _) => String::new(),
+        (_, "") => ", without a kernel".to_owned(),
+        (_, kernel) => format!(", Linux {kernel}"),
     };
     if !vendor.is_empty() {
         place += &format!(", kvm_{vendor}");

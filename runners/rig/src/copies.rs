@@ -1,0 +1,74 @@
+//! Rows that each run in a machine of their own, a copy of one that was saved when its guest was ready.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use privet_report::{CaseReport, Verdict};
+
+use crate::boot::Boot;
+use crate::error::RigError;
+use crate::machine::Machine;
+use crate::plan::Event;
+use crate::share::{Common, Told};
+use crate::snapshot::Snapshot;
+
+impl Common<'_> {
+    /// Runs rows from `next` on until there are no more; others may take from there, too. A machine that dies takes
+    /// its row with it, and no other. Returns trouble that no row can be blamed for.
+    ///
+    /// # Errors
+    /// If a machine cannot be started, or the caller's interrupt came.
+    pub(crate) fn run_copies(
+        &self,
+        snapshot: &Snapshot,
+        next: &AtomicUsize,
+        tell: &mut dyn FnMut(Told),
+    ) -> Result<Option<String>, RigError> {
+        let mut unattributed = None;
+        loop {
+            let row = next.fetch_add(1, Ordering::Relaxed);
+            let Some(case) = self.plan.cases.get(row) else { return Ok(unattributed) };
+            tell(Told::Row(Event::Started(row)));
+            let mut schedules = case.schedules.iter().copied().map(Some).collect::<Vec<_>>();
+            if schedules.is_empty() {
+                schedules.push(None);
+            }
+            let mut duration_us = 0;
+            let mut last = None;
+            for schedule in schedules {
+                let (report, trouble) = self.run_copy(snapshot, row, schedule)?;
+                unattributed = unattributed.or(trouble);
+                duration_us += report.duration_us;
+                let passed = report.verdict == Verdict::Pass;
+                // What passes under every schedule names none.
+                last = Some(CaseReport { schedule: schedule.filter(|_| !passed), duration_us, ..report });
+                if !passed {
+                    break;
+                }
+            }
+            if let Some(report) = last {
+                tell(Told::Row(Event::Finished(row, report.into())));
+            }
+        }
+    }
+
+    /// Runs a row in a copy, whose processors take turns as this seed says, if it is one. Returns its report, and
+    /// trouble that it cannot be blamed for.
+    fn run_copy(
+        &self,
+        snapshot: &Snapshot,
+        row: usize,
+        schedule: Option<u64>,
+    ) -> Result<(CaseReport, Option<String>), RigError> {
+        let case = &self.plan.cases[row];
+        let mut machine = Machine::resume(self.plan, &snapshot.machine(), case, schedule)?;
+        let mut boot = Boot::resumed(std::slice::from_ref(case), self.limits());
+        let mut report = None;
+        let outcome = self.follow(&mut machine, &mut boot, &[row], &case.label, &mut |told| {
+            if let Told::Row(Event::Finished(_, finished)) = told {
+                report = Some(*finished);
+            }
+        })?;
+        // One that did not get as far as the row can still be put down to nothing else.
+        Ok((report.unwrap_or_else(|| outcome.blame.report(self.plan, case)), outcome.unattributed))
+    }
+}

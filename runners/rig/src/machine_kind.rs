@@ -1,0 +1,86 @@
+//! The machines that a rig can be made of, by name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use privet_harness::vendor::Vendor;
+use serde::{Deserialize, Serialize};
+
+/// What plays the machine on which the rig's kernel runs. None of them is hardware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineKind {
+    /// Our own, in this executable.
+    Sim,
+    /// QEMU, which translates.
+    Qemu,
+    /// Bochs, which interprets.
+    Bochs,
+}
+
+impl MachineKind {
+    /// All machines.
+    pub const ALL: [MachineKind; 3] = [MachineKind::Sim, MachineKind::Qemu, MachineKind::Bochs];
+
+    /// Its name on command lines and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            MachineKind::Sim => "sim",
+            MachineKind::Qemu => "qemu",
+            MachineKind::Bochs => "bochs",
+        }
+    }
+
+    /// The vendor whose processors with virtualization it has.
+    pub fn vendor(self) -> Vendor {
+        match self {
+            MachineKind::Sim | MachineKind::Qemu => Vendor::Amd,
+            MachineKind::Bochs => Vendor::Intel,
+        }
+    }
+
+    /// The machine that has processors of this vendor, where none is named.
+    pub fn default_for(vendor: Vendor) -> MachineKind {
+        match vendor {
+            Vendor::Amd => MachineKind::Qemu,
+            Vendor::Intel => MachineKind::Bochs,
+        }
+    }
+}
+
+impl fmt::Display for MachineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for MachineKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        MachineKind::ALL
+            .into_iter()
+            .find(|machine| machine.name() == name)
+            .ok_or_else(|| format!("no machine is named \"{name}\": there are sim, qemu and bochs"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_are_found_by_name() {
+        for machine in MachineKind::ALL {
+            assert_eq!(machine.to_string().parse(), Ok(machine));
+        }
+        assert!("vmware".parse::<MachineKind>().unwrap_err().contains("sim, qemu and bochs"));
+    }
+
+    #[test]
+    fn every_vendor_has_a_machine() {
+        for vendor in [Vendor::Amd, Vendor::Intel] {
+            assert_eq!(MachineKind::default_for(vendor).vendor(), vendor);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What the process of a machine of ours is asked to do, on its command line.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::RigError;
+use crate::machine::{Emulator, Parts, Prepared, path_of};
+use crate::plan::{CaseRun, GuestPort, SimOptions};
+
+/// The subcommand of this executable that is a machine; its argument is a [`SimJob`] as JSON.
+pub(crate) const SUBCOMMAND: &str = "sim-machine";
+
+/// Ours: this executable again, so that a machine that crashes is a process that dies.
+pub(crate) static SIM: Emulator = Emulator {
+    program: "the sim",
+    install: "",
+    port: GuestPort::SecondSerial,
+    drivers: &[],
+    // Its guest's clock counts instructions, and the machine ends itself by that; this is for one that does not.
+    slowness: 20,
+    input: "",
+    command,
+    complaint: |stderr| stderr.lines().last(),
+};
+
+/// One machine from its start to its end.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct SimJob {
+    /// Where the guest's console goes.
+    pub(crate) console: PathBuf,
+    /// How it starts.
+    pub(crate) start: SimStart,
+}
+
+/// How a machine starts. The guest's messages go to standard output.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SimStart {
+    /// It is switched on.
+    Boot {
+        /// A bzImage.
+        kernel: PathBuf,
+        /// A cpio archive.
+        initramfs: PathBuf,
+        /// What the kernel is told.
+        command_line: String,
+        /// What it is like.
+        options: SimOptions,
+        /// Where it is saved once its guest is ready; it ends then.
+        save_to: PathBuf,
+    },
+    /// It goes on from where it was saved, and its guest gets a row.
+    Resume {
+        /// The saved machine.
+        saved: PathBuf,
+        /// The row.
+        case: CaseRun,
+        /// How its processors take turns from here on, in short ones; long ones as before if there is no seed.
+        schedule: Option<u64>,
+        /// How long that may take in milliseconds, by the guest's clock.
+        limit_ms: u64,
+    },
+}
+
+impl SimJob {
+    /// The command that starts the machine.
+    pub(crate) fn command(&self, worker: &std::path::Path) -> Command {
+        let mut command = Command::new(worker);
+        command.arg(SUBCOMMAND).arg(serde_json::to_string(self).expect("a job is data"));
+        command
+    }
+}
+
+fn command(parts: &Parts<'_>) -> Result<Prepared, RigError> {
+    let cannot_start = |source| RigError::Io { what: "start the sim".into(), source };
+    let no_place = || cannot_start(std::io::Error::other("there is no place to save it to"));
+    let job = SimJob {
+        console: path_of(parts.console).into(),
+        start: SimStart::Boot {
+            kernel: parts.kernel.to_owned(),
+            initramfs: path_of(parts.initramfs).into(),
+            command_line: parts.command_line.to_owned(),
+            options: parts.sim.clone(),
+            save_to: parts.save_to.ok_or_else(no_place)?.to_owned(),
+        },
+    };
+    let mut command = job.command(parts.worker);
+    command.stdout(parts.port.try_clone().map_err(cannot_start)?);
+    Ok(Prepared { command, files: Vec::new() })
+}

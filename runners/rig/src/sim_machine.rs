@@ -1,0 +1,137 @@
+//! The process of a machine of ours: it runs one machine to its end and passes on what its guest says.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use privet_sim::{Description, Limits, Machine, Outcome, SimError, Turns};
+
+use crate::plan::{Message, SimOptions};
+use crate::sim_job::{SimJob, SimStart};
+
+/// After how many instructions the console is written, if nothing else happens: a machine that crashes shall leave
+/// most of it.
+const SLICE: u64 = 50_000_000;
+
+/// Is the machine that `job` describes, as JSON. What its guest sends goes to standard output, with what the machine
+/// itself has to say in between.
+///
+/// # Errors
+/// One line: the job cannot be done, or the machine ended as no machine should.
+pub fn sim_machine(job: &str) -> Result<(), String> {
+    let job: SimJob = serde_json::from_str(job).map_err(|error| format!("this is no machine: {error}"))?;
+    let console = File::options().append(true).open(&job.console).map_err(|error| error.to_string())?;
+    let (machine, limit, save_to) = match &job.start {
+        SimStart::Boot { kernel, initramfs, command_line, options, save_to } => {
+            let description = describe(kernel, initramfs, command_line.clone(), options)?;
+            (Machine::new(&description).map_err(one_line)?, None, Some(save_to.as_path()))
+        }
+        SimStart::Resume { saved, case, schedule, limit_ms } => {
+            let mut machine = Machine::restore(saved).map_err(one_line)?;
+            if let Some(seed) = schedule {
+                machine.reseed(*seed, Turns::Short);
+            }
+            let row = serde_json::to_string(&[case]).map_err(|error| error.to_string())?;
+            machine.feed_port(format!("{row}\n").as_bytes());
+            (machine, Some(Duration::from_millis(*limit_ms)), None)
+        }
+    };
+    Running { until: limit.map(|limit| machine.now() + limit), machine, console, line: Vec::new() }.run(save_to)
+}
+
+fn one_line(error: SimError) -> String {
+    error.to_string()
+}
+
+fn describe(
+    kernel: &Path,
+    initramfs: &Path,
+    command_line: String,
+    options: &SimOptions,
+) -> Result<Description, String> {
+    let read = |path: &Path| -> Result<Arc<[u8]>, String> {
+        fs::read(path).map(Arc::from).map_err(|error| format!("cannot read {}: {error}", path.display()))
+    };
+    Ok(Description {
+        cpus: options.cpus,
+        memory_mib: options.memory_mib,
+        profile: options.profile.parse().map_err(one_line)?,
+        seed: options.seed,
+        ..Description::new(read(kernel)?, read(initramfs)?, command_line)
+    })
+}
+
+/// A machine that is running.
+struct Running {
+    machine: Machine,
+    /// When it has had enough time, by its own clock.
+    until: Option<Duration>,
+    console: File,
+    /// What its guest has sent of a line that has not ended yet.
+    line: Vec<u8>,
+}
+
+impl Running {
+    /// Runs the machine to its end, or until it is saved.
+    fn run(mut self, save_to: Option<&Path>) -> Result<(), String> {
+        loop {
+            let limits = Limits {
+                until: self.until,
+                instructions: Some(self.machine.instructions() + SLICE),
+                ..Limits::default()
+            };
+            let outcome = self.machine.run(&limits);
+            let is_ready = self.pass_on().map_err(|error| format!("cannot pass on what the guest says: {error}"))?;
+            if let Some(save_to) = save_to.filter(|_| is_ready) {
+                // What Linux asks for while it starts is no row's business.
+                self.machine.take_findings();
+                return self.machine.save(save_to).map_err(one_line);
+            }
+            match outcome {
+                Outcome::Port | Outcome::InstructionLimit | Outcome::Stopped => {}
+                Outcome::PoweredOff => return Ok(()),
+                Outcome::Reset => return Err("the guest has reset the machine".into()),
+                Outcome::TripleFault { cpu } => return Err(format!("processor {cpu} has shut down: a triple fault")),
+                Outcome::Idle => self.stuck("all processors wait, and nothing will wake them".into())?,
+                Outcome::TimeLimit => {
+                    let seconds = self.until.unwrap_or_default().as_secs();
+                    self.stuck(format!("it had not ended when its clock had come to {seconds} s"))?;
+                }
+            }
+        }
+    }
+
+    /// Passes on what the guest has said since the last time: its console, and whole lines of its messages. What the
+    /// machine lacked is told before what the guest says of it. Returns whether the guest is ready now.
+    fn pass_on(&mut self) -> io::Result<bool> {
+        self.console.write_all(&self.machine.take_console())?;
+        self.line.extend(self.machine.take_port());
+        let mut out = io::stdout().lock();
+        let mut is_ready = false;
+        while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+            for finding in self.machine.take_findings() {
+                writeln!(self.console, "sim: {finding}")?;
+                tell(&mut out, &Message::NotSimulated(finding.to_string()))?;
+            }
+            let line: Vec<u8> = self.line.drain(..=end).collect();
+            is_ready |= serde_json::from_slice(&line).is_ok_and(|message: Message| message == Message::Ready);
+            out.write_all(&line)?;
+        }
+        out.flush()?;
+        Ok(is_ready)
+    }
+
+    /// Says that it goes nowhere, and why. Whoever listens ends this process.
+    fn stuck(&mut self, why: String) -> Result<(), String> {
+        tell(&mut io::stdout().lock(), &Message::Stuck(why.clone())).map_err(|error| error.to_string())?;
+        Err(why)
+    }
+}
+
+fn tell(out: &mut impl Write, message: &Message) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, message)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
