@@ -11,8 +11,6 @@ impl Types {
     pub const ALL: Types = Types(|_| true);
     /// Those whose pages can have the attribute PRIVATE.
     pub const WITH_PRIVATE_MEMORY: Types = Types(Platform::has_private_memory);
-    /// Those without any.
-    pub const WITHOUT_PRIVATE_MEMORY: Types = Types(|platform| !platform.has_private_memory());
     /// `plain` alone.
     pub const PLAIN: Types = Types(|platform| matches!(platform, Platform::Plain));
     /// `upm` alone: where the attribute decides, whatever the guest does.

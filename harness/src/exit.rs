@@ -124,7 +124,7 @@ impl Exit {
     }
 
     /// Whether a guest has rung.
-    pub fn is_doorbell(&self) -> bool {
+    pub(crate) fn is_doorbell(&self) -> bool {
         matches!(self, Exit::Io { port: DOORBELL_PORT, direction: Direction::Out, .. })
     }
 

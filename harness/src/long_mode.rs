@@ -27,9 +27,9 @@ const RFLAGS_RESERVED: u64 = 1 << 1;
 const RFLAGS_IF: u64 = 1 << 9;
 
 /// Selector of the ring-0 code segment; the payload loads a GDT of its own that has one there.
-pub const CODE_SELECTOR: u16 = 0x08;
+pub(crate) const CODE_SELECTOR: u16 = 0x08;
 /// Selector of the ring-0 data segment, likewise.
-pub const DATA_SELECTOR: u16 = 0x10;
+pub(crate) const DATA_SELECTOR: u16 = 0x10;
 
 /// Puts a fresh vCPU into 64-bit mode, ring 0, interrupts off, with page tables at `cr3`.
 ///

@@ -55,7 +55,7 @@ impl Modules {
     }
 
     /// Whether a boolean parameter exists and is off.
-    pub fn is_off(&self, name: &str) -> bool {
+    pub(crate) fn is_off(&self, name: &str) -> bool {
         matches!(self.parameter(name), Some("N" | "0"))
     }
 

@@ -7,7 +7,7 @@ pub const PRESENT: u64 = 1 << 0;
 /// Writes are allowed.
 pub const WRITABLE: u64 = 1 << 1;
 /// Accesses from ring 3 are allowed.
-pub const USER: u64 = 1 << 2;
+pub(crate) const USER: u64 = 1 << 2;
 /// Accessed: set beforehand, so that the CPU does not write to tables that a row wants to compare.
 pub const ACCESSED: u64 = 1 << 5;
 /// Dirty, likewise.
@@ -20,7 +20,7 @@ const LEAF: u64 = PRESENT | WRITABLE | ACCESSED | DIRTY;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Bytes that an entry of level 2 maps.
-pub const LARGE_PAGE_SIZE: u64 = 2 << 20;
+pub(crate) const LARGE_PAGE_SIZE: u64 = 2 << 20;
 
 type Table = [u64; 512];
 
@@ -62,30 +62,13 @@ impl PageTables {
         }
     }
 
-    /// The GPA that `gva` is mapped to.
-    pub fn translate(&self, gva: Gva) -> Option<Gpa> {
-        let mut table = 0;
-        for level in (1..=4).rev() {
-            let entry = self.tables[table][index(gva, level)];
-            if entry & PRESENT == 0 {
-                return None;
-            }
-            let span = PAGE_SIZE << (9 * (level - 1));
-            if level == 1 || entry & LARGE != 0 {
-                return Some(Gpa((entry & ADDRESS & !(span - 1)) + (gva.0 & (span - 1))));
-            }
-            table = self.table_of(entry);
-        }
-        unreachable!("level 1 is always a leaf")
-    }
-
     /// The GPA of the 4 KiB entry that maps `gva`, for rows that look at it.
-    pub fn entry_gpa(&self, gva: Gva) -> Option<Gpa> {
+    pub(crate) fn entry_gpa(&self, gva: Gva) -> Option<Gpa> {
         self.entry_of_level(gva, 1)
     }
 
     /// The GPA of the page-directory entry (level 2) for `gva`, whatever it holds.
-    pub fn directory_entry_gpa(&self, gva: Gva) -> Option<Gpa> {
+    pub(crate) fn directory_entry_gpa(&self, gva: Gva) -> Option<Gpa> {
         self.entry_of_level(gva, 2)
     }
 
@@ -135,6 +118,23 @@ mod tests {
 
     use super::*;
 
+    /// The GPA that `gva` is mapped to.
+    fn translate(tables: &PageTables, gva: Gva) -> Option<Gpa> {
+        let mut table = 0;
+        for level in (1..=4).rev() {
+            let entry = tables.tables[table][index(gva, level)];
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            let span = PAGE_SIZE << (9 * (level - 1));
+            if level == 1 || entry & LARGE != 0 {
+                return Some(Gpa((entry & ADDRESS & !(span - 1)) + (gva.0 & (span - 1))));
+            }
+            table = tables.table_of(entry);
+        }
+        unreachable!("level 1 is always a leaf")
+    }
+
     #[test]
     fn two_aliases_of_a_range_lead_to_the_same_pages() {
         let mut tables = PageTables::new(Gpa(0x30_0000));
@@ -142,9 +142,9 @@ mod tests {
         for alias in [0, 1 << 39] {
             tables.map(Gva(gpa.0 | alias), gpa, PageCount(513));
         }
-        assert_eq!(tables.translate(Gva(0x1_0020_0123)), Some(Gpa(0x1_0020_0123)));
-        assert_eq!(tables.translate(Gva(0x80_0000_0000 | 0x1_0000_0fff)), Some(Gpa(0x1_0000_0fff)));
-        assert_eq!(tables.translate(Gva(0x1_0020_1000)), None);
+        assert_eq!(translate(&tables, Gva(0x1_0020_0123)), Some(Gpa(0x1_0020_0123)));
+        assert_eq!(translate(&tables, Gva(0x80_0000_0000 | 0x1_0000_0fff)), Some(Gpa(0x1_0000_0fff)));
+        assert_eq!(translate(&tables, Gva(0x1_0020_1000)), None);
         // Root; for each alias a level 3, a level 2 and two tables of level 1.
         assert_eq!(tables.pages(), PageCount(1 + 2 * 4));
     }
@@ -153,8 +153,8 @@ mod tests {
     fn large_pages_keep_the_offset() {
         let mut tables = PageTables::new(Gpa(0x30_0000));
         tables.map_large(Gva(0), Gpa(0), 2);
-        assert_eq!(tables.translate(Gva(0x3f_1234)), Some(Gpa(0x3f_1234)));
-        assert_eq!(tables.translate(Gva(0x40_0000)), None);
+        assert_eq!(translate(&tables, Gva(0x3f_1234)), Some(Gpa(0x3f_1234)));
+        assert_eq!(translate(&tables, Gva(0x40_0000)), None);
         assert_eq!(tables.entry_gpa(Gva(0x1000)), None, "a 2 MiB page has no 4 KiB entry");
     }
 

@@ -8,7 +8,7 @@ use crate::outcome::{Outcome, Stop};
 
 /// What `exit_reason` is set to before each run: if it is still there afterwards, KVM_RUN was refused before
 /// the guest ran (`x86.c:vcpu_run` stores KVM_EXIT_UNKNOWN first thing).
-pub const SENTINEL: u32 = 0xFFFF;
+pub(crate) const SENTINEL: u32 = 0xFFFF;
 
 const IMMEDIATE_EXIT: u64 = 1;
 const EXIT_REASON: u64 = 8;
@@ -45,7 +45,7 @@ impl RunPage {
     ///
     /// # Errors
     /// `Stop::Error` if the page cannot be read; likewise below.
-    pub fn exit_reason(&self) -> Outcome<u32> {
+    pub(crate) fn exit_reason(&self) -> Outcome<u32> {
         self.u32(EXIT_REASON)
     }
 
@@ -53,7 +53,7 @@ impl RunPage {
     ///
     /// # Errors
     /// As above.
-    pub fn set_exit_reason(&self, reason: u32) -> Outcome {
+    pub(crate) fn set_exit_reason(&self, reason: u32) -> Outcome {
         self.0.write(EXIT_REASON, &reason.to_le_bytes())
     }
 
@@ -61,7 +61,7 @@ impl RunPage {
     ///
     /// # Errors
     /// As above.
-    pub fn set_immediate_exit(&self, on: bool) -> Outcome {
+    pub(crate) fn set_immediate_exit(&self, on: bool) -> Outcome {
         self.0.write(IMMEDIATE_EXIT, &[on.into()])
     }
 

@@ -18,7 +18,7 @@ pub const TEST_BASE: Gpa = Gpa(0x1_0000_0000);
 
 /// The bit of a GVA that tells the shared alias of a test range from its private alias. In a UPM VM both map
 /// the same GPA; in SEV and TDX VMs the C-bit or the shared bit makes the difference.
-pub const SHARED_ALIAS: u64 = 1 << 39;
+pub(crate) const SHARED_ALIAS: u64 = 1 << 39;
 
 /// First slot id of test ranges; smaller ids belong to the guest's own memory.
 pub const TEST_SLOT: u32 = 10;

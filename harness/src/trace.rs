@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::outcome::Outcome;
 
 /// The longest x86 instruction in bytes.
-pub const LONGEST_INSTRUCTION: usize = 15;
+pub(crate) const LONGEST_INSTRUCTION: usize = 15;
 
 /// Where the bytes of guest code can be had.
 pub trait CodeSource {
@@ -126,7 +126,7 @@ impl Entry {
 }
 
 /// The 64-bit instruction that `bytes`, at address `rip`, start with.
-pub fn disassemble(rip: u64, bytes: &[u8]) -> Option<String> {
+pub(crate) fn disassemble(rip: u64, bytes: &[u8]) -> Option<String> {
     let instruction = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE).decode();
     if instruction.is_invalid() {
         return None;

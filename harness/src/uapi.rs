@@ -4,12 +4,12 @@
 //! Source: `include/uapi/linux/kvm.h` and `arch/x86/include/uapi/asm/kvm.h` of Linux 7.3.
 
 /// What `KVM_GET_API_VERSION` returns on every kernel since 2.6.22.
-pub const API_VERSION: i32 = 12;
+pub(crate) const API_VERSION: i32 = 12;
 
 /// `KVM_RUN`: the argument must be 0.
 pub const KVM_RUN: u64 = 0xAE80;
 /// `KVM_GET_STATS_FD`, of a VM or a vCPU.
-pub const KVM_GET_STATS_FD: u64 = 0xAECE;
+pub(crate) const KVM_GET_STATS_FD: u64 = 0xAECE;
 /// `KVM_SET_USER_MEMORY_REGION`, 32 bytes.
 pub const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_AE46;
 /// `KVM_SET_USER_MEMORY_REGION2`, 160 bytes.

@@ -81,17 +81,6 @@ impl Vm {
             .map_err(|errno| Stop::Fail(format!("KVM_ENABLE_CAP(EXIT_HYPERCALL, MAP_GPA_RANGE): {errno:?}")))
     }
 
-    /// Puts local APICs into the kernel, before any vCPU is made. HLT no longer exits then, and all vCPUs but
-    /// number 0 wait for a SIPI.
-    ///
-    /// # Errors
-    /// `Stop::Fail` with the error number.
-    pub fn enable_split_irqchip(&self) -> Outcome {
-        let io_apic_pins = 24;
-        self.enable_cap(Capability::SPLIT_IRQCHIP, [io_apic_pins, 0, 0, 0])
-            .map_err(|errno| Stop::Fail(format!("KVM_ENABLE_CAP(SPLIT_IRQCHIP): {errno:?}")))
-    }
-
     /// Adds a slot and holds on to its mapping until the slot is deleted or the VM and its vCPUs are gone.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::unistd::getpid;
 
 /// How long a thread gets to leave KVM_RUN once its limit is over, before it is left behind.
-pub const GRACE: Duration = Duration::from_millis(40);
+pub(crate) const GRACE: Duration = Duration::from_millis(40);
 
 /// How often the signal is repeated meanwhile.
 pub(crate) const REPEAT: Duration = Duration::from_millis(5);

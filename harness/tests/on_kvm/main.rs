@@ -3,6 +3,7 @@
 
 mod guest_memfd;
 mod probe;
+mod refused;
 mod slots;
 mod stats;
 mod vcpu;

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use privet_harness::host::Host;
+use privet_harness::need::Need;
 use privet_harness::probe;
 use privet_harness::uapi::Capability;
 use privet_harness::vm_type::VmType;
@@ -46,9 +47,11 @@ pub fn probe(mut out: impl Write) -> Result<Status, Early> {
 
 fn host_facts(host: &Host) -> Vec<(String, Vec<String>)> {
     let yes_or_why = |usable: Result<(), &str>| usable.map_or_else(|why| format!("no: {why}"), |()| "yes".to_owned());
+    let guest_memfd = Need::GuestMemfd.unmet(host, VmType::Plain);
     let mut facts = vec![
         ("guest ring 0".to_owned(), vec![yes_or_why(probe::ring0(host))]),
         ("hypercalls".to_owned(), vec![yes_or_why(probe::hypercall(host))]),
+        ("guest_memfd".to_owned(), vec![yes_or_why(guest_memfd.as_deref().map_or(Ok(()), Err))]),
     ];
     let table = privet_cases::table();
     for vm_type in VmType::ALL {
