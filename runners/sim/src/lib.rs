@@ -4,7 +4,7 @@
 //! ```text
 //! Machine::run ── scheduler ── Cpu::run (privet-cpu)          one turn after the other, on one thread
 //!       │                         │
-//!       │                      wiring ── ports, mmio, msrs, profile (CPUID)
+//!       │                      wiring ── ports, mmio, msrs, cpuid
 //!       │                         │
 //!      boot, snapshot           board ── devices, log, clock       memory ── ram
 //! ```
@@ -22,6 +22,7 @@
 mod board;
 mod boot;
 mod clock;
+mod cpuid;
 mod description;
 mod devices;
 mod encryption;
