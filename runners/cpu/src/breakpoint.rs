@@ -1,10 +1,11 @@
 //! Breakpoints in DR0 to DR3, the guest's or the host's.
 
+use crate::bus::Reaction;
 use crate::core::Core;
 use crate::exception::Exception;
 use crate::exit::CpuExit;
 use crate::flags;
-use crate::state::Shadow;
+use crate::state::{Injection, Shadow};
 
 impl Core<'_> {
     fn breakpoints(&self) -> ([u64; 4], u64) {
@@ -41,9 +42,14 @@ impl Core<'_> {
         if self.debug.hardware_breakpoints.is_some() {
             return Err(self.debug_exit(dr6));
         }
-        // A fault, unlike the other causes of #DB: RF keeps it from recurring on return.
+        let exception = Exception::db(dr6);
+        if self.react(|bus, state| bus.exception(state, exception)) == Reaction::Switched {
+            self.enter_world();
+            return Ok(true);
+        }
+        // A fault, unlike the other causes of #DB: RF in the frame keeps it from recurring on return.
         self.s.rflags |= flags::RF;
-        self.raised(Exception::db(dr6))?;
+        self.deliver_all(Injection::Exception(exception))?;
         Ok(true)
     }
 

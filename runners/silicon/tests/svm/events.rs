@@ -200,3 +200,19 @@ fn a_single_step_is_a_debug_exception_with_its_cause() {
     assert_eq!(machine.saved(0x178), CODE + 1);
     assert_eq!(machine.saved(0x168), 0xffff_4ff0, "DR6.BS");
 }
+
+#[test]
+fn an_instruction_breakpoint_that_exits_recurs() {
+    // nop; nop
+    let mut machine = Machine::new(&[0x90, 0x90]);
+    machine.intercept(0x41);
+    machine.host().dr[2] = CODE + 1;
+    machine.set_saved(0x160, 0x400 | 1 << 4);
+    for _ in 0..2 {
+        assert_eq!(machine.run(), 0x41);
+        assert_eq!(machine.saved(0x178), CODE + 1);
+        assert_eq!(machine.saved(0x168), 0xffff_0ff4, "DR6.B2");
+        assert_eq!(machine.saved(0x170) & flags::RF, 0, "RF is the frame's");
+        machine.set_saved(0x168, 0xffff_0ff0);
+    }
+}
