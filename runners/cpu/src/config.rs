@@ -1,6 +1,6 @@
 //! What kind of CPU this is, as far as it matters to execution; CPUID itself is the bus'.
 
-use crate::fpu;
+use crate::native::Extensions;
 use crate::state::{cr4, efer};
 
 /// Who makes a processor.
@@ -22,7 +22,7 @@ pub struct Config {
     pub cr4_allowed: u64,
     /// Bits of EFER that may be set.
     pub efer_allowed: u64,
-    /// Bits of XCR0 that may be set, of [`fpu::XCR0_KNOWN`].
+    /// Bits of XCR0 that may be set, of [`crate::fpu::XCR0_KNOWN`].
     pub xcr0_allowed: u64,
     /// Pages of 1 GiB exist.
     pub gigabyte_pages: bool,
@@ -36,7 +36,7 @@ impl Default for Config {
             physical_bits: 48,
             cr4_allowed: cr4::BASELINE | cr4::UMIP | cr4::LA57 | cr4::FSGSBASE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP,
             efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE,
-            xcr0_allowed: fpu::XCR0_X87 | fpu::XCR0_SSE | fpu::XCR0_AVX,
+            xcr0_allowed: Extensions::of_host().xcr0(),
             gigabyte_pages: true,
             vendor: Vendor::Intel,
         }

@@ -73,6 +73,12 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
     FAMILIES.iter().find_map(|select| select(instruction))
 }
 
+/// Whether the CPU executes an instruction; `true` also for invalid ones, which are #UD.
+#[must_use]
+pub fn implements(instruction: &Instruction) -> bool {
+    handler(instruction).is_some() || Form::of(instruction).is_some()
+}
+
 /// #UD.
 pub(crate) fn undefined(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
     core.raise(Exception::ud())

@@ -12,8 +12,9 @@
 //! itself: arithmetic on vectors and on the x87 stack is done by the host's instruction of the same name.
 //!
 //! Not implemented, so that CPUID must not offer them: RDRAND and RDSEED (there is no source that would
-//! be the same in every run), AVX-512, AMX, XOP, SSE4A, GFNI, MONITORX, WAITPKG, TSX, MPX, CET, key
-//! locker. MASKMOVQ is not implemented either.
+//! be the same in every run), AVX-512, AMX, XOP, FMA4, SSE4A, GFNI, MOVDIRI, MOVDIR64B, MONITORX, WAITPKG, TSX, MPX, CET, FRED,
+//! INVLPGB, key locker. MASKMOVQ is not implemented either. The example `missing` lists what a program
+//! has of these; beyond them, C libraries, kernels and what compilers make of Rust and C have nothing.
 //!
 //! ```text
 //! Cpu::run ── execute ── block ── decode          one basic block after the other
@@ -85,6 +86,7 @@ pub use bus::{
 pub use code::CodePages;
 pub use config::{Config, DebugControl, Vendor};
 pub use cpu::Cpu;
+pub use decode::implements;
 pub use exception::{Exception, vector};
 pub use exit::{CpuExit, Datum, MAX_INSTRUCTION_BYTES};
 pub use kick::{Flush, Kick};

@@ -51,7 +51,7 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
         | Mnemonic::Prefetchw
         | Mnemonic::Prefetch
         | Mnemonic::Prefetchwt1 => Some(nop),
-        Mnemonic::Mfence => Some(full_fence),
+        Mnemonic::Mfence | Mnemonic::Serialize => Some(full_fence),
         // The other fences order what is ordered anyway: guest accesses are host accesses in program order.
         Mnemonic::Lfence | Mnemonic::Sfence => Some(nop),
         Mnemonic::Xlatb => Some(xlatb),

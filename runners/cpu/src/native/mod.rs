@@ -21,6 +21,7 @@ pub(crate) use form::Form;
 
 use crate::core::{Abort, Core};
 use crate::decode;
+use crate::fpu::{XCR0_AVX, XCR0_SSE, XCR0_X87};
 use crate::op::{Handler, Op, Operand};
 use form::Kind;
 
@@ -64,6 +65,12 @@ impl Extensions {
             vaes: avx && host_has(F::VAES),
             vpclmulqdq: avx && host_has(F::VPCLMULQDQ),
         }
+    }
+
+    /// The components of XCR0 that go with them: x87 and SSE, and AVX if there is AVX.
+    #[must_use]
+    pub fn xcr0(self) -> u64 {
+        XCR0_X87 | XCR0_SSE | if self.avx { XCR0_AVX } else { 0 }
     }
 }
 
