@@ -2,7 +2,9 @@
 //! while it runs, each row that ran is a line, so that a log tells how far a run came.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -51,8 +53,12 @@ impl Pretty<io::Sink> {
     }
 }
 
-/// A progress bar, hidden where standard error is no terminal.
+/// A progress bar, hidden where standard error is no terminal, or where what is written to standard output may come
+/// back to that terminal at any time, as through `tee`.
 fn bar() -> ProgressBar {
+    if fs::metadata("/dev/stdout").is_ok_and(|stdout| stdout.file_type().is_fifo()) {
+        return ProgressBar::hidden();
+    }
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}");
     ProgressBar::new(0).with_style(style.expect("the template is well-formed"))
 }
