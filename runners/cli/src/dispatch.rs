@@ -19,7 +19,7 @@ use crate::interrupt::Interrupt;
 use crate::model::{Model, Ready};
 use crate::place::{Assigned, Context, assign};
 use crate::plan::Job;
-use crate::pool::{Event, KernelLogs, MARGIN, Pool};
+use crate::pool::{Event, KernelLogs, Overtime, Pool};
 use crate::rig;
 use crate::worker;
 
@@ -123,7 +123,7 @@ impl<'a> Dispatch<'a> {
         let pool = Pool {
             worker: &|job| worker::command(program, job, &proven),
             at_a_time: self.at_a_time(),
-            margin: MARGIN,
+            overtime: Overtime::HERE,
             context: &self.here,
             kernel_logs: KernelLogs::Judge,
             interrupt,

@@ -14,6 +14,7 @@ use privet_report::{CaseReport, Verdict};
 use crate::args::KselftestWorker;
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
+use crate::pool::Overtime;
 use crate::process;
 use crate::worker::{self, Said};
 
@@ -59,7 +60,7 @@ fn observe(args: &KselftestWorker) -> io::Result<Observation> {
     // Where upstream's runner starts it.
     command.current_dir(program.parent().unwrap_or(Path::new("/")));
     let limit = Duration::from_millis(args.limit_ms);
-    Ok(match process::run(command, limit, &Interrupt::new()?) {
+    Ok(match process::run(command, limit, Overtime::HERE.grace, &Interrupt::new()?) {
         Err(error) => Observation { end: End::NotRun(error.to_string()), output: String::new() },
         Ok(ended) => {
             let end = match ended.end {

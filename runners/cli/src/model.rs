@@ -16,7 +16,7 @@ use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 use crate::place::Context;
 use crate::plan::Job;
-use crate::pool::{Event, KernelLogs, MARGIN, Pool};
+use crate::pool::{Event, KernelLogs, Overtime, Pool};
 use crate::worker;
 
 /// The library, as it is called where cargo puts it and where packages do.
@@ -129,7 +129,7 @@ impl Ready {
                 command
             },
             at_a_time,
-            margin: MARGIN,
+            overtime: Overtime::HERE,
             context: &self.context,
             // The kernel under the model has no part in it.
             kernel_logs: KernelLogs::Ignored,

@@ -16,9 +16,21 @@ use crate::plan::Job;
 use crate::process::{self, End, Ended};
 use crate::worker::Said;
 
-/// What a worker may take beyond the limit of its row, before it is killed: the row's own watchdog, which
-/// knows more, should win.
-pub const MARGIN: Duration = Duration::from_secs(5);
+/// What a worker may take beyond the limit of its row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Overtime {
+    /// Until it is killed: the row's own watchdog, which knows more, should win.
+    pub margin: Duration,
+    /// Until it must have gone after that. One that hangs inside the kernel does not go at all.
+    pub grace: Duration,
+}
+
+impl Overtime {
+    /// On a machine that may be busy with something else.
+    pub const HERE: Self = Self { margin: Duration::from_secs(5), grace: Duration::from_secs(5) };
+    /// In a rig, by its guest's clock: less than the second after which the rig ends the machine, which knows least.
+    pub const IN_RIG: Self = Self { margin: Duration::from_millis(600), grace: Duration::from_millis(200) };
+}
 
 /// Runs jobs in worker processes.
 pub struct Pool<'a> {
@@ -27,7 +39,7 @@ pub struct Pool<'a> {
     /// How many workers run at a time; at least one.
     pub at_a_time: usize,
     /// The time that a worker has beyond the limit of its job.
-    pub margin: Duration,
+    pub overtime: Overtime,
     /// Where the workers run.
     pub context: &'a Context,
     /// What the kernel's log means for a row.
@@ -98,7 +110,7 @@ impl Pool<'_> {
     fn job(&self, job: &Job) -> Option<Finished> {
         // Not every user may read the log; what cannot be read cannot judge.
         let log = (self.kernel_logs == KernelLogs::Judge).then(KernelLog::from_now).and_then(Result::ok);
-        let ended = match process::run((self.worker)(job), job.limit + self.margin, self.interrupt) {
+        let ended = match process::run((self.worker)(job), self.limit(job), self.overtime.grace, self.interrupt) {
             Ok(ended) => ended,
             Err(error) => {
                 let reason = format!("the worker of {} cannot be started: {error}", job.id);
@@ -114,12 +126,17 @@ impl Pool<'_> {
         Some(Finished { report, stdout: ended.stdout, stderr: ended.stderr })
     }
 
+    /// When a worker is killed.
+    fn limit(&self, job: &Job) -> Duration {
+        job.limit + self.overtime.margin
+    }
+
     /// What became of the job, from what is left of its worker.
     fn verdict(&self, job: &Job, ended: &Ended) -> Option<Said> {
         let mut said = match &ended.end {
             End::Interrupted => return None,
             End::OutOfTime => {
-                let limit = (job.limit + self.margin).as_secs_f64();
+                let limit = self.limit(job).as_secs_f64();
                 unsaid(job, Verdict::Timeout, format!("the worker did not end within {limit} s and was killed"))
             }
             End::Unkillable(pid) => unsaid(

@@ -24,9 +24,6 @@ pub const REPORT_FD: &str = "PRIVET_REPORT_FD";
 /// The most that is kept of each stream of a worker: its last bytes.
 const KEPT: usize = 256 * 1024;
 
-/// How long a killed worker may take to go. One that hangs inside the kernel does not go at all.
-const GRACE: Duration = Duration::from_secs(5);
-
 /// How a worker ended.
 #[derive(Debug)]
 pub enum End {
@@ -56,11 +53,11 @@ pub struct Ended {
 }
 
 /// Runs `command` until it ends, `limit` has passed or `interrupt` comes. The worker and whatever it
-/// started are killed in the latter cases, and also if this thread ends first.
+/// started are killed in the latter cases, and also if this thread ends first; it then has `grace` to go.
 ///
 /// # Errors
 /// If the process cannot be started or watched.
-pub fn run(mut command: Command, limit: Duration, interrupt: &Interrupt) -> io::Result<Ended> {
+pub fn run(mut command: Command, limit: Duration, grace: Duration, interrupt: &Interrupt) -> io::Result<Ended> {
     let (report, report_writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     command
         .env(REPORT_FD, report_writer.as_raw_fd().to_string())
@@ -77,7 +74,7 @@ pub fn run(mut command: Command, limit: Duration, interrupt: &Interrupt) -> io::
     let mut report = Stream::new(report);
     let mut stdout = Stream::new(child.stdout.take().expect("it was asked for").into());
     let mut stderr = Stream::new(child.stderr.take().expect("it was asked for").into());
-    let end = match watch(&mut child, [&mut report, &mut stdout, &mut stderr], start + limit, interrupt) {
+    let end = match watch(&mut child, [&mut report, &mut stdout, &mut stderr], start + limit, grace, interrupt) {
         Ok(end) => end,
         Err(error) => {
             kill(&mut child);
@@ -118,6 +115,7 @@ fn watch(
     child: &mut Child,
     mut streams: [&mut Stream; 3],
     deadline: Instant,
+    grace: Duration,
     interrupt: &Interrupt,
 ) -> io::Result<End> {
     let pidfd = pidfd_open(child.id())?;
@@ -155,14 +153,14 @@ fn watch(
         if ready.get(exited + 1) == Some(&true) {
             kill(child);
             killed = Some(End::Interrupted);
-            deadline = Instant::now() + GRACE;
+            deadline = Instant::now() + grace;
         } else if Instant::now() >= deadline {
             if killed.is_some() {
                 return Ok(End::Unkillable(pid(child)));
             }
             kill(child);
             killed = Some(End::OutOfTime);
-            deadline = Instant::now() + GRACE;
+            deadline = Instant::now() + grace;
         }
     }
 }

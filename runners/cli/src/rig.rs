@@ -19,7 +19,7 @@ use crate::interrupt::Interrupt;
 use crate::kselftest_worker;
 use crate::place::Context;
 use crate::plan::Job;
-use crate::pool::{self, KernelLogs, MARGIN, Pool};
+use crate::pool::{self, KernelLogs, Overtime, Pool};
 use crate::worker;
 
 /// Where the kernel's selftests lie in a rig that has them.
@@ -79,6 +79,7 @@ impl Rig<'_> {
         let cases = indices.iter().map(|index| case_run(&jobs[*index])).collect();
         let release = self.kernel.release.clone();
         let mut left: Vec<usize> = indices.to_vec();
+        let mut booting = 0;
         let ran = std::env::current_exe()
             .map_err(|source| RigError::Io { what: "find this program to boot it".into(), source })
             .and_then(|worker| {
@@ -95,7 +96,11 @@ impl Rig<'_> {
                     artifacts: self.artifacts.map(Path::to_owned),
                 };
                 privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| match progress {
-                    Progress::Booting(machines) => followers.booting(machines, ""),
+                    Progress::Booting(machines) => {
+                        booting = machines;
+                        followers.booting(booting, "");
+                    }
+                    Progress::Console(line) => followers.booting(booting, &line),
                     Progress::Row(Event::Started(index)) => followers.started(indices[index]),
                     Progress::Row(Event::Finished(index, report)) => {
                         left.retain(|left| *left != indices[index]);
@@ -164,7 +169,7 @@ pub fn serve(proven: Vec<Proven>, cases: &[CaseRun], tell: &mut dyn FnMut(Event)
     let pool = Pool {
         worker: &worker,
         at_a_time: 1,
-        margin: MARGIN,
+        overtime: Overtime::IN_RIG,
         context: &Context::here(Place::Rig),
         // Init itself listens to the kernel.
         kernel_logs: KernelLogs::Ignored,

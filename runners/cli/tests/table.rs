@@ -18,7 +18,7 @@ use privet::interrupt::Interrupt;
 use privet::known_bug;
 use privet::place::Context;
 use privet::plan::{self, Job};
-use privet::pool::{Event, KernelLogs, MARGIN, Pool};
+use privet::pool::{Event, KernelLogs, Overtime, Pool};
 use privet::worker;
 use privet_cases::Entry;
 use privet_harness::found::Proven;
@@ -91,7 +91,7 @@ fn on_host(row: &Entry, context: &Context, proven: &[Proven]) -> Result<CaseRepo
     let pool = Pool {
         worker: &worker,
         at_a_time: 1,
-        margin: MARGIN,
+        overtime: Overtime::HERE,
         context,
         kernel_logs: KernelLogs::Judge,
         interrupt: &Interrupt::new()?,

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use privet::interrupt::{Cause, Interrupt};
 use privet::place::Context;
 use privet::plan::Job;
-use privet::pool::{Event, Finished, KernelLogs, Pool};
+use privet::pool::{Event, Finished, KernelLogs, Overtime, Pool};
 use privet_harness::vendor::Vendor;
 use privet_report::{Place, Verdict};
 
@@ -42,7 +42,7 @@ fn run(scripts: &[&str], limit: Duration, interrupt: &Interrupt, mut started: im
     let pool = Pool {
         worker: &worker,
         at_a_time: 1,
-        margin: Duration::ZERO,
+        overtime: Overtime { margin: Duration::ZERO, ..Overtime::HERE },
         context: &Context::here(Place::Host),
         kernel_logs: KernelLogs::Ignored,
         interrupt,
@@ -127,7 +127,7 @@ fn a_program_that_cannot_be_started_is_an_error() {
     let pool = Pool {
         worker: &|_| Command::new("/nonexistent/worker"),
         at_a_time: 1,
-        margin: Duration::ZERO,
+        overtime: Overtime { margin: Duration::ZERO, ..Overtime::HERE },
         context: &Context::here(Place::Host),
         kernel_logs: KernelLogs::Ignored,
         interrupt: &Interrupt::new().unwrap(),

@@ -1,5 +1,7 @@
 //! Why a row has no report of its own: what became of the machine while it was running.
 
+use std::time::Duration;
+
 use privet_report::{CaseReport, Place, Verdict};
 
 use crate::boot::{End, Limits};
@@ -32,6 +34,16 @@ impl Blame {
                     })
                 ),
             ),
+            (None, End::Silent(long)) => {
+                let last = last_lines(console, 1).pop();
+                let last =
+                    last.map_or("it never said anything".to_owned(), |line| format!("its last line was \"{line}\""));
+                let long = long.as_secs_f64().round();
+                (
+                    Verdict::Timeout,
+                    format!("the rig's kernel did not come up: its console was silent for {long} s, {last}"),
+                )
+            }
             (None, End::Stuck(why)) => (Verdict::Timeout, format!("the rig hung: {why}")),
             (None, End::Closed(how)) => (Verdict::Error, format!("the rig ended: {how}")),
             (None, End::Broken(why)) => (Verdict::Error, format!("the rig's init gave up: {why}")),
@@ -45,8 +57,8 @@ impl Blame {
         Self { verdict, reason, details }
     }
 
-    /// The report of the row that was running.
-    pub(crate) fn report(&self, plan: &Plan, case: &CaseRun) -> CaseReport {
+    /// The report of the row that was running, for so long.
+    pub(crate) fn report(&self, plan: &Plan, case: &CaseRun, passed: Duration) -> CaseReport {
         CaseReport {
             id: case.label.clone(),
             on: Place::Rig,
@@ -59,7 +71,7 @@ impl Blame {
             schedule: None,
             verdict: self.verdict,
             reason: self.reason.clone(),
-            duration_us: 0,
+            duration_us: u64::try_from(passed.as_micros()).unwrap_or(u64::MAX),
             exits: 0,
             seed: case.seed,
             repro: String::new(),

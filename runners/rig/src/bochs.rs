@@ -19,6 +19,7 @@ pub(crate) static BOCHS: Emulator = Emulator {
     port: GuestPort::SecondSerial,
     drivers: &[],
     slowness: 6,
+    has_our_clock: false,
     // Debian's Bochs stops in its debugger before the first instruction.
     input: "c\n",
     command,

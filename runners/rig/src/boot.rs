@@ -23,8 +23,10 @@ pub(crate) enum End {
     Done,
     /// The machine ended before; the text says how.
     Closed(String),
-    /// A row did not end long after its limit, or nothing came between rows.
+    /// A row did not end after its limit, or nothing came between rows.
     Hung,
+    /// Nothing came from the console of a machine that had not got ready, for this long by its guest's clock.
+    Silent(Duration),
     /// The machine itself says that it goes nowhere; the text says why.
     Stuck(String),
     /// Init said why it could not go on.
@@ -38,8 +40,13 @@ pub(crate) enum End {
 /// What a boot tells before its end.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum News {
+    /// This is what came last from the console, before the guest is ready.
+    Console(String),
     /// The guest is about to run rows.
     Ready,
+    /// A row ended because its time was over, but the machine could not use so much of it: the guest's clock went on
+    /// while the system was busy with something else. The number tells how many times as much it needs to be given.
+    Starved(usize, Box<CaseReport>, u64),
     /// Something happened to a row of the [`GuestPlan`].
     Row(Event),
 }
@@ -49,11 +56,12 @@ pub(crate) enum News {
 pub(crate) struct Limits {
     patience: Patience,
     slowness: u32,
+    has_our_clock: bool,
 }
 
 impl Limits {
     pub(crate) fn new(patience: Patience, emulator: &Emulator) -> Self {
-        Self { patience, slowness: emulator.slowness }
+        Self { patience, slowness: emulator.slowness, has_our_clock: emulator.has_our_clock }
     }
 
     /// From power-on until the guest is ready.
@@ -61,9 +69,14 @@ impl Limits {
         self.patience.boot * self.slowness
     }
 
+    /// Without a word on the console, until the guest is ready.
+    fn of_silence(self) -> Duration {
+        self.patience.silence * self.slowness
+    }
+
     /// Between rows.
     fn of_pause(self) -> Duration {
-        self.patience.row * self.slowness
+        self.patience.pause * self.slowness
     }
 
     /// From the start of a row to its end.
@@ -72,17 +85,30 @@ impl Limits {
     }
 }
 
-/// The state of one boot, as its guest told it.
+/// How often a machine is looked at that says nothing.
+const TICK: Duration = Duration::from_millis(500);
+
+/// A row that is running.
+#[derive(Clone, Copy)]
+struct Running {
+    case: usize,
+    /// When it started, in the machine's usable time and by the clock.
+    since: Duration,
+    started: Instant,
+}
+
+/// The state of one boot, as its guest told it. Times are those that the machine could use since it was switched on.
 pub(crate) struct Boot<'a> {
     cases: &'a [CaseRun],
     limits: Limits,
     /// Whether the guest said that it is about to run rows.
     pub(crate) ready: bool,
     finished: Vec<bool>,
-    /// The row that is running, and until when the guest should have ended it.
-    running: Option<(usize, Instant)>,
+    running: Option<Running>,
     /// When the last message came.
-    last: Instant,
+    last: Duration,
+    /// When something came from the console last, and how much there is.
+    heard: (Duration, u64),
     /// Trouble in the kernel's log that no row was running for.
     pub(crate) unattributed: Option<String>,
     /// The first thing that was asked of the machine and that it has not, since the last row ended.
@@ -98,7 +124,8 @@ impl<'a> Boot<'a> {
             ready: false,
             finished: vec![false; cases.len()],
             running: None,
-            last: Instant::now(),
+            last: Duration::ZERO,
+            heard: (Duration::ZERO, 0),
             unattributed: None,
             not_simulated: None,
         }
@@ -111,7 +138,12 @@ impl<'a> Boot<'a> {
 
     /// The row that had started and not finished: the end of the boot is put down to it.
     pub(crate) fn running(&self) -> Option<usize> {
-        self.running.map(|(case, _)| case)
+        self.running.map(|running| running.case)
+    }
+
+    /// For how long it has been running.
+    pub(crate) fn running_for(&self) -> Duration {
+        self.running.map_or(Duration::ZERO, |running| running.started.elapsed())
     }
 
     /// Follows the machine to its end, which it brings about where the machine does not.
@@ -128,10 +160,10 @@ impl<'a> Boot<'a> {
         let mut pending = Vec::new();
         let mut end = None;
         loop {
-            let deadline = self.deadline();
+            let left = self.deadline().saturating_sub(machine.usable_time());
             let mut fds =
                 [PollFd::new(machine.port.as_fd(), PollFlags::POLLIN), PollFd::new(interrupt, PollFlags::POLLIN)];
-            match poll(&mut fds, until(deadline)) {
+            match poll(&mut fds, timeout(left.min(TICK))) {
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(cannot_read(errno.into())),
@@ -153,7 +185,7 @@ impl<'a> Boot<'a> {
                     let line: Vec<u8> = pending.drain(..=newline).collect();
                     // After its last word a guest only has to switch itself off.
                     if end.is_none() {
-                        end = self.take(&line[..newline], on_news);
+                        end = self.take(&line[..newline], machine.usable_time(), on_news);
                     }
                 }
                 if pending.len() > MESSAGE_MAX {
@@ -163,27 +195,52 @@ impl<'a> Boot<'a> {
                     machine.stop();
                     return Ok(end);
                 }
-            } else if Instant::now() >= deadline {
+                continue;
+            }
+            if !self.ready {
+                self.listen(machine, on_news);
+            }
+            if machine.usable_time() >= self.deadline() {
                 machine.stop();
-                return Ok(end.unwrap_or(End::Hung));
+                return Ok(end.unwrap_or_else(|| self.hung()));
             }
         }
     }
 
-    /// When the machine counts as hung.
-    fn deadline(&self) -> Instant {
-        if !self.ready {
-            return self.last + self.limits.of_boot();
+    /// Looks at the console for signs of life.
+    fn listen(&mut self, machine: &mut Machine, on_news: &mut dyn FnMut(News)) {
+        let length = machine.console_length();
+        if length != self.heard.1 {
+            self.heard = (machine.usable_time(), length);
+            if let Some(line) = last_lines(&machine.console(), 1).pop() {
+                on_news(News::Console(line));
+            }
         }
-        self.running.map_or(self.last + self.limits.of_pause(), |(_, deadline)| deadline)
+    }
+
+    /// How a machine ends whose time is over.
+    fn hung(&self) -> End {
+        let is_silent = !self.ready && self.heard.0 + self.limits.of_silence() < self.limits.of_boot();
+        if is_silent { End::Silent(self.limits.patience.silence) } else { End::Hung }
+    }
+
+    /// When the machine counts as hung.
+    fn deadline(&self) -> Duration {
+        if !self.ready {
+            return self.limits.of_boot().min(self.heard.0 + self.limits.of_silence());
+        }
+        match self.running {
+            Some(running) => running.since + self.limits.of_row(&self.cases[running.case]),
+            None => self.last + self.limits.of_pause(),
+        }
     }
 
     /// Takes in one line; returns how the boot ends, if this line ends it.
-    fn take(&mut self, line: &[u8], on_news: &mut dyn FnMut(News)) -> Option<End> {
+    fn take(&mut self, line: &[u8], now: Duration, on_news: &mut dyn FnMut(News)) -> Option<End> {
         let Ok(message) = serde_json::from_slice::<Message>(line) else {
             return Some(garbage(line));
         };
-        self.last = Instant::now();
+        self.last = now;
         match message {
             Message::Ready if !self.ready => {
                 self.ready = true;
@@ -191,14 +248,18 @@ impl<'a> Boot<'a> {
             }
             Message::Ready => return Some(garbage(line)),
             Message::Event(Event::Started(case)) if self.may_start(case) => {
-                self.running = Some((case, self.last + self.limits.of_row(&self.cases[case])));
+                self.running = Some(Running { case, since: now, started: Instant::now() });
                 on_news(News::Row(Event::Started(case)));
             }
             Message::Event(Event::Finished(case, report)) if self.running() == Some(case) => {
+                let starved = self.starved(&report, now);
                 self.running = None;
                 self.finished[case] = true;
                 let report = self.doubted(*report);
-                on_news(News::Row(Event::Finished(case, report.into())));
+                on_news(match starved {
+                    Some(times) => News::Starved(case, report.into(), times),
+                    None => News::Row(Event::Finished(case, report.into())),
+                });
             }
             Message::Event(_) => return Some(garbage(line)),
             Message::Unattributed(trouble) => self.unattributed = Some(trouble),
@@ -210,6 +271,15 @@ impl<'a> Boot<'a> {
             Message::Done => return Some(End::Done),
         }
         None
+    }
+
+    /// How many times as long as it took by the guest's clock the row that has ended needs, if it is a timeout of a row
+    /// that could not use its time.
+    fn starved(&self, report: &CaseReport, now: Duration) -> Option<u64> {
+        let running = self.running.filter(|_| report.verdict == Verdict::Timeout && self.limits.has_our_clock)?;
+        let (used, passed) = (now.saturating_sub(running.since), running.started.elapsed());
+        let times = passed.as_millis() / used.as_millis().max(1);
+        (used < passed * 9 / 10).then(|| u64::try_from(times).unwrap_or(u64::MAX).saturating_add(1))
     }
 
     /// The report of a row that has ended. If the machine did something else than a real one meanwhile, it is no
@@ -231,7 +301,7 @@ impl<'a> Boot<'a> {
 /// has nothing to switch off.
 fn is_to_be_stopped(end: &End, machine: &Machine) -> bool {
     match end {
-        End::Garbage(_) | End::Hung | End::Stuck(_) => true,
+        End::Garbage(_) | End::Hung | End::Silent(_) | End::Stuck(_) => true,
         End::Done => machine.is_copy,
         End::Closed(_) | End::Broken(_) | End::Interrupted => false,
     }
@@ -253,8 +323,47 @@ fn how_it_ended(machine: &mut Machine, status: Option<std::process::ExitStatus>)
     }
 }
 
-/// The time to wait until `deadline`, rounded up to a millisecond so that a poll does not spin.
-fn until(deadline: Instant) -> PollTimeout {
-    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+/// This time, rounded up to a millisecond so that a poll does not spin.
+fn timeout(left: Duration) -> PollTimeout {
+    PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use privet_report::Place;
+
+    use super::*;
+    use crate::bochs::BOCHS;
+    use crate::qemu::QEMU;
+
+    /// What comes of a row that ended with `verdict` after a minute, of which the machine could use `used` seconds.
+    fn starved(emulator: &Emulator, verdict: &str, used: u64) -> Option<u64> {
+        let case = CaseRun {
+            id: "plain.test.0".into(),
+            label: "plain.test.0".into(),
+            seed: 1,
+            limit_ms: 60_000,
+            keep: false,
+            schedules: Vec::new(),
+        };
+        let report = serde_json::json!({
+            "id": "plain.test.0", "on": Place::Rig, "kernel": "7.3.4", "vm": "plain", "verdict": verdict, "reason": "",
+            "duration_us": 1, "exits": 1, "seed": 1, "repro": "",
+        });
+        let cases = [case];
+        let mut boot = Boot::resumed(&cases, Limits::new(Patience::default(), emulator));
+        let started = Instant::now().checked_sub(Duration::from_secs(60)).expect("the system is up for so long");
+        boot.running = Some(Running { case: 0, since: Duration::from_secs(7), started });
+        boot.starved(&serde_json::from_value(report).unwrap(), Duration::from_secs(7 + used))
+    }
+
+    #[test]
+    fn a_timeout_counts_if_the_machine_could_use_the_time() {
+        assert_eq!(starved(&QEMU, "timeout", 60), None);
+        assert_eq!(starved(&QEMU, "timeout", 10), Some(7));
+        assert!(starved(&QEMU, "timeout", 0) > Some(1000));
+        assert_eq!(starved(&QEMU, "fail", 10), None);
+        // Its guest's clock counts instructions.
+        assert_eq!(starved(&BOCHS, "timeout", 10), None);
+    }
 }

@@ -1,6 +1,7 @@
 //! Rows that each run in a machine of their own, a copy of one that was saved when its guest was ready.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use privet_report::{CaseReport, Verdict};
 
@@ -60,6 +61,7 @@ impl Common<'_> {
         schedule: Option<u64>,
     ) -> Result<(CaseReport, Option<String>), RigError> {
         let case = &self.plan.cases[row];
+        let started = Instant::now();
         let mut machine = Machine::resume(self.plan, &snapshot.machine(), case, schedule)?;
         let mut boot = Boot::resumed(std::slice::from_ref(case), self.limits());
         let mut report = None;
@@ -69,6 +71,6 @@ impl Common<'_> {
             }
         })?;
         // One that did not get as far as the row can still be put down to nothing else.
-        Ok((report.unwrap_or_else(|| outcome.blame.report(self.plan, case)), outcome.unattributed))
+        Ok((report.unwrap_or_else(|| outcome.blame.report(self.plan, case, started.elapsed())), outcome.unattributed))
     }
 }

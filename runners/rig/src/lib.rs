@@ -24,6 +24,7 @@ mod share;
 mod sim_job;
 mod sim_machine;
 mod snapshot;
+mod usable_time;
 
 pub use error::RigError;
 pub use init::{init, is_init};

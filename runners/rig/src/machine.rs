@@ -21,6 +21,7 @@ use crate::machine_kind::MachineKind;
 use crate::plan::{CaseRun, GuestPort, Plan, SimOptions};
 use crate::qemu::QEMU;
 use crate::sim_job::{SIM, SimJob, SimStart};
+use crate::usable_time::UsableTime;
 
 /// How long an emulator may take to go after it has closed the port.
 const GRACE: Duration = Duration::from_secs(5);
@@ -35,8 +36,11 @@ pub(crate) struct Emulator {
     pub(crate) port: GuestPort,
     /// The modules that drive that port, in kernels that do not have them built in.
     pub(crate) drivers: &'static [&'static str],
-    /// How many seconds a second of its guest's clock may take on a busy system.
+    /// How many seconds that it can use a second of its guest's clock may take.
     pub(crate) slowness: u32,
+    /// Whether its guest's clock goes on while it waits for a core, so that limits inside of the guest end rows that
+    /// had no time.
+    pub(crate) has_our_clock: bool,
     /// What its standard input begins with; it stays open.
     pub(crate) input: &'static str,
     /// What switches a machine on.
@@ -96,6 +100,7 @@ pub(crate) struct Machine {
     /// Whether it is a copy of a machine that was saved.
     pub(crate) is_copy: bool,
     child: Child,
+    usable: UsableTime,
     /// What the guest writes to its port. Its end is the end of the machine.
     pub(crate) port: PipeReader,
     console: File,
@@ -187,7 +192,8 @@ impl Machine {
         let stdin = child.stdin.as_mut().expect("it was asked for");
         // An emulator that has ended already closes its port, too, and says more by that.
         let _ = stdin.write_all(emulator.input.as_bytes());
-        Ok(Self { emulator, is_copy: false, child, port, console, stderr, _files: files })
+        let usable = UsableTime::of(child.id());
+        Ok(Self { emulator, is_copy: false, child, usable, port, console, stderr, _files: files })
     }
 
     /// Ends the machine, if it has not ended yet, and waits for it.
@@ -209,6 +215,16 @@ impl Machine {
         self.stop()
     }
 
+    /// How much time it could use so far.
+    pub(crate) fn usable_time(&mut self) -> Duration {
+        self.usable.so_far()
+    }
+
+    /// How much the guest wrote to its console so far, in bytes.
+    pub(crate) fn console_length(&self) -> u64 {
+        self.console.metadata().map_or(0, |file| file.len())
+    }
+
     /// All that the guest wrote to its console so far.
     pub(crate) fn console(&mut self) -> String {
         whole(&mut self.console)
@@ -228,10 +244,10 @@ impl Drop for Machine {
 
 /// What the kernel of every machine is told.
 pub(crate) fn command_line() -> String {
-    // An oops ends the machine: rows shall not run on a damaged kernel. Init's marks in the log are not limited in
+    // The console shall tell how far a boot is. An oops ends the machine: rows shall not run on a damaged kernel. Init's marks in the log are not limited in
     // number. Workers lie at the same addresses, so that the emulator can use again what it translated for the one
     // before: that makes a row's fixed cost a quarter.
-    format!("console=ttyS0 quiet panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on norandmaps rdinit={WORKER}")
+    format!("console=ttyS0 panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on norandmaps rdinit={WORKER}")
 }
 
 /// A path under which another process of this user can open this file.

@@ -131,14 +131,19 @@ pub struct Plan {
 pub struct Patience {
     /// From power-on until the guest is ready to run rows.
     pub boot: Duration,
-    /// Beyond the time limit of a row, which the guest enforces itself; also between rows.
+    /// Until then, without a word on the console.
+    pub silence: Duration,
+    /// Beyond the time limit of a row, which the guest enforces itself.
     pub row: Duration,
+    /// Between rows.
+    pub pause: Duration,
 }
 
 impl Default for Patience {
-    /// Generous to a busy machine: these limits only end what would never end.
+    /// These limits only end what would never end. The one on a row leaves the guest the time to say more about it.
     fn default() -> Self {
-        Self { boot: Duration::from_secs(120), row: Duration::from_secs(30) }
+        let seconds = Duration::from_secs;
+        Self { boot: seconds(120), silence: seconds(20), row: seconds(1), pause: seconds(30) }
     }
 }
 
@@ -193,6 +198,8 @@ pub enum Event {
 pub enum Progress {
     /// From now on, so many machines are booting.
     Booting(usize),
+    /// A machine that is booting wrote this to its console.
+    Console(String),
     /// Something happened to a row of the [`Plan`].
     Row(Event),
 }

@@ -15,6 +15,7 @@ pub(crate) static QEMU: Emulator = Emulator {
     drivers: &["virtio_pci", "virtio_console"],
     // Its guests have the clock of the system that it runs on.
     slowness: 1,
+    has_our_clock: true,
     input: "",
     command,
     complaint: |stderr| stderr.lines().last(),

@@ -72,6 +72,10 @@ fn side_by_side<T: Send>(
             match told {
                 Told::Booting => booting += 1,
                 Told::Booted => booting -= 1,
+                Told::Console(line) => {
+                    on_progress(Progress::Console(line));
+                    continue;
+                }
                 Told::Row(event) => {
                     on_progress(Progress::Row(event));
                     continue;

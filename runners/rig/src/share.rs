@@ -1,6 +1,7 @@
 //! A share of a plan: rows that run in one machine after the other, of which one is enough unless rows bring it
 //! down.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
@@ -18,6 +19,22 @@ use crate::plan::{CaseRun, Event, GuestPlan, ModuleLoad, Plan};
 
 /// How many boots in a row may end before any row has a verdict.
 const FRUITLESS_BOOTS: usize = 2;
+
+/// How many more attempts a row gets that reached its time limit because the system was busy.
+const STARVED_ATTEMPTS: u32 = 3;
+
+/// A row that could not use its time. By the clock of its guest, which goes on while that waits for a core, it gets a
+/// multiple of its limit; we hold it to the limit itself, by the time that the machine could use.
+struct Stretched {
+    attempts: u32,
+    factor: u64,
+}
+
+impl Default for Stretched {
+    fn default() -> Self {
+        Self { attempts: 0, factor: 1 }
+    }
+}
 
 /// What all machines of a plan have in common.
 pub(crate) struct Common<'a> {
@@ -38,6 +55,8 @@ pub(crate) struct Common<'a> {
 pub(crate) enum Told {
     /// One more machine is booting.
     Booting,
+    /// One of them wrote this to its console.
+    Console(String),
     /// One less is.
     Booted,
     /// Something happened to a row of the [`Plan`].
@@ -50,6 +69,9 @@ pub(crate) struct Outcome {
     pub(crate) blame: Blame,
     /// Of its rows, those that have a report now.
     pub(crate) finished: Vec<bool>,
+    /// Those that need more time, which they did not get because the system was busy, with what they said, and how
+    /// many times as much.
+    pub(crate) starved: Vec<(usize, Box<CaseReport>, u64)>,
     /// Trouble that no row can be blamed for.
     pub(crate) unattributed: Option<String>,
 }
@@ -66,10 +88,15 @@ impl Common<'_> {
         tell: &mut dyn FnMut(Told),
     ) -> Result<Option<String>, RigError> {
         let mut fruitless = 0;
+        let mut stretched: BTreeMap<usize, Stretched> = BTreeMap::new();
         let mut unattributed = None;
         while !left.is_empty() {
             let cases: Vec<CaseRun> = left.iter().map(|&index| self.plan.cases[index].clone()).collect();
-            let mut machine = self.switch_on(&self.archive(Some(cases.clone()))?, None)?;
+            let mut in_guest = cases.clone();
+            for (case, index) in in_guest.iter_mut().zip(&left) {
+                case.limit_ms = case.limit_ms.saturating_mul(stretched.get(index).map_or(1, |row| row.factor));
+            }
+            let mut machine = self.switch_on(&self.archive(Some(in_guest))?, None)?;
             tell(Told::Booting);
             let mut boot = Boot::new(&cases, self.limits());
             let outcome = self.follow(&mut machine, &mut boot, &left, &self.name_of_boot(), tell)?;
@@ -78,10 +105,20 @@ impl Common<'_> {
             }
             unattributed = unattributed.or(outcome.unattributed);
 
-            let before = left.len();
-            let mut finished = outcome.finished.into_iter();
+            let mut finished = outcome.finished;
+            let is_fruitless = !finished.contains(&true) && outcome.starved.is_empty();
+            for (case, report, times) in outcome.starved {
+                let row = stretched.entry(left[case]).or_default();
+                if row.attempts == STARVED_ATTEMPTS {
+                    finished[case] = true;
+                    tell(Told::Row(Event::Finished(left[case], report)));
+                }
+                row.attempts += 1;
+                row.factor = row.factor.saturating_mul(times);
+            }
+            let mut finished = finished.into_iter();
             left.retain(|_| finished.next() == Some(false));
-            fruitless = if left.len() < before { 0 } else { fruitless + 1 };
+            fruitless = if is_fruitless { fruitless + 1 } else { 0 };
             if fruitless == FRUITLESS_BOOTS {
                 return Err(RigError::Machine(format!(
                     "{} in {FRUITLESS_BOOTS} boots in a row, before any row had a verdict",
@@ -90,6 +127,11 @@ impl Common<'_> {
             }
         }
         Ok(unattributed)
+    }
+
+    /// A guest's report, with where it is from.
+    fn placed(&self, report: CaseReport) -> Box<CaseReport> {
+        CaseReport { on: Place::Rig, machine: Some(self.plan.machine.to_string()), ..report }.into()
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -116,13 +158,15 @@ impl Common<'_> {
     ) -> Result<Outcome, RigError> {
         let plan = self.plan;
         let mut finished = vec![false; rows.len()];
+        let mut starved = Vec::new();
         let end = boot.watch(machine, self.interrupt, &mut |news| match news {
+            News::Console(line) => tell(Told::Console(line)),
             News::Ready => tell(Told::Booted),
+            News::Starved(case, report, times) => starved.push((case, self.placed(*report), times)),
             News::Row(Event::Started(case)) => tell(Told::Row(Event::Started(rows[case]))),
             News::Row(Event::Finished(case, report)) => {
                 finished[case] = true;
-                let report = CaseReport { on: Place::Rig, machine: Some(plan.machine.to_string()), ..*report };
-                tell(Told::Row(Event::Finished(rows[case], report.into())));
+                tell(Told::Row(Event::Finished(rows[case], self.placed(*report))));
             }
         })?;
         let console = machine.console();
@@ -139,10 +183,10 @@ impl Common<'_> {
         let panicked = (running.is_none() && blame.verdict == Verdict::Fail).then(|| blame.reason.clone());
         if let Some((case, run)) = running {
             finished[case] = true;
-            let report = boot.doubted(blame.report(plan, &run));
+            let report = boot.doubted(blame.report(plan, &run, boot.running_for()));
             tell(Told::Row(Event::Finished(rows[case], report.into())));
         }
-        Ok(Outcome { blame, finished, unattributed: panicked.or(logged) })
+        Ok(Outcome { blame, finished, starved, unattributed: panicked.or(logged) })
     }
 
     /// The root file system of a machine that runs these rows, or those that come once it is ready.

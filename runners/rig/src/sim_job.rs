@@ -20,6 +20,7 @@ pub(crate) static SIM: Emulator = Emulator {
     drivers: &[],
     // Its guest's clock counts instructions, and the machine ends itself by that; this is for one that does not.
     slowness: 20,
+    has_our_clock: false,
     input: "",
     command,
     complaint: |stderr| stderr.lines().last(),

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         test("a_panic_is_blamed_on_its_row_and_the_rest_runs_in_a_new_boot", panic_during_a_row),
         test("a_panic_because_init_ended_is_an_error", panic_of_init),
         test("a_hang_is_a_timeout_and_the_rest_runs_in_a_new_boot", hang_during_a_row),
+        test("a_boot_ends_when_its_console_has_been_silent_for_long", silent_boot),
         test("an_early_end_is_an_error_with_the_last_word", early_end),
         test("nonsense_on_the_port_is_an_error", nonsense),
         test("events_of_rows_that_do_not_run_are_nonsense", impossible_events),
@@ -89,7 +90,12 @@ fn run_in_child(directory: &Path) -> ExitCode {
         cases: (0..3).map(case).collect(),
         machines: fs::read_to_string(directory.join("machines")).map_or(1, |count| count.parse().expect("a number")),
         module_params: fs::read_to_string(directory.join("param")).map(read_param).into_iter().collect(),
-        patience: Patience { boot: Duration::from_secs(20), row: Duration::from_millis(900) },
+        patience: Patience {
+            boot: Duration::from_secs(20),
+            silence: Duration::from_secs(if directory.join("silence").exists() { 1 } else { 20 }),
+            row: Duration::from_millis(900),
+            pause: Duration::from_millis(900),
+        },
         sim: SimOptions::default(),
         artifacts: Some(directory.join("artifacts")),
     };
@@ -97,6 +103,7 @@ fn run_in_child(directory: &Path) -> ExitCode {
     let interrupt = std::io::stdin();
     let ran = run(&plan, interrupt.as_fd(), &mut |progress| match progress {
         Progress::Booting(machines) => println!("{BOOTING}{machines}"),
+        Progress::Console(line) => println!("{CONSOLE}{line}"),
         Progress::Row(event) => println!("{}", serde_json::to_string(&event).expect("events are data")),
     });
     match ran {
@@ -108,6 +115,9 @@ fn run_in_child(directory: &Path) -> ExitCode {
         }
     }
 }
+
+/// What a child prints before a line of the console.
+const CONSOLE: &str = "console: ";
 
 /// What a child prints before the number of machines that are booting.
 const BOOTING: &str = "booting: ";
@@ -174,6 +184,8 @@ struct Ran {
     events: Vec<Event>,
     /// How many machines were booting, each time that it changed.
     booting: Vec<usize>,
+    /// What machines that were booting wrote to their consoles.
+    consoles: Vec<String>,
     error: Option<String>,
 }
 
@@ -224,9 +236,13 @@ impl Rig {
         let mut child = self.start(":/usr/bin:/bin");
         // Held until the run has ended: its end is the interrupt.
         let _stdin = child.stdin.take();
-        let (mut events, mut booting, mut error) = (Vec::new(), Vec::new(), None);
+        let (mut events, mut booting, mut consoles, mut error) = (Vec::new(), Vec::new(), Vec::new(), None);
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
+            if let Some(console) = line.strip_prefix(CONSOLE) {
+                consoles.push(console.to_owned());
+                continue;
+            }
             match (line.strip_prefix(BOOTING), serde_json::from_str(&line)) {
                 (Some(machines), _) => booting.push(machines.parse().unwrap()),
                 (None, Ok(event)) => events.push(event),
@@ -234,7 +250,7 @@ impl Rig {
             }
         }
         assert_eq!(child.wait().unwrap().success(), error.is_none());
-        Ran { events, booting, error }
+        Ran { events, booting, consoles, error }
     }
 
     /// The plan in the initramfs of a boot, where it comes last.
@@ -368,8 +384,25 @@ fn hang_during_a_row() {
     let ran = rig.run();
     assert_eq!(ran.error, None);
     assert_eq!(ran.verdicts(), [(0, Verdict::Timeout), (1, Verdict::Pass), (2, Verdict::Pass)]);
-    assert_eq!(ran.reports()[0].1.reason, "the rig hung: this row had not ended after 1 s");
+    let report = ran.reports()[0].1;
+    assert_eq!(report.reason, "the rig hung: this row had not ended after 1 s");
+    assert!((1_000_000..60_000_000).contains(&report.duration_us), "{}", report.duration_us);
     assert!(is_gone(&rig.path("boot-1/pid")));
+}
+
+fn silent_boot() {
+    let rig = Rig::new("say '[    0.1] Linux version 7.3.4'; exec sleep 1000");
+    fs::write(rig.path("silence"), "").unwrap();
+    let ran = rig.run();
+    assert_eq!(ran.consoles[0], "[    0.1] Linux version 7.3.4");
+    let error = ran.error.unwrap();
+    let why = "its console was silent for 1 s, its last line was \"[    0.1] Linux version 7.3.4\"";
+    assert!(error.contains(why), "{error}");
+    let rig = Rig::new("exec sleep 1000");
+    fs::write(rig.path("silence"), "").unwrap();
+    let error = rig.run().error.unwrap();
+    assert!(error.contains("silent for 1 s, it never said anything"), "{error}");
+    assert!(is_gone(&rig.path("boot-2/pid")));
 }
 
 fn early_end() {

@@ -32,7 +32,7 @@ use crate::model::{Model, Ready};
 use crate::output::Output;
 use crate::place::Context;
 use crate::plan::{self, Job};
-use crate::pool::{KernelLogs, MARGIN, Pool};
+use crate::pool::{KernelLogs, Overtime, Pool};
 use crate::report::Report;
 use crate::report::pretty::Pretty;
 use crate::report::seen::Seen;
@@ -226,7 +226,7 @@ impl Where {
                 let pool = Pool {
                     worker: &|job| command(&program, job),
                     at_a_time: 1,
-                    margin: MARGIN,
+                    overtime: Overtime::HERE,
                     context: &Context::here(Place::Host),
                     kernel_logs: KernelLogs::Judge,
                     interrupt,
@@ -248,7 +248,7 @@ impl Where {
                         command
                     },
                     at_a_time: 1,
-                    margin: MARGIN,
+                    overtime: Overtime::HERE,
                     context: model.context(),
                     // The kernel under the model has no part in it.
                     kernel_logs: KernelLogs::Ignored,
