@@ -63,8 +63,8 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// A board after power-on. `rmp` is the memory that firmware has set aside for the reverse map table, for processors
-    /// that use one.
+    /// A board after power-on. `rmp` is the memory that firmware has set aside for the reverse map table, for
+    /// processors that use one.
     pub(crate) fn new(profile: Profile, cpus: usize, rmp: (u64, u64)) -> Board {
         let mut pci = Pci::new();
         let encryption = profile.sev().map(|features| Encryption::new(&features, cpus, rmp, &mut pci));

@@ -132,13 +132,14 @@ impl Machine {
         let until = limits.until.map_or(u64::MAX, clock::from_duration);
         let instructions = limits.instructions.unwrap_or(u64::MAX);
         loop {
+            // First, so that nothing is lost that the guest said before its end.
+            if self.board.uarts[PORT].has_sent() {
+                return Outcome::Port;
+            }
             match self.board.power {
                 Some(PowerEvent::Off) => return Outcome::PoweredOff,
                 Some(PowerEvent::Reset) => return Outcome::Reset,
                 None => {}
-            }
-            if self.board.uarts[PORT].has_sent() {
-                return Outcome::Port;
             }
             if limits.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
                 return Outcome::Stopped;
