@@ -5,6 +5,7 @@ use privet_silicon::svm::Svm;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
+use crate::contention::Contention;
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::cmos::Cmos;
 use crate::devices::interrupt_message::{Delivery, Destination, InterruptMessage};
@@ -55,6 +56,7 @@ pub(crate) struct Board {
     pub(crate) pci: Pci,
     /// Of processors that encrypt guests.
     pub(crate) encryption: Option<Encryption>,
+    pub(crate) contention: Contention,
     pub(crate) log: Log,
     /// The guest has asked for it.
     pub(crate) power: Option<PowerEvent>,
@@ -83,6 +85,7 @@ impl Board {
             pm: AcpiPm::default(),
             pci,
             encryption,
+            contention: Contention::default(),
             log: Log::default(),
             power: None,
             attention: 0,

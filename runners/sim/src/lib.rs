@@ -22,6 +22,7 @@
 mod board;
 mod boot;
 mod clock;
+mod contention;
 mod cpuid;
 mod description;
 mod devices;

@@ -34,6 +34,11 @@ impl Memory {
         self.processors.push(processor);
     }
 
+    /// For which key the page at a system-physical address is plain.
+    pub(crate) fn key(&self, page: u64) -> Key {
+        self.keys.key(page / PAGE_SIZE)
+    }
+
     /// The page at a system-physical address, which is page aligned, as an access with this key sees it; `None` if
     /// there is no memory.
     pub(crate) fn page(&mut self, page: u64, key: Key) -> Option<HostPage> {

@@ -1,7 +1,8 @@
 //! How one processor is plugged into the board, while it has its turn.
 
 use privet_cpu::{
-    Access, Bus, CpuState, CpuidResult, Event, Exception, Intercept, Intercepted, Kick, Reaction, Resolve, Trap,
+    Access, AccessKind, Bus, CpuState, CpuidResult, Event, Exception, Intercept, Intercepted, Kick, Reaction, Resolve,
+    Trap,
 };
 use privet_silicon::encryption::Key;
 use privet_silicon::rmp::Rmp;
@@ -135,13 +136,23 @@ impl Bus for Wiring<'_> {
     fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve {
         let (svm, mut surroundings) = self.svm(state);
         match svm.translate(&mut surroundings, state, gpa, access) {
-            Translation::Page { page, key } => self.memory.page(page, key).map_or(Resolve::Device(page), Resolve::Page),
+            Translation::Page { page, key } => {
+                let data = !access.walk && access.kind != AccessKind::Fetch;
+                if self.memory.key(page) != key && self.board.contention.meet(state.instructions, page, key, data) {
+                    return Resolve::Device(page);
+                }
+                self.memory.page(page, key).map_or(Resolve::Device(page), Resolve::Page)
+            }
             Translation::Reflect(exception) => Resolve::Reflect(exception),
             Translation::Switched => Resolve::Switched,
         }
     }
 
     fn device_read(&mut self, state: &mut CpuState, address: u64, data: &mut [u8]) {
+        if let Some(key) = self.board.contention.key(state.instructions, address) {
+            self.memory.read_as(key, address, data);
+            return;
+        }
         let now = self.touch(state);
         if !self.board.secure_read(address, data) {
             self.board.mmio_read(self.cpu, address, data, now);
@@ -150,6 +161,10 @@ impl Bus for Wiring<'_> {
     }
 
     fn device_write(&mut self, state: &mut CpuState, address: u64, data: &[u8]) {
+        if let Some(key) = self.board.contention.key(state.instructions, address) {
+            self.memory.write_as(key, address, data);
+            return;
+        }
         let now = self.touch(state);
         if !self.board.secure_write(state, address, data, self.memory) {
             self.board.mmio_write(self.cpu, address, data, now);
