@@ -6,6 +6,7 @@
 mod asid;
 mod command;
 mod debug;
+mod ecdsa;
 mod entropy;
 mod guest;
 mod launch;
@@ -141,6 +142,7 @@ impl Psp {
             Command::SnpDecommission => self.snp_decommission(around, at),
             Command::SnpActivate => self.snp_activate(around, at),
             Command::SnpGuestStatus => self.snp_guest_status(around, at),
+            Command::SnpGuestRequest => self.snp_guest_request(around, at),
             Command::SnpLaunchStart => self.snp_launch_start(around, at),
             Command::SnpLaunchUpdate => self.snp_launch_update(around, at),
             Command::SnpLaunchFinish => self.snp_launch_finish(around, at),

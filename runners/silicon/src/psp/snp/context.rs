@@ -32,6 +32,8 @@ pub(super) struct Launched {
     pub(super) digest: SnpDigest,
     /// Keys of the channels to each VMPL.
     pub(super) message_keys: [[u8; 32]; 4],
+    /// Messages that went over each, requests and responses.
+    pub(super) message_counts: [u64; 4],
     pub(super) report_id: [u8; 32],
     /// Workarounds that the host tells the guest of.
     pub(super) workarounds: [u8; 16],

@@ -5,8 +5,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::context::Launched;
-use super::ecdsa::{KeyDigest, PublicKeyBlock, SignatureBlock};
 use crate::psp::Status;
+use crate::psp::ecdsa::{KeyDigest, PublicKeyBlock, SignatureBlock};
 
 /// What the owner expects.
 #[derive(Debug, Clone, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -89,10 +89,16 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     use super::super::digest::SnpDigest;
-    use super::super::ecdsa::test_keys::{key, sign};
     use super::*;
     use crate::encryption::Key;
+    use crate::psp::ecdsa::PrivateKey;
     use crate::psp::policy::SnpPolicy;
+
+    fn key(number: u8) -> (PrivateKey, PublicKeyBlock) {
+        let key = PrivateKey::derived(&[number; 32], b"test");
+        let public = key.public();
+        (key, public)
+    }
 
     fn launched() -> Launched {
         Launched {
@@ -101,6 +107,7 @@ mod tests {
             asid: Some(5),
             digest: SnpDigest::EMPTY,
             message_keys: [[0; 32]; 4],
+            message_counts: [0; 4],
             report_id: [0; 32],
             workarounds: [0; 16],
         }
@@ -123,8 +130,8 @@ mod tests {
             id_key_algorithm: U32::new(1),
             author_key_algorithm: U32::new(1),
             reserved: [0; 56],
-            id_block_signature: sign(&id, block.as_bytes()),
-            id_key_signature: sign(&author, id_key.as_bytes()),
+            id_block_signature: id.sign(block.as_bytes()),
+            id_key_signature: author.sign(id_key.as_bytes()),
             id_key,
             reserved_2: [0; 60],
             author_key,
@@ -167,7 +174,7 @@ mod tests {
         let mut authentication = authenticated(&block);
         let changed = IdBlock { guest_svn: U32::new(10), ..block.clone() };
         assert_eq!(Identity::check(&changed, &authentication, false, &launched()), Err(Status::BadSignature));
-        authentication.id_key_signature = sign(&key(3).0, authentication.id_key.as_bytes());
+        authentication.id_key_signature = key(3).0.sign(authentication.id_key.as_bytes());
         assert!(Identity::check(&block, &authentication, false, &launched()).is_ok());
         assert_eq!(Identity::check(&block, &authentication, true, &launched()), Err(Status::BadSignature));
         authentication.id_key_algorithm = U32::new(2);

@@ -74,6 +74,7 @@ impl Psp {
             asid: None,
             digest: SnpDigest::EMPTY,
             message_keys: std::array::from_fn(|_| self.entropy.bytes()),
+            message_counts: [0; 4],
             report_id: self.entropy.bytes(),
             workarounds: parameters.workarounds,
         };

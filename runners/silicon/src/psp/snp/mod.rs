@@ -4,11 +4,12 @@ mod context;
 mod cpuid;
 mod debug;
 mod digest;
-mod ecdsa;
 mod id_block;
 mod launch;
 mod page;
 mod platform;
+mod report;
+mod request;
 mod secrets;
 
 pub(super) use platform::{Snp, SnpSettings};

@@ -21,7 +21,7 @@ pub(in crate::psp) struct TcbVersion {
 
 impl TcbVersion {
     /// Of this firmware. From SNP 0x1B on Linux takes SEV-ES for disabled (svm/sev.c: sev_firmware_supported_vm_types).
-    const CURRENT: TcbVersion = TcbVersion { boot_loader: 10, tee: 0, snp: 0x17, microcode: 0x54 };
+    pub(super) const CURRENT: TcbVersion = TcbVersion { boot_loader: 10, tee: 0, snp: 0x17, microcode: 0x54 };
 
     pub(super) fn bytes(self) -> [u8; 8] {
         [self.boot_loader, self.tee, 0, 0, 0, 0, self.snp, self.microcode]
