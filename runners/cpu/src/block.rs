@@ -85,7 +85,7 @@ fn slot(rip: u64) -> usize {
 impl Block {
     #[inline(always)]
     fn is_current(&self, core: &mut Core<'_>) -> Result<bool, Abort> {
-        let linear = core.s.linear_rip();
+        let linear = if self.bits == 64 { self.rip } else { core.s.linear_rip() };
         match &self.source {
             Source::Page { address, page, version } => {
                 Ok(core.code_address(linear)?.addr() == *address && page.version() == *version)
@@ -187,7 +187,7 @@ fn is_near_branch(instruction: &Instruction) -> bool {
         || matches!(instruction.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnw)
 }
 
-/// Whether the loop has to look around after the instruction.
+/// Whether the loop has to look around after the instruction: it may change what comes next, or the bus may do it.
 fn ends_block(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     instruction.flow_control() != FlowControl::Next
@@ -195,7 +195,23 @@ fn ends_block(instruction: &Instruction) -> bool {
         || instruction.is_privileged()
         || matches!(
             instruction.mnemonic(),
-            M::Popf
+            M::Pushf
+                | M::Pushfd
+                | M::Pushfq
+                | M::Sgdt
+                | M::Sidt
+                | M::Sldt
+                | M::Str
+                | M::Smsw
+                | M::Rdpmc
+                | M::Invpcid
+                | M::Pvalidate
+                | M::Rmpadjust
+                | M::Rmpquery
+                | M::Rmpupdate
+                | M::Psmash
+                | M::Tdcall
+                | M::Popf
                 | M::Popfd
                 | M::Popfq
                 | M::Sti

@@ -156,9 +156,9 @@ impl Core<'_> {
     /// The offset that a memory operand names, within its segment.
     #[inline(always)]
     pub(crate) fn offset(&self, mem: &Mem) -> u64 {
-        let base = self.s.gpr[usize::from(mem.base & 15)] & mem.base_mask;
-        let index = self.s.gpr[usize::from(mem.index & 15)] & mem.index_mask;
-        mem.disp.wrapping_add(base).wrapping_add(index << mem.scale) & mem.address_mask
+        let base = self.s.gpr[usize::from(mem.base & 15)] & mem.base_width.mask();
+        let index = self.s.gpr[usize::from(mem.index & 15)] & mem.index_width.mask();
+        mem.disp.wrapping_add(base).wrapping_add(index << mem.scale) & mem.address_mask()
     }
 
     /// The linear address of a memory operand of `size` bytes.
@@ -227,14 +227,26 @@ impl Core<'_> {
         }
     }
 
+    /// The general register that an operand is known to be.
+    #[inline(always)]
+    pub(crate) fn low(&self, operand: Operand) -> u64 {
+        if let Operand::Gpr(index) = operand { self.s.gpr[usize::from(index & 15)] } else { 0 }
+    }
+
+    /// Stores into the general register that an operand is known to be.
+    #[inline(always)]
+    pub(crate) fn set_low<T: Word>(&mut self, operand: Operand, value: u64) {
+        if let Operand::Gpr(index) = operand {
+            let register = &mut self.s.gpr[usize::from(index & 15)];
+            *register = if T::BITS >= 32 { value & T::MASK } else { *register & !T::MASK | value & T::MASK };
+        }
+    }
+
     /// Stores into a register operand: 32 bits clear the upper half, fewer leave the rest alone.
     #[inline(always)]
     pub(crate) fn set_register<T: Word>(&mut self, operand: Operand, value: u64) {
         match operand {
-            Operand::Gpr(index) => {
-                let register = &mut self.s.gpr[usize::from(index & 15)];
-                *register = if T::BITS >= 32 { value & T::MASK } else { *register & !T::MASK | value & T::MASK };
-            }
+            Operand::Gpr(_) => self.set_low::<T>(operand, value),
             Operand::High(index) => {
                 let register = &mut self.s.gpr[usize::from(index & 15)];
                 *register = *register & !0xff00 | (value & 0xff) << 8;

@@ -6,7 +6,7 @@ use crate::core::{Abort, Core};
 use crate::exception::Exception;
 use crate::exit::{CpuExit, MAX_INSTRUCTION_BYTES};
 use crate::native::{self, Form};
-use crate::op::{FLAT, Handler, Mem, Op, Operand, Rep};
+use crate::op::{FLAT, Handler, Mem, Op, Operand, Rep, Width};
 use crate::segment::Seg;
 use crate::{
     arithmetic, avx, bits, branch, control, convert, far, flag_ops, fpu_ops, moves, multiply, port, shift, sse, string,
@@ -45,7 +45,6 @@ pub(crate) fn op(instruction: &Instruction, bits: u8) -> Op {
     let operand = |index: u32| if index < instruction.op_count() { operand(instruction, index) } else { Operand::None };
     Op {
         run,
-        next_rip: instruction.next_ip(),
         imm: immediate(instruction),
         mem: memory(instruction, bits),
         a: operand(0),
@@ -187,9 +186,9 @@ fn memory(instruction: &Instruction, bits: u8) -> Mem {
     let seg = if segment == Register::None { Seg::Ds as u8 } else { segment.number() as u8 };
     Mem {
         disp: if relative_to_ip { instruction.ip_rel_memory_address() } else { instruction.memory_displacement64() },
-        base_mask: if has(base) { register_mask(base) } else { 0 },
-        index_mask: if has(index) { register_mask(index) } else { 0 },
-        address_mask: address_mask(instruction, bits),
+        base_width: if has(base) { Width::of_bytes(base.size()) } else { Width::Nothing },
+        index_width: if has(index) { Width::of_bytes(index.size()) } else { Width::Nothing },
+        address_width: address_width(instruction, bits),
         base: if has(base) { gpr_index(base) } else { 0 },
         // Of a vector register too, whose elements are added by the instruction.
         index: if index == Register::None { 0 } else { index.number() as u8 & 15 },
@@ -199,17 +198,13 @@ fn memory(instruction: &Instruction, bits: u8) -> Mem {
     }
 }
 
-fn register_mask(register: Register) -> u64 {
-    u64::MAX >> (64 - register.size() * 8)
-}
-
 /// The address size: of the memory operand, or of the implicit operands of string instructions.
-fn address_mask(instruction: &Instruction, bits: u8) -> u64 {
+fn address_width(instruction: &Instruction, bits: u8) -> Width {
     for index in 0..instruction.op_count() {
         match instruction.op_kind(index) {
-            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return 0xffff,
-            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => return 0xffff_ffff,
-            OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => return u64::MAX,
+            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return Width::Bits16,
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => return Width::Bits32,
+            OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => return Width::Bits64,
             _ => {}
         }
     }
@@ -217,20 +212,20 @@ fn address_mask(instruction: &Instruction, bits: u8) -> u64 {
     let index = instruction.memory_index();
     for register in [base, index] {
         if matches!(register, Register::RIP) || register.size() == 8 && register != Register::None {
-            return u64::MAX;
+            return Width::Bits64;
         }
         if matches!(register, Register::EIP) || register.size() == 4 && register != Register::None {
-            return 0xffff_ffff;
+            return Width::Bits32;
         }
         if register.size() == 2 && register != Register::None {
-            return 0xffff;
+            return Width::Bits16;
         }
     }
     match instruction.memory_displ_size() {
-        8 => u64::MAX,
-        4 => 0xffff_ffff,
-        2 => 0xffff,
-        _ if bits == 64 => u64::MAX,
-        _ => 0xffff_ffff,
+        8 => Width::Bits64,
+        4 => Width::Bits32,
+        2 => Width::Bits16,
+        _ if bits == 64 => Width::Bits64,
+        _ => Width::Bits32,
     }
 }

@@ -114,18 +114,23 @@ impl Core<'_> {
                 Ok(block) => block,
                 Err(abort) => return self.aborted(abort, None),
             };
+            // Only the last op of a block changes where execution goes on.
+            let mut rip = self.s.rip;
             for op in &block.ops {
-                self.next_rip = op.next_rip;
+                self.s.rip = rip;
+                rip = rip.wrapping_add(u64::from(op.len));
+                self.next_rip = rip;
                 if let Err(abort) = (op.run)(self, op) {
                     return self.aborted(abort, Some(op));
                 }
-                self.s.rip = self.next_rip;
                 self.s.instructions = self.s.instructions.wrapping_add(1);
                 if self.attention {
+                    self.s.rip = self.next_rip;
                     self.update_mode();
                     return self.attend();
                 }
             }
+            self.s.rip = self.next_rip;
             if block.changes_mode {
                 self.update_mode();
                 return Ok(());
@@ -152,7 +157,7 @@ impl Core<'_> {
         self.casts_shadow = false;
         self.delivered = false;
         let op = &block.ops[0];
-        self.next_rip = op.next_rip;
+        self.next_rip = self.s.rip.wrapping_add(u64::from(op.len));
         // Code is the processor's business in any case: it has handed the bytes over.
         self.set_emulating(emulated);
         let done = (op.run)(self, op);

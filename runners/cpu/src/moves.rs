@@ -1,6 +1,6 @@
 //! MOV and its extensions, exchanges, LEA, the stack.
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use crate::core::{Abort, Core};
 use crate::op::{Handler, Op, Operand, by_size, operand_size};
@@ -15,6 +15,9 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
         Mnemonic::Mov if instruction.op0_register().is_segment_register() => Some(mov_to_segment),
         Mnemonic::Mov if is_segment(instruction, 1) => by_size!(size, mov),
         Mnemonic::Mov if is_special(instruction) => None,
+        Mnemonic::Mov if is_low(instruction, 0) && is_low(instruction, 1) => by_size!(size, copy),
+        Mnemonic::Mov if is_low(instruction, 0) && instruction.op1_kind() == OpKind::Memory => by_size!(size, load),
+        Mnemonic::Mov if is_low(instruction, 1) && instruction.op0_kind() == OpKind::Memory => by_size!(size, store),
         Mnemonic::Mov | Mnemonic::Movnti => by_size!(size, mov),
         Mnemonic::Movzx => match (size, operand_size(instruction, 1)) {
             (2, 1) => Some(movzx::<u16, u8>),
@@ -74,6 +77,13 @@ fn is_segment(instruction: &Instruction, operand: u32) -> bool {
     instruction.op_kind(operand) == OpKind::Register && instruction.op_register(operand).is_segment_register()
 }
 
+/// Whether an operand is the low part of a general register.
+fn is_low(instruction: &Instruction, operand: u32) -> bool {
+    let register = instruction.op_register(operand);
+    let high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+    instruction.op_kind(operand) == OpKind::Register && register.is_gpr() && !high
+}
+
 /// MOV from or to control, debug or test registers.
 fn is_special(instruction: &Instruction) -> bool {
     [0, 1].into_iter().any(|operand| {
@@ -101,6 +111,30 @@ fn stack_width(instruction: &Instruction) -> usize {
 fn mov<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let value = core.get::<T>(op, op.b)?;
     core.set::<T>(op, op.a, value)
+}
+
+// The forms of MOV that most programs consist of.
+
+#[inline(always)]
+fn copy<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let value = core.low(op.b);
+    core.set_low::<T>(op.a, value);
+    Ok(())
+}
+
+#[inline(always)]
+fn load<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let linear = core.linear(&op.mem, T::BYTES, false)?;
+    let value = core.read::<T>(linear)?;
+    core.set_low::<T>(op.a, value);
+    Ok(())
+}
+
+#[inline(always)]
+fn store<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let linear = core.linear(&op.mem, T::BYTES, true)?;
+    let value = core.low(op.b);
+    core.write::<T>(linear, value)
 }
 
 fn mov_to_segment(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
@@ -169,7 +203,7 @@ fn full_fence(_: &mut Core<'_>, _: &Op) -> Result<(), Abort> {
 }
 
 fn xlatb(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
-    let offset = core.s.gpr[RBX].wrapping_add(core.s.gpr[RAX] & 0xff) & op.mem.address_mask;
+    let offset = core.s.gpr[RBX].wrapping_add(core.s.gpr[RAX] & 0xff) & op.mem.address_mask();
     let linear = if op.mem.seg == crate::op::FLAT { offset } else { core.in_segment(op.mem.seg, offset, 1, false)? };
     let value = core.read::<u8>(linear)?;
     core.set_register::<u8>(Operand::Gpr(RAX as u8), value);

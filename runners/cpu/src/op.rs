@@ -31,23 +31,56 @@ pub(crate) enum Operand {
 /// Index of "no segment": linear address is the offset.
 pub(crate) const FLAT: u8 = 6;
 
-/// A memory operand: `disp + (base & base_mask) + ((index & index_mask) << scale)`, in a segment.
+/// How much of a register, or of an address, counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Width {
+    /// Nothing: there is no such register.
+    Nothing,
+    Bits16,
+    Bits32,
+    Bits64,
+}
+
+impl Width {
+    #[inline(always)]
+    pub(crate) fn mask(self) -> u64 {
+        [0, 0xffff, 0xffff_ffff, u64::MAX][self as usize]
+    }
+
+    /// The width of so many bytes: 2, 4 or 8.
+    pub(crate) fn of_bytes(bytes: usize) -> Width {
+        match bytes {
+            2 => Width::Bits16,
+            4 => Width::Bits32,
+            _ => Width::Bits64,
+        }
+    }
+}
+
+/// A memory operand: `disp + base + (index << scale)`, in a segment. Small, because there are so many: an operand that
+/// is not in the processor's cache costs more than what is done with it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mem {
     pub(crate) disp: u64,
-    /// All ones, or zero if there is no base.
-    pub(crate) base_mask: u64,
-    /// All ones, or zero if there is no index, or if it is a vector register (VSIB).
-    pub(crate) index_mask: u64,
-    /// Address size as a mask.
-    pub(crate) address_mask: u64,
     pub(crate) base: u8,
+    pub(crate) base_width: Width,
     pub(crate) index: u8,
+    pub(crate) index_width: Width,
     pub(crate) scale: u8,
+    pub(crate) address_width: Width,
     /// A [`crate::Seg`], or [`FLAT`].
     pub(crate) seg: u8,
     /// Relative to the stack segment: a bad address is #SS.
     pub(crate) stack: bool,
+}
+
+impl Mem {
+    /// Address size as a mask.
+    #[inline(always)]
+    pub(crate) fn address_mask(&self) -> u64 {
+        self.address_width.mask()
+    }
 }
 
 /// Repeat prefix of a string instruction.
@@ -64,8 +97,6 @@ pub(crate) enum Rep {
 #[derive(Debug, Clone)]
 pub(crate) struct Op {
     pub(crate) run: Handler,
-    /// Address behind the instruction.
-    pub(crate) next_rip: u64,
     /// Immediate, sign extended as the instruction does; or the target of a near branch.
     pub(crate) imm: u64,
     pub(crate) mem: Mem,

@@ -63,19 +63,24 @@ impl Core<'_> {
         self.prepare_write(to, T::BYTES)?;
         let Some(value) = self.read_port::<T>(port) else { return Ok(false) };
         self.write::<T>(to, value)?;
-        let more = op.rep != Rep::None && self.string_count(op) > 1;
         self.advance::<T>(op, RDI, 1);
         self.count_down(op, 1);
-        if more {
+        self.repeat_port(op);
+        Ok(true)
+    }
+
+    /// INS or OUTS has done an element, and is the next instruction again if there are more.
+    fn repeat_port(&mut self, op: &Op) {
+        let left = if op.rep == Rep::None { 0 } else { self.string_count(op) };
+        if left != 0 && !self.portion_ends(left) {
             self.stay();
         }
-        Ok(true)
     }
 
     /// Lets the bus intercept a port access.
     fn intercept_port(&mut self, op: &Op, port: u16, size: usize, input: bool, string: bool) -> Result<Outcome, Abort> {
         let rep = op.rep != Rep::None;
-        let address_size = (op.mem.address_mask.count_ones() / 8) as u8;
+        let address_size = (op.mem.address_mask().count_ones() / 8) as u8;
         let segment = match op.mem.seg {
             _ if input => Seg::Es,
             FLAT => Seg::Ds,
@@ -176,9 +181,7 @@ fn outs<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let in_place = core.write_port::<T>(port, value);
     core.advance::<T>(op, RSI, 1);
     core.count_down(op, 1);
-    if op.rep != Rep::None && left > 1 {
-        core.stay();
-    }
+    core.repeat_port(op);
     if in_place {
         return Ok(());
     }

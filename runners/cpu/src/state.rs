@@ -198,8 +198,8 @@ pub struct CpuState {
     pub world: World,
     /// How page tables tell private from shared in this world.
     pub encryption: Encryption,
-    /// How many instructions have retired (a repeated one with its last iteration), events were delivered and
-    /// worlds entered: none of these takes no time.
+    /// How many instructions have retired (a repeated one with its last iteration, and once for every 1024 before),
+    /// events were delivered and worlds entered: none of these takes no time.
     pub instructions: u64,
     /// `run` ends with [`crate::CpuExit::Turn`] behind the block in which `instructions` gets here.
     pub turn_ends: u64,

@@ -28,21 +28,24 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
     }
 }
 
+/// So many iterations take the time of an instruction, so that a turn ends however long a repetition is.
+const PORTION: u64 = 1024;
+
 impl Core<'_> {
     /// How many iterations are left; 1 without a prefix.
     pub(crate) fn string_count(&self, op: &Op) -> u64 {
-        if op.rep == Rep::None { 1 } else { self.s.gpr[RCX] & op.mem.address_mask }
+        if op.rep == Rep::None { 1 } else { self.s.gpr[RCX] & op.mem.address_mask() }
     }
 
     /// Linear address of the source element.
     pub(crate) fn string_source<T: Word>(&mut self, op: &Op) -> Result<u64, Abort> {
-        let offset = self.s.gpr[RSI] & op.mem.address_mask;
+        let offset = self.s.gpr[RSI] & op.mem.address_mask();
         if op.mem.seg == FLAT { Ok(offset) } else { self.in_segment(op.mem.seg, offset, T::BYTES, false) }
     }
 
     /// Linear address of the destination element, which is always in ES.
     pub(crate) fn string_destination<T: Word>(&mut self, op: &Op, write: bool) -> Result<u64, Abort> {
-        let offset = self.s.gpr[RDI] & op.mem.address_mask;
+        let offset = self.s.gpr[RDI] & op.mem.address_mask();
         if self.bits == 64 { Ok(offset) } else { self.in_segment(Seg::Es as u8, offset, T::BYTES, write) }
     }
 
@@ -62,7 +65,7 @@ impl Core<'_> {
 
     fn set_counter(&mut self, op: &Op, register: usize, value: u64) {
         let operand = Operand::Gpr(register as u8);
-        match op.mem.address_mask {
+        match op.mem.address_mask() {
             0xffff => self.set_register::<u16>(operand, value),
             0xffff_ffff => self.set_register::<u32>(operand, value),
             _ => self.s.gpr[register] = value,
@@ -79,6 +82,16 @@ impl Core<'_> {
         pauses
     }
 
+    /// Whether a repeated instruction with so many iterations left has done a portion: it stays the next one, and has
+    /// taken the time of an instruction. Where portions end depends on the count alone.
+    pub(crate) fn portion_ends(&mut self, left: u64) -> bool {
+        let ends = left.is_multiple_of(PORTION);
+        if ends {
+            self.next_rip = self.s.rip;
+        }
+        ends
+    }
+
     /// Executes iterations until the count is used up or `once`, which does one or more and says how
     /// many, stops.
     fn repeat(&mut self, op: &Op, once: impl Fn(&mut Self, u64) -> Result<Iteration, Abort>) -> Result<(), Abort> {
@@ -87,9 +100,12 @@ impl Core<'_> {
             if left == 0 {
                 return Ok(());
             }
-            let iteration = once(self, left)?;
+            let iteration = once(self, (left - 1) % PORTION + 1)?;
             self.count_down(op, iteration.count);
-            if op.rep == Rep::None || iteration.last || iteration.count == left || self.string_pauses() {
+            if op.rep == Rep::None || iteration.last || iteration.count == left {
+                return Ok(());
+            }
+            if self.portion_ends(left - iteration.count) || self.string_pauses() {
                 return Ok(());
             }
         }

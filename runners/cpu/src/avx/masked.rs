@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use super::{element, set_element};
 use crate::core::{Abort, Core};
-use crate::op::{Handler, Op, Operand, operand_size};
+use crate::op::{Handler, Op, Operand, Width, operand_size};
 use crate::state::gpr::RDI;
 
 pub(super) fn select(instruction: &Instruction) -> Option<Handler> {
@@ -45,7 +45,7 @@ fn move_masked<const ELEMENT: usize, const COUNT: usize>(core: &mut Core<'_>, op
 /// MASKMOVDQU: bytes, to DS:RDI or another segment.
 pub(crate) fn store_bytes(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let mut mem = op.mem;
-    (mem.base, mem.base_mask) = (RDI as u8, u64::MAX);
+    (mem.base, mem.base_width) = (RDI as u8, Width::Bits64);
     let linear = core.linear(&mem, 16, true)?;
     let (value, mask) = (core.ymm(op.b), core.ymm(op.c));
     store_elements(core, linear, 1, 16, mask, value)

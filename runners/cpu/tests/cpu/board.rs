@@ -53,13 +53,13 @@ impl Bus for Board<'_> {
         self.ram.page(gpa).map_or(Resolve::Device(gpa), Resolve::Page)
     }
 
-    fn device_read(&mut self, _: &mut CpuState, address: u64, data: &mut [u8]) {
-        self.log.push(format!("read {address:x}+{}", data.len()));
+    fn device_read(&mut self, state: &mut CpuState, address: u64, data: &mut [u8]) {
+        self.log.push(format!("read {address:x}+{} at {}", data.len(), state.instructions));
         data.fill(0x11);
     }
 
-    fn device_write(&mut self, _: &mut CpuState, address: u64, data: &[u8]) {
-        self.log.push(format!("write {address:x} {data:x?}"));
+    fn device_write(&mut self, state: &mut CpuState, address: u64, data: &[u8]) {
+        self.log.push(format!("write {address:x} {data:x?} at {}", state.instructions));
     }
 
     fn port_read(&mut self, state: &mut CpuState, port: u16, size: u8) -> Option<u32> {
@@ -148,12 +148,12 @@ fn devices_answer_in_place() {
     assert_eq!(
         board.log,
         [
-            "read 100004+4",
-            "read 100004+4",
-            "read 100008+2",
-            "write 100008 [12, 11]",
-            "read 100000+16",
-            "write 100000 [55, 66, 77, 88]"
+            "read 100004+4 at 0",
+            "read 100004+4 at 1",
+            "read 100008+2 at 2",
+            "write 100008 [12, 11] at 2",
+            "read 100000+16 at 3",
+            "write 100000 [55, 66, 77, 88] at 4"
         ]
     );
     assert_eq!(ram.read(DEVICES - 4, 4), [0x11, 0x22, 0x33, 0x44]);
@@ -217,6 +217,21 @@ fn a_turn_ends_for_a_cpu_that_only_faults() {
     ram.write(HANDLERS + u64::from(vector::UD) * 16, &[0x0f, 0x0b]);
     cpu.state.turn_ends = 20;
     assert_eq!(cpu.run(&mut Board::new(&ram)), CpuExit::Turn);
+}
+
+#[test]
+fn a_turn_ends_in_a_repetition() {
+    let (ram, mut cpu) = machine(|a| a.rep().movsb());
+    let mut board = Board::new(&ram);
+    (cpu.state.gpr[gpr::RSI], cpu.state.gpr[gpr::RDI], cpu.state.gpr[gpr::RCX]) = (DEVICES, DEVICES, 10_000);
+    cpu.state.turn_ends = 3;
+    assert_eq!(cpu.run(&mut board), CpuExit::Turn);
+    assert_eq!((cpu.state.rip, cpu.state.gpr[gpr::RCX], cpu.state.instructions), (CODE, 7 * 1024, 3));
+    // From here on bytes are moved many at a time, which is not seen.
+    (cpu.state.gpr[gpr::RSI], cpu.state.gpr[gpr::RDI]) = (0x9000, 0xa000);
+    cpu.state.turn_ends = 5;
+    assert_eq!(cpu.run(&mut board), CpuExit::Turn);
+    assert_eq!((cpu.state.rip, cpu.state.gpr[gpr::RCX], cpu.state.instructions), (CODE, 5 * 1024, 5));
 }
 
 /// Puts a guest with the same tables, running `at`, in place of the host; returns the host.

@@ -1,9 +1,12 @@
 //! Nothing that a guest executes, and no state that an owner sets, makes the CPU panic.
 
+use std::sync::Arc;
+
 use privet_cpu::segment::Table;
-use privet_cpu::{Config, Cpu, CpuExit, Seg, Segment, vector};
+use privet_cpu::{CodePages, Config, Cpu, CpuExit, Seg, Segment, World, vector};
 use proptest::prelude::*;
 
+use crate::board::{Asked, Board};
 use crate::descriptor_tables::{stop_at_vmcall, with_idt};
 use crate::machine::{Ram, TestBus, long_mode};
 
@@ -46,6 +49,31 @@ fn drive(cpu: &mut Cpu, ram: &Ram, steps: usize) {
     }
 }
 
+/// Runs on a board whose devices answer, in turns, and with another world each few times that the board is asked.
+fn drive_on_a_board(cpu: &mut Cpu, ram: &Ram) {
+    let mut asked = 0;
+    let mut other = cpu.state.clone();
+    other.world = World(1);
+    let mut board = Board::new(ram);
+    board.hook = Box::new(move |state, what| {
+        asked += 1;
+        if asked % 5 != 0 || what == Asked::Event {
+            return false;
+        }
+        std::mem::swap(state, &mut other);
+        (state.instructions, state.turn_ends) = (other.instructions, other.turn_ends);
+        true
+    });
+    for turn in 1..40 {
+        cpu.state.turn_ends = cpu.state.instructions + turn;
+        match cpu.run(&mut board) {
+            CpuExit::Turn | CpuExit::Halt => {}
+            CpuExit::Shutdown | CpuExit::UnknownInstruction { .. } | CpuExit::NoMemory { .. } => break,
+            other => panic!("{other:?} on a board"),
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -58,7 +86,10 @@ proptest! {
         ram.write(CODE, &code);
         cpu.state.gpr = gpr.map(|value| value % (2 * RAM as u64));
         cpu.state.rip = CODE;
+        let mut on_a_board = Cpu::sharing(cpu.config, Arc::new(CodePages::new()));
+        on_a_board.state = cpu.state.clone();
         drive(&mut cpu, &ram, 100);
+        drive_on_a_board(&mut on_a_board, &ram);
     }
 
     #[test]
@@ -96,6 +127,9 @@ proptest! {
         if rip == CODE {
             state.segments[Seg::Cs as usize].base = 0;
         }
+        let mut on_a_board = Cpu::sharing(cpu.config, Arc::new(CodePages::new()));
+        on_a_board.state = cpu.state.clone();
         drive(&mut cpu, &ram, 100);
+        drive_on_a_board(&mut on_a_board, &ram);
     }
 }

@@ -15,3 +15,4 @@ mod modes;
 mod native;
 mod programs;
 mod protected;
+mod repeatability;
