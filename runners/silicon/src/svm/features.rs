@@ -8,8 +8,9 @@ use super::sev_features::SevFeatures;
 
 /// Features of SVM and the limits of the processor that it is checked against.
 ///
-/// Absent from all processors here, so that software finds them neither in CPUID nor working: LBR virtualization,
-/// AVIC, virtual GIF, virtual NMI, virtual VMLOAD and VMSAVE, SVM locking by key, SKINIT.
+/// Absent from all processors here, so that software finds them neither in CPUID nor working: LBR virtualization (but
+/// for its bit, without which KVM launches no SEV-ES guest), AVIC, virtual GIF, virtual NMI, virtual VMLOAD and VMSAVE,
+/// SVM locking by key, SKINIT.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     /// Number of address space identifiers, 0 (the host's) included.

@@ -83,7 +83,7 @@ impl Svm {
         }
     }
 
-    /// An exit whose information is a decode assist (15.10 and appendix C): zero without that feature.
+    /// An exit whose information is a decode assist (15.8 and appendix C): zero without that feature.
     fn assisted(&self, code: Code, info1: u64, info2: u64, next: u64) -> Option<Exit> {
         let (info1, info2) = if self.features.decode_assists { (info1, info2) } else { (0, 0) };
         self.intercepts(code).then(|| Exit::instruction(code, info1, info2, next))
