@@ -1,4 +1,4 @@
-//! MOV and its extensions, exchanges, LEA, the stack.
+//! MOV and its extensions, exchanges, LEA, far pointers, the stack.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
@@ -39,6 +39,11 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
             (8, 4) => Some(movsx::<u64, u32>),
             _ => None,
         },
+        Mnemonic::Lds => by_size!(size, load_far_pointer, Ds),
+        Mnemonic::Les => by_size!(size, load_far_pointer, Es),
+        Mnemonic::Lss => by_size!(size, load_far_pointer, Ss),
+        Mnemonic::Lfs => by_size!(size, load_far_pointer, Fs),
+        Mnemonic::Lgs => by_size!(size, load_far_pointer, Gs),
         Mnemonic::Movbe => by_size!(size, movbe),
         Mnemonic::Lea => by_size!(size, lea),
         Mnemonic::Xchg => by_size!(size, xchg),
@@ -237,6 +242,32 @@ fn pop_segment<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     if seg == Seg::Ss {
         core.cast_shadow(Shadow::MovSs);
     }
+    Ok(())
+}
+
+/// The segment register that a far pointer goes to.
+trait Target {
+    const SEG: Seg;
+}
+
+macro_rules! targets {
+    ($($name:ident)*) => {
+        $(struct $name;
+        impl Target for $name {
+            const SEG: Seg = Seg::$name;
+        })*
+    };
+}
+
+targets! { Ds Es Ss Fs Gs }
+
+/// LDS and its like: an offset, and a selector behind it.
+fn load_far_pointer<T: Word, S: Target>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let linear = core.linear(&op.mem, T::BYTES + 2, false)?;
+    let offset = core.read::<T>(linear)?;
+    let selector = core.read::<u16>(linear.wrapping_add(T::BYTES as u64))? as u16;
+    core.load_segment(S::SEG, selector)?;
+    core.set_register::<T>(op.a, offset);
     Ok(())
 }
 

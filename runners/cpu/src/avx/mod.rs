@@ -1,7 +1,9 @@
-//! AVX and AVX2 as far as more than computing is in them: moves, masked accesses, gathers, and clearing
-//! of upper halves. The rest is [`crate::native`]'s.
+//! AVX and AVX2 as far as more than computing is in them (moves, masked accesses, gathers, clearing of
+//! upper halves), and the few operations that C libraries' string functions consist of. The rest is
+//! [`crate::native`]'s.
 
 mod gather;
+mod lanes;
 mod masked;
 mod moves;
 
@@ -23,7 +25,10 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
     match instruction.mnemonic() {
         Mnemonic::Vzeroupper => Some(zero_upper),
         Mnemonic::Vzeroall => Some(zero_all),
-        _ => moves::select(instruction).or_else(|| masked::select(instruction)).or_else(|| gather::select(instruction)),
+        _ => moves::select(instruction)
+            .or_else(|| lanes::select(instruction))
+            .or_else(|| masked::select(instruction))
+            .or_else(|| gather::select(instruction)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::arch::asm;
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::native::{from_xmm, quiet, to_xmm, with_mxcsr};
+use super::arithmetic::{from_xmm, quiet, to_xmm, with_mxcsr};
 use crate::core::{Abort, Core};
 use crate::flags::{ARITHMETIC, CF, PF, ZF};
 use crate::op::{Handler, Op};

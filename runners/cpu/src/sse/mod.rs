@@ -1,13 +1,13 @@
 //! SSE to SSE4.2 on XMM registers, but for what [`crate::native`] does with the host's help.
 
+pub(crate) mod arithmetic;
 mod compare;
 mod convert;
 mod moves;
-mod native;
 mod shuffle;
 
-pub(crate) use moves::{ldmxcsr, stmxcsr};
-pub(crate) use native::quiet;
+pub(crate) use arithmetic::quiet;
+pub(crate) use moves::{byte_signs, ldmxcsr, stmxcsr};
 
 use iced_x86::{EncodingKind, Instruction};
 
@@ -23,7 +23,7 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
         return None;
     }
     moves::select(instruction)
-        .or_else(|| native::select(instruction))
+        .or_else(|| arithmetic::select(instruction))
         .or_else(|| shuffle::select(instruction))
         .or_else(|| compare::select(instruction))
         .or_else(|| convert::select(instruction))

@@ -34,7 +34,12 @@ pub(super) fn select(instruction: &Instruction) -> Option<Handler> {
         M::Movhlps => |core, op| combine(core, op, |a, b| a & !LOW | b >> 64),
         M::Movmskps => |core, op| mask(core, op, 32),
         M::Movmskpd => |core, op| mask(core, op, 64),
-        M::Pmovmskb => |core, op| mask(core, op, 8),
+        M::Pmovmskb => |core, op| {
+            core.require_sse()?;
+            let mask = byte_signs(*core.xmm(op.b));
+            core.set_register::<u64>(op.a, mask);
+            Ok(())
+        },
         M::Maskmovdqu => |core, op| {
             core.require_sse()?;
             crate::avx::store_bytes(core, op)
@@ -140,6 +145,13 @@ fn combine(core: &mut Core<'_>, op: &Op, combine: fn(u128, u128) -> u128) -> Res
     let a = core.xmm(op.a);
     *a = combine(*a, b);
     Ok(())
+}
+
+/// The sign bits of the 16 bytes.
+pub(crate) fn byte_signs(value: u128) -> u64 {
+    // The multiplication moves the lowest bits of eight bytes side by side into the highest byte.
+    let half = |half: u64| (half >> 7 & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+    half(value as u64) | half((value >> 64) as u64) << 8
 }
 
 /// The sign bits of the elements of `bits` bits.

@@ -547,3 +547,25 @@ fn segments_of_ring_3() {
     assert!(machine.cpu.state.segment(Seg::Es).unusable);
     assert_eq!(machine.cpu.state.segment(Seg::Fs).base, 0x9000);
 }
+
+#[test]
+fn far_pointers_go_to_a_register_and_a_segment() {
+    let mut machine = Machine::new(0);
+    machine.ram.write_u64(0x9000, u64::from(KERNEL_DS) << 32 | 0x1234_5678);
+    machine.cpu.state.gpr[gpr::RBX] = 0x9000;
+    machine.cpu.state.segments[Seg::Fs as usize].unusable = true;
+    let exit = machine.run(|a| {
+        a.lfs(ecx, ptr(rbx))?;
+        a.vmcall()
+    });
+    assert_eq!(exit, CpuExit::Bus);
+    assert_eq!(machine.cpu.state.gpr[gpr::RCX], 0x1234_5678);
+    assert_eq!(machine.cpu.state.segment(Seg::Fs), &Segment { selector: KERNEL_DS, ..Segment::data(KERNEL_DS) });
+
+    let mut missing = Machine::new(0);
+    missing.ram.write_u64(0x9000, 0x7770 << 32);
+    missing.cpu.state.gpr[gpr::RBX] = 0x9000;
+    missing.cpu.state.gpr[gpr::RCX] = 1;
+    assert_eq!(missing.vector(|a| a.lss(ecx, ptr(rbx))), 13);
+    assert_eq!((missing.error_code(), missing.cpu.state.gpr[gpr::RCX]), (0x7770, 1));
+}

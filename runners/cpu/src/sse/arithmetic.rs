@@ -13,7 +13,7 @@ use crate::core::{Abort, Core};
 use crate::op::{Handler, Op};
 
 /// An operation on integers or bits: no exceptions, no rounding.
-trait Integer {
+pub(crate) trait Integer {
     fn apply(a: u128, b: u128) -> u128;
 }
 
@@ -72,7 +72,7 @@ pub(super) use with_mxcsr;
 
 macro_rules! operations {
     (integer { $($int:ident $int_insn:literal $int_bytes:literal,)* } float { $($float:ident $float_insn:literal $float_bytes:literal,)* }) => {
-        $(struct $int;
+        $(pub(crate) struct $int;
         impl Integer for $int {
             #[inline(always)]
             fn apply(a: u128, b: u128) -> u128 {
