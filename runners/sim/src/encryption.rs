@@ -2,7 +2,7 @@
 
 use privet_cpu::CpuidResult;
 use privet_silicon::KeyedMemory;
-use privet_silicon::psp::{Chip, HostSetup, Mailbox, Psp, Surroundings};
+use privet_silicon::psp::{Chip, Effect, HostSetup, Mailbox, Psp, Surroundings};
 use privet_silicon::rmp::Rmp;
 use privet_silicon::svm::SevFeatures;
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ impl Encryption {
         self.enforcing = self.enforcing & !(1 << cpu) | enforces;
     }
 
-    /// A write to a register of the secure processor. Whether it raises its interrupt.
+    /// A write to a register of the secure processor; what follows from it.
     pub(crate) fn write_mailbox(
         &mut self,
         offset: u64,
@@ -83,7 +83,7 @@ impl Encryption {
         memory: &mut dyn KeyedMemory,
         syscfg: &[u64],
         cpuid: &dyn Fn(u32, u32) -> CpuidResult,
-    ) -> bool {
+    ) -> Effect {
         let setup = self.setup(syscfg);
         let mut around = Surroundings { memory, setup: &setup, cpuid };
         self.mailbox.write(offset, value, &mut self.psp, &mut around)

@@ -77,6 +77,10 @@ impl Psp {
             return Err(Status::Unsupported);
         }
         policy.check_version()?;
+        // Sessions with a guest's owner are not offered.
+        if parameters.certificate_address.get() != 0 || parameters.session_address.get() != 0 {
+            return Err(Status::Unsupported);
+        }
         let key = self.launch_key(parameters.handle, policy)?;
         // Without a session nobody but the firmware knows the keys of the channel: no measurement can be checked and
         // no secret injected.
@@ -300,6 +304,17 @@ mod tests {
         let key = |machine: &mut TestMachine, handle| machine.psp.guest(U32::new(handle)).unwrap().key;
         assert_eq!(key(&mut machine, 1), key(&mut machine, 3));
         assert_ne!(key(&mut machine, 1), key(&mut machine, 2));
+    }
+
+    #[test]
+    fn a_session_is_refused_and_not_ignored() {
+        let mut machine = TestMachine::new();
+        machine.init_sev();
+        for address in [8, 24] {
+            let mut parameters = [0; 36];
+            parameters[address + 1] = 0x50;
+            assert_eq!(machine.execute(Command::LaunchStart, &parameters), Status::Unsupported);
+        }
     }
 
     #[test]

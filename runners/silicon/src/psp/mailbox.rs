@@ -35,6 +35,15 @@ pub struct Mailbox {
     interrupt_status: u32,
 }
 
+/// What follows from a write to the mailbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Effect {
+    /// The function raises its interrupt: a command has completed.
+    pub interrupt: bool,
+    /// The command is one that the firmware knows and does not offer, or not with such parameters.
+    pub unoffered: Option<u16>,
+}
+
 impl Default for Mailbox {
     fn default() -> Mailbox {
         Mailbox { buffer: [0; 2], command_response: RESPONSE, interrupt_enable: 0, interrupt_status: 0 }
@@ -57,9 +66,8 @@ impl Mailbox {
         }
     }
 
-    /// Writes the register of 4 bytes at this offset of the BAR. Whether the function has to raise its interrupt:
-    /// a command has completed.
-    pub fn write(&mut self, offset: u64, value: u32, psp: &mut Psp, around: &mut Surroundings<'_>) -> bool {
+    /// Writes the register of 4 bytes at this offset of the BAR; what follows from it.
+    pub fn write(&mut self, offset: u64, value: u32, psp: &mut Psp, around: &mut Surroundings<'_>) -> Effect {
         match offset {
             register::INTERRUPT_ENABLE => self.interrupt_enable = value,
             register::INTERRUPT_STATUS => self.interrupt_status &= !value,
@@ -68,16 +76,19 @@ impl Mailbox {
             register::COMMAND_RESPONSE if value & RESPONSE == 0 => return self.ring(value, psp, around),
             _ => {}
         }
-        false
+        Effect::default()
     }
 
-    fn ring(&mut self, value: u32, psp: &mut Psp, around: &mut Surroundings<'_>) -> bool {
+    fn ring(&mut self, value: u32, psp: &mut Psp, around: &mut Surroundings<'_>) -> Effect {
         let id = ((value & COMMAND_MASK) >> COMMAND_SHIFT) as u16;
         let buffer = u64::from(self.buffer[1]) << 32 | u64::from(self.buffer[0]);
         let status: Status = psp.execute(around, id, buffer);
         self.command_response = RESPONSE | value & COMMAND_MASK | u32::from(status.code());
         self.interrupt_status |= COMMAND_COMPLETE;
-        value & INTERRUPT_ON_COMPLETION != 0 && self.interrupt_enable & COMMAND_COMPLETE != 0
+        Effect {
+            interrupt: value & INTERRUPT_ON_COMPLETION != 0 && self.interrupt_enable & COMMAND_COMPLETE != 0,
+            unoffered: (status == Status::Unsupported).then_some(id),
+        }
     }
 }
 
@@ -95,12 +106,16 @@ mod tests {
         mailbox.write(register::INTERRUPT_ENABLE, u32::MAX, psp, &mut around);
         mailbox.write(register::BUFFER_LOW, 0x1000, psp, &mut around);
         mailbox.write(register::BUFFER_HIGH, 0, psp, &mut around);
-        assert!(mailbox.write(register::COMMAND_RESPONSE, 0x04 << 16 | 1, psp, &mut around));
+        let completed = mailbox.write(register::COMMAND_RESPONSE, 0x04 << 16 | 1, psp, &mut around);
+        assert_eq!(completed, Effect { interrupt: true, unoffered: None });
         assert_eq!(mailbox.read(register::COMMAND_RESPONSE), 0x8004_0000);
         assert_eq!(mailbox.read(register::INTERRUPT_STATUS), 2);
         mailbox.write(register::INTERRUPT_STATUS, 2, psp, &mut around);
         assert_eq!(mailbox.read(register::INTERRUPT_STATUS), 0);
-        assert!(!mailbox.write(register::COMMAND_RESPONSE, 0x7FF << 16, psp, &mut around), "nobody asked for one");
+        let unknown = mailbox.write(register::COMMAND_RESPONSE, 0x7FF << 16, psp, &mut around);
+        assert_eq!(unknown, Effect::default(), "nobody asked for an interrupt");
         assert_eq!(mailbox.read(register::COMMAND_RESPONSE), 0x87FF_0011);
+        let known = mailbox.write(register::COMMAND_RESPONSE, 0x40 << 16, psp, &mut around);
+        assert_eq!(known, Effect { interrupt: false, unoffered: Some(0x40) });
     }
 }

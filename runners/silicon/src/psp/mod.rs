@@ -13,6 +13,8 @@ mod launch;
 mod mailbox;
 mod platform;
 mod policy;
+#[cfg(test)]
+mod random;
 mod snp;
 mod status;
 mod surroundings;
@@ -23,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use asid::AsidRange;
 pub use command::Command;
-pub use mailbox::Mailbox;
+pub use mailbox::{Effect, Mailbox};
 pub use status::Status;
 pub use surroundings::{HostSetup, Surroundings};
 

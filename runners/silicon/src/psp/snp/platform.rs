@@ -66,6 +66,14 @@ pub(in crate::psp) struct Snp {
     iommu_pages: Vec<u64>,
 }
 
+#[cfg(test)]
+impl Snp {
+    /// Whether this is the context page of a guest.
+    pub(in crate::psp) fn has_guest(&self, page: u64) -> bool {
+        self.guests.contains_key(&page)
+    }
+}
+
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 struct InitExParameters {
