@@ -8,18 +8,19 @@
 //! result. Implemented are the general-purpose instructions of x86-64, x87, MMX, SSE to SSE4.2, BMI, ADX,
 //! CMPXCHG16B, the XSAVE family, and the system instructions that a small kernel needs; and of AVX, AVX2,
 //! FMA, F16C, AES, PCLMULQDQ and SHA what the host has ([`Extensions`]). In long mode with 4-level or
-//! 5-level paging, in protected mode without paging, and in real mode. The host must have x86-64-v2
+//! 5-level paging, in protected mode with 32-bit, PAE or no paging, and in real mode. The host must have x86-64-v2
 //! itself: arithmetic on vectors and on the x87 stack is done by the host's instruction of the same name.
 //!
 //! Not implemented, so that CPUID must not offer them: RDRAND and RDSEED (there is no source that would
-//! be the same in every run), AVX-512, AMX, XOP, FMA4, SSE4A, GFNI, MOVDIRI, MOVDIR64B, MONITORX, WAITPKG, TSX, MPX, CET, FRED,
-//! INVLPGB, key locker. MASKMOVQ is not implemented either. The example `missing` lists what a program
-//! has of these; beyond them, C libraries, kernels and what compilers make of Rust and C have nothing.
+//! be the same in every run), AVX-512, AMX, XOP, FMA4, SSE4A, GFNI, MOVDIRI, MOVDIR64B, MONITORX, WAITPKG,
+//! TSX, MPX, CET, FRED, INVLPGB, key locker. MASKMOVQ is not implemented either. The example `missing`
+//! lists what a program has of these; C libraries, kernels and compiled programs have nothing beyond them.
 //!
 //! ```text
 //! Cpu::run ── execute ── block ── decode          one basic block after the other
 //!                │                  │
-//!                │       arithmetic, moves, sse ... handlers, one file a family
+//!                │       arithmetic, moves, sse ... handlers, one file a family;
+//!                │                  native      the rest is the host's to execute
 //!                │                  │
 //!            interrupt           memory ── tlb ── place ── paging, Bus::resolve
 //! ```
