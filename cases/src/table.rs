@@ -88,3 +88,34 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("a panic without a message")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::types::Types;
+
+    #[test]
+    fn a_row_has_an_id_for_each_of_its_types() {
+        let ids = |types| {
+            let row = Row::new("slots.row.variant", types, "A row.", |_| Ok(()));
+            Entry::all_of(row).into_iter().map(|entry| entry.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(Types::ALL), ["plain.slots.row.variant", "upm.slots.row.variant"]);
+        assert_eq!(ids(Types::WITH_PRIVATE_MEMORY), ["upm.slots.row.variant"]);
+        assert_eq!(ids(Types::PLAIN), ["plain.slots.row.variant"]);
+    }
+
+    #[test]
+    fn ids_are_unique_and_safe_in_shells_and_reports() {
+        let mut seen = BTreeSet::new();
+        for Entry { id, vm, .. } in crate::table() {
+            let segments: Vec<&str> = id.split('.').collect();
+            let is_safe = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+            assert!(segments.len() >= 3 && segments[0] == vm.name(), "{id}");
+            assert!(segments.iter().all(|segment| !segment.is_empty() && segment.chars().all(is_safe)), "{id}");
+            assert!(seen.insert(id.clone()), "{id} is there twice");
+        }
+    }
+}

@@ -268,8 +268,14 @@ impl Memory {
                 let mut map = self.write();
                 self.flush();
                 map.sequence += 1;
-                // Pages are protected against writing, or may be written again.
-                self.zap(&mut map, slot.range());
+                if slot.dirty.is_some() {
+                    // What is mapped stays so, by small pages and protected against writing.
+                    self.remove_huge(&mut map, slot.range());
+                    let all = vec![u64::MAX; slot.pages.div_ceil(64) as usize];
+                    self.protect(&mut map, slot.range(), 0, &all);
+                } else {
+                    self.zap(&mut map, slot.range());
+                }
                 map.slots.insert(slot);
                 self.next_generation(&mut map);
             }
