@@ -48,6 +48,9 @@ pub struct Access {
     /// Not the processor's: a part of the same instruction met MMIO, or the instruction is rewritten, so it is
     /// the hypervisor's emulator that executes it, with translations of its own.
     pub emulated: bool,
+    /// Where execution goes on after the instruction whose data this is; 0 where it is no instruction's: of a
+    /// fetch, of a page walk, of the delivery of an event.
+    pub next_rip: u64,
 }
 
 /// How a guest tells private from shared in its page tables. The bit is never part of the `gpa`

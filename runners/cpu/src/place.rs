@@ -50,7 +50,9 @@ impl Core<'_> {
             let (gpa, private, size) = self.translate(linear, kind, view)?;
             let offset = (linear & 0xfff) as u16;
             let user = view == View::User;
-            let access = Access { linear, kind, offset, user, walk: false, private, emulated: self.emulating };
+            let next_rip = if kind == AccessKind::Fetch || self.s.vectoring.is_some() { 0 } else { self.next_rip };
+            let access =
+                Access { linear, kind, offset, user, walk: false, private, emulated: self.emulating, next_rip };
             let resolved = self.resolve(gpa, access)?;
             // A flush between the walk and here may have been for the page tables that were walked. But if each
             // walk has one, the page is the table (which has to be, say, encrypted anew for each of both).
@@ -188,6 +190,7 @@ impl Core<'_> {
             walk: true,
             private: self.s.encryption.walks_are_private(),
             emulated: self.emulating,
+            next_rip: 0,
         };
         match self.resolve(gpa & !0xfff, access)? {
             Page::Host(page) if !write || page.writable() => {

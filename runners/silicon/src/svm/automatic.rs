@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_nested_page_fault_on_a_device_is_the_guests_to_ask_for() {
-        let mmio = Exit::nested_page_fault(0x1_0000_000f, 0xfee0_0000);
+        let mmio = Exit::nested_page_fault(0x1_0000_000f, 0xfee0_0000, 0);
         assert_eq!(fate(&mmio), Fate::Exception(Exception::with_code(29, 0x400)));
     }
 }

@@ -156,10 +156,11 @@ impl Svm {
             walk: false,
             private: true,
             emulated: false,
+            next_rip: 0,
         };
         match self.nested_page(board, gpa, access) {
             Ok((pa, mapping)) => Ok(Operand { pa, gpa, mapping, size }),
-            Err(error) => Err(self.stop(board, state, Exit::nested_page_fault(error, gpa))),
+            Err(error) => Err(self.stop(board, state, Exit::nested_page_fault(error, gpa, 0))),
         }
     }
 
@@ -181,6 +182,7 @@ impl Svm {
                     walk: false,
                     private: true,
                     emulated: false,
+                    next_rip: 0,
                 };
                 self.stop(board, state, rmp_fault(operand.gpa, access, bits))
             }
@@ -208,7 +210,7 @@ pub(super) fn rmp_fault(gpa: u64, access: Access, bits: u64) -> Exit {
     };
     let private = if access.private { rmp::error_code::ENC } else { 0 };
     let error = present | kind | private | bits | super::nested_paging::place(access);
-    Exit::nested_page_fault(error, gpa | u64::from(access.offset))
+    Exit::nested_page_fault(error, gpa | u64::from(access.offset), access.next_rip)
 }
 
 /// EAX and the flags that follow from it.
@@ -277,6 +279,7 @@ impl<B: Board> GuestTables<'_, B> {
             walk: true,
             private: true,
             emulated: false,
+            next_rip: 0,
         };
         match self.svm.translate(self.board, self.state, gpa & !(PAGE_SIZE - 1), access) {
             Translation::Page { page, key } => Ok((page + gpa % PAGE_SIZE, key)),

@@ -34,7 +34,7 @@ impl Svm {
         let (page, mapping) = match self.nested_page(board, gpa, access) {
             Ok(found) => found,
             Err(error) => {
-                let exit = Exit::nested_page_fault(error, gpa | u64::from(access.offset));
+                let exit = Exit::nested_page_fault(error, gpa | u64::from(access.offset), access.next_rip);
                 return self.end_access(board, state, exit);
             }
         };

@@ -21,17 +21,18 @@ fn accessing(code: &[u8]) -> Machine {
     machine
 }
 
-fn nested_fault(machine: &mut Machine, error: u64, gpa: u64) {
+/// An exit for the data of the instruction before `next_rip`; 0 if it is not for an instruction's data.
+fn nested_fault(machine: &mut Machine, error: u64, gpa: u64, next_rip: u64) {
     assert_eq!(machine.run(), 0x400);
     assert_eq!((machine.control(0x78), machine.control(0x80)), (error, gpa));
-    assert_eq!(machine.control(0xc8), 0, "NEXT_RIP");
+    assert_eq!(machine.control(0xc8), next_rip, "NEXT_RIP");
 }
 
 #[test]
 fn a_store_to_a_page_that_is_not_there_runs_again_once_it_is() {
     let mut machine = accessing(&STORE);
     machine.map(DATA, |entry| entry & !1);
-    nested_fault(&mut machine, FINAL | 6, DATA + 8);
+    nested_fault(&mut machine, FINAL | 6, DATA + 8, CODE + 3);
     assert_eq!(machine.saved(0x178), CODE);
     let bytes: [u8; 7] = read_array(&mut machine.bus.board, VMCB + 0xd0);
     assert_eq!(bytes, [15, 0x48, 0x89, 0x0b, 0x0f, 0x01, 0xd9], "the instruction");
@@ -45,7 +46,7 @@ fn a_load_then_a_store_to_a_page_that_is_write_protected() {
     let mut machine = accessing(&[LOAD[0], LOAD[1], LOAD[2], STORE[0], STORE[1], STORE[2]]);
     machine.poke(DATA + 8, 0x77);
     machine.map(DATA, |entry| entry & !2);
-    nested_fault(&mut machine, FINAL | 7, DATA + 8);
+    nested_fault(&mut machine, FINAL | 7, DATA + 8, CODE + 6);
     assert_eq!(machine.saved(0x178), CODE + 3);
     assert_eq!(*machine.register(gpr::RCX), 0x77);
 }
@@ -55,7 +56,7 @@ fn a_fetch_from_a_page_that_is_not_executable() {
     // jmp rbx
     let mut machine = accessing(&[0xff, 0xe3]);
     machine.map(DATA, |entry| entry | 1 << 63);
-    nested_fault(&mut machine, FINAL | 0x15, DATA + 8);
+    nested_fault(&mut machine, FINAL | 0x15, DATA + 8, 0);
     assert_eq!(machine.saved(0x178), DATA + 8);
     assert_eq!(read_array(&mut machine.bus.board, VMCB + 0xd0), [0], "no bytes");
 }
@@ -64,24 +65,24 @@ fn a_fetch_from_a_page_that_is_not_executable() {
 fn reserved_bits_of_a_nested_entry() {
     let mut machine = accessing(&LOAD);
     machine.map(DATA, |entry| entry | 1 << 51);
-    nested_fault(&mut machine, FINAL | 0xd, DATA + 8);
+    nested_fault(&mut machine, FINAL | 0xd, DATA + 8, CODE + 3);
 }
 
 #[test]
 fn the_guests_own_tables_are_faulted_on_as_such() {
     let mut machine = accessing(&LOAD);
     machine.map(0x2000, |entry| entry & !1);
-    nested_fault(&mut machine, TABLE | 6, 0x2000);
+    nested_fault(&mut machine, TABLE | 6, 0x2000, 0);
     machine.map(0x2000, |entry| entry | 1);
     machine.map(0x1000, |entry| entry & !2);
-    nested_fault(&mut machine, TABLE | 7, 0x1000);
+    nested_fault(&mut machine, TABLE | 7, 0x1000, 0);
 }
 
 #[test]
 fn an_address_outside_of_the_nested_tables() {
     let mut machine = accessing(&LOAD);
     *machine.register(gpr::RBX) = 0x3000_0000;
-    nested_fault(&mut machine, FINAL | 4, 0x3000_0000);
+    nested_fault(&mut machine, FINAL | 4, 0x3000_0000, CODE + 3);
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn refused(mut bench: Bench, code: u64) {
 const INVALID: u64 = u64::MAX;
 
 fn access(kind: AccessKind, private: bool) -> Access {
-    Access { linear: 0x1234_5000, kind, offset: 8, user: false, walk: false, private, emulated: false }
+    Access { linear: 0x1234_5000, kind, offset: 8, user: false, walk: false, private, emulated: false, next_rip: 0 }
 }
 
 fn translate(bench: &mut Bench, gpa: u64, access: Access) -> Translation {

@@ -79,7 +79,8 @@ fn take(bench: &mut Bench, step: Step) {
             svm.exception(board, state, Exception { vector, error_code, payload: 1 });
         }
         Step::Access(gpa, kind, walk) => {
-            let access = Access { linear: 0, kind, offset: 8, user: false, walk, private: false, emulated: false };
+            let access =
+                Access { linear: 0, kind, offset: 8, user: false, walk, private: false, emulated: false, next_rip: 0 };
             svm.translate(board, state, gpa, access);
         }
         Step::Event(pending) => {
