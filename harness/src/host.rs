@@ -1,6 +1,7 @@
 //! The host: what its `/dev/kvm` offers, asked once, and why it does not offer the rest.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
@@ -86,8 +87,7 @@ impl Host {
             version => return Err(HostError::ApiVersion(version)),
         }
         let vm_types = kvm.check_extension_raw(Capability::VM_TYPES.number.into()).max(0) as u32;
-        let kernel =
-            nix::sys::utsname::uname().map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default();
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end().to_owned();
         Ok(Host {
             kvm,
             vm_types,

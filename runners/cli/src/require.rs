@@ -27,8 +27,8 @@ fn is_the_other_half(need: &Need, report: &CaseReport) -> bool {
             .any(|(set, value)| set == *name && value != *wanted),
         Need::Vendor(vendor, _) => !report.vendor.is_empty() && report.vendor != vendor.to_string(),
         Need::NoSystemCapability(_) => true,
-        // What has none of these is another machine.
-        Need::NoDecodeAssists | Need::KernelSince(..) => true,
+        // Only if that is why: such a row can also be skipped for want of its VM type.
+        Need::NoDecodeAssists | Need::KernelSince(..) => report.reason.starts_with(&format!("needs {need}")),
         Need::All(needs) | Need::Any(needs) => needs.iter().any(|need| is_the_other_half(need, report)),
         _ => false,
     }
@@ -92,6 +92,20 @@ mod tests {
         assert_eq!(held(Verdict::Skip, &upm(row().needs(need)), &[]), Verdict::Skip);
         let need = Need::SystemCapability(Capability::GUEST_MEMFD, 1);
         assert_eq!(held(Verdict::Skip, &upm(row().needs(need)), &[]), Verdict::Fail);
+    }
+
+    #[test]
+    fn rows_about_other_cpus_stay_skipped_only_for_that_reason() {
+        // `held` skips for want of VMs of the type.
+        assert_eq!(held(Verdict::Skip, &upm(row().needs(Need::NoDecodeAssists)), &[]), Verdict::Fail);
+        let other_half = |need: Need, reason: &str| {
+            let jobs = plan::jobs(&["upm.slots.x".to_owned()], 1, 1, Duration::ZERO);
+            let place = Context::rig_without_guest("7.3", MachineKind::Sim);
+            is_the_other_half(&need, &place.report(&jobs[0], Verdict::Skip, reason.into()))
+        };
+        assert!(other_half(Need::NoDecodeAssists, "needs a CPU without decode assists: so"));
+        assert!(other_half(Need::KernelSince((7, 1), "so"), "needs Linux 7.1 or newer, this is 7.0: so"));
+        assert!(!other_half(Need::KernelSince((7, 1), "so"), "no such VMs here"));
     }
 
     #[test]

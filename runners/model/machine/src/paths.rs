@@ -29,6 +29,9 @@ pub enum Node {
 /// none from memory.
 const CPU: &str = "processor\t: 0\nmodel name\t: privet's model\nflags\t\t: decodeassists\n";
 
+/// The release of Linux whose KVM the model is written after: that of the machine under it says nothing about the model.
+const RELEASE: &str = "7.3-privet-model\n";
+
 /// Whether a module is one that the model replaces.
 pub(crate) fn is_kvm_module(name: &[u8]) -> bool {
     name == b"kvm" || name.starts_with(b"kvm_")
@@ -77,6 +80,7 @@ pub(crate) fn lookup(path: &[u8], options: &Options) -> Option<Node> {
         b"/dev/kvm" => return Some(Node::Kvm),
         b"/sys/module" | b"/sys/module/" => return Some(Node::Modules),
         b"/proc/cpuinfo" => return Some(Node::Parameter(CPU)),
+        b"/proc/sys/kernel/osrelease" => return Some(Node::Parameter(RELEASE)),
         _ => {}
     }
     let mut parts = path.strip_prefix(b"/sys/module/")?.split(|&byte| byte == b'/').filter(|part| !part.is_empty());
