@@ -18,12 +18,14 @@ use crate::filterset::Filterset;
 mod compare;
 mod model;
 mod run;
+mod sim;
 mod values;
 mod worker;
 
 pub use compare::{Compare, CompareFormat, KselftestWorker, Kselftests, KselftestsBuild};
 pub use model::{Model, Mutants, OneVendor};
 pub use run::Run;
+pub use sim::Sim;
 pub use worker::Worker;
 
 /// Tests of the private memory of confidential VMs on KVM
@@ -112,6 +114,8 @@ pub enum Command {
     /// Run any dynamically linked program on the model instead of this machine's /dev/kvm; the exit status is the
     /// program's
     Model(Model),
+    /// Run any program of this system on a real kernel, in a small machine of our own; the exit status is the program's
+    Sim(Sim),
     /// Run rows on the model once as it is and once with each of its defects, and tell which rows catch which
     Mutants(Mutants),
     /// Write a script that completes this command line in a shell
@@ -138,6 +142,7 @@ impl Command {
         !matches!(
             self,
             Command::Model(_)
+                | Command::Sim(_)
                 | Command::Worker(_)
                 | Command::SimMachine { .. }
                 | Command::Kselftests(Kselftests::Worker(_))

@@ -13,6 +13,8 @@ pub enum Status {
     Usage,
     /// No row could run here. The kernel's selftests call this "skip".
     NothingRan,
+    /// A program that was run on the way ended with this status.
+    Program(u8),
     /// A signal, by its number, ended the run early.
     Interrupted(i32),
 }
@@ -25,6 +27,7 @@ impl Status {
             Status::Failed => 1,
             Status::Usage => 2,
             Status::NothingRan => 4,
+            Status::Program(status) => status,
             Status::Interrupted(signal) => 128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)),
         }
     }

@@ -37,6 +37,7 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
         Command::Compare(args) => commands::compare::compare(&args, io::stdout().lock()),
         Command::Kselftests(Kselftests::Build(args)) => commands::kselftests::build(args, io::stdout().lock()),
         Command::Kselftests(Kselftests::Worker(args)) => reported(kselftest_worker::run(&args)),
+        Command::Sim(args) => commands::sim::sim(args),
         Command::Model(args) => commands::model::model(&args),
         Command::Mutants(args) => commands::mutants::mutants(&args, io::stdout().lock()),
         Command::Completions(args) => commands::completions::completions(&args, io::stdout().lock()),

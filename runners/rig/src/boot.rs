@@ -11,7 +11,7 @@ use privet_report::{CaseReport, Verdict};
 use crate::console::last_lines;
 use crate::error::RigError;
 use crate::machine::{Emulator, Machine};
-use crate::plan::{CaseRun, Event, Message, Patience};
+use crate::plan::{CaseRun, Event, Message, Patience, Stream};
 
 /// The longest message that a guest may send: a report with a long trace is far below.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -47,8 +47,12 @@ pub(crate) enum News {
     /// A row ended because its time was over, but the machine could not use so much of it: the guest's clock went on
     /// while the system was busy with something else. The number tells how many times as much it needs to be given.
     Starved(usize, Box<CaseReport>, u64),
-    /// Something happened to a row of the [`GuestPlan`].
+    /// Something happened to a row of its plan.
     Row(Event),
+    /// Its program has printed something.
+    Printed(Stream, Vec<u8>),
+    /// Its program has ended with this status.
+    Exited(i32),
 }
 
 /// How long to wait for an emulator.
@@ -112,7 +116,7 @@ pub(crate) struct Boot<'a> {
     /// Trouble in the kernel's log that no row was running for.
     pub(crate) unattributed: Option<String>,
     /// The first thing that was asked of the machine and that it has not, since the last row ended.
-    not_simulated: Option<String>,
+    pub(crate) not_simulated: Option<String>,
 }
 
 impl<'a> Boot<'a> {
@@ -267,6 +271,12 @@ impl<'a> Boot<'a> {
                 self.not_simulated.get_or_insert(what);
             }
             Message::Stuck(why) => return Some(End::Stuck(why)),
+            Message::Printed(stream, text) => {
+                // Whatever is no byte did not come from a program.
+                let bytes = text.chars().filter_map(|byte| u8::try_from(byte).ok()).collect();
+                on_news(News::Printed(stream, bytes));
+            }
+            Message::Exited(status) => on_news(News::Exited(status)),
             Message::Broken(why) => return Some(End::Broken(why)),
             Message::Done => return Some(End::Done),
         }

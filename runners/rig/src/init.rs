@@ -3,9 +3,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
 
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
@@ -14,7 +17,7 @@ use privet_report::kernel_log::{KernelLog, judge};
 use privet_report::{CaseReport, Place};
 
 use crate::console::start_mark;
-use crate::plan::{CaseRun, Event, GuestPlan, Message, ModuleLoad};
+use crate::plan::{CaseRun, Event, GuestPlan, GuestProgram, Message, ModuleLoad, Stream, Work};
 use crate::port::Port;
 
 /// Where the plan lies in the guest.
@@ -66,9 +69,14 @@ fn run_plan<P>(
     let prepared = catch_unwind(AssertUnwindSafe(prepare)).map_err(panicked)?;
     watch.tell_unattributed(port)?;
     port.send(&Message::Ready)?;
-    let cases: Vec<CaseRun> = match plan.cases {
-        Some(cases) => cases,
-        None => serde_json::from_str(&port.receive()?)?,
+    let cases: Vec<CaseRun> = match plan.work {
+        Work::Rows(cases) => cases,
+        Work::RowsFromPort => serde_json::from_str(&port.receive()?)?,
+        Work::Program(program) => {
+            run_program(&program, port)?;
+            watch.tell_unattributed(port)?;
+            return port.send(&Message::Done);
+        }
     };
 
     let mut lost = Ok(());
@@ -83,6 +91,33 @@ fn run_plan<P>(
     ran.map_err(panicked)?;
     watch.tell_unattributed(port)?;
     port.send(&Message::Done)
+}
+
+/// Runs a program and tells what it prints, and how it ends.
+fn run_program(program: &GuestProgram, port: &mut Port) -> io::Result<()> {
+    let mut command = Command::new(&program.path);
+    command.args(&program.arguments).env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", "/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(saying(format!("start {}", program.path.display())))?;
+    let (teller, told) = mpsc::channel();
+    let out = child.stdout.take().map(|out| (Stream::Out, Box::new(out) as Box<dyn Read + Send>));
+    let err = child.stderr.take().map(|err| (Stream::Err, Box::new(err) as Box<dyn Read + Send>));
+    for (stream, mut pipe) in out.into_iter().chain(err) {
+        let teller = teller.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                let text = buffer[..length].iter().copied().map(char::from).collect();
+                // The receiver listens until both pipes are closed.
+                let _ = teller.send(Message::Printed(stream, text));
+            }
+        });
+    }
+    drop(teller);
+    told.iter().try_for_each(|message| port.send(&message))?;
+    let status = child.wait()?;
+    let killed = || 128 + status.signal().unwrap_or_default();
+    port.send(&Message::Exited(status.code().unwrap_or_else(killed)))
 }
 
 fn mount_all() -> io::Result<()> {

@@ -126,7 +126,7 @@ fn without_debug_info(mut bytes: Vec<u8>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::GuestPort;
+    use crate::plan::{GuestPort, Work};
     use std::collections::BTreeMap;
     use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn plan() -> GuestPlan {
-        GuestPlan { cases: Some(Vec::new()), drivers: Vec::new(), modules: Vec::new(), port: GuestPort::Virtio }
+        GuestPlan { work: Work::Rows(Vec::new()), drivers: Vec::new(), modules: Vec::new(), port: GuestPort::Virtio }
     }
 
     #[test]

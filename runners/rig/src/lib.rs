@@ -16,8 +16,10 @@ mod iso;
 mod libraries;
 mod machine;
 mod machine_kind;
+mod modules;
 mod plan;
 mod port;
+mod program;
 mod qemu;
 mod run;
 mod share;
@@ -29,9 +31,12 @@ mod usable_time;
 pub use error::RigError;
 pub use init::{init, is_init};
 pub use machine_kind::MachineKind;
+pub use modules::check_module_params;
 pub use plan::{
-    CaseRun, Event, GuestPlan, GuestPort, ModuleLoad, ModuleParam, Patience, Plan, Program, Progress, SimOptions,
+    CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleLoad, ModuleParam, Patience, Plan, Program, Progress,
+    SimOptions, Stream, Work,
 };
-pub use run::{check_module_params, run};
+pub use program::{ProgramEnd, run_program};
+pub use run::run;
 pub use sim_machine::sim_machine;
 pub use snapshot::{Facts, drop_snapshots, snapshots};

@@ -1,5 +1,6 @@
 //! What a rig is asked to do, and what comes back from inside it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -150,15 +151,45 @@ impl Default for Patience {
 /// What the guest is asked to do: the part of a [`Plan`] that is left for one boot.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GuestPlan {
-    /// The rows to run in this boot. `None` if they come over the port, in one line, once init is ready: a machine
-    /// that is copied then serves whoever has rows.
-    pub cases: Option<Vec<CaseRun>>,
+    /// What to do in this boot.
+    pub work: Work,
     /// The modules without which there is no port, in this order.
     pub drivers: Vec<ModuleLoad>,
     /// KVM's modules, likewise.
     pub modules: Vec<ModuleLoad>,
     /// Where to report.
     pub port: GuestPort,
+}
+
+/// What init does once it is ready.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// It runs these rows. Events count them from 0.
+    Rows(Vec<CaseRun>),
+    /// It runs the rows that come over the port, in one line: a machine that is copied then serves whoever has rows.
+    RowsFromPort,
+    /// It runs a program and tells what that prints.
+    Program(GuestProgram),
+}
+
+/// A program with its arguments, as the guest starts it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GuestProgram {
+    /// Where it lies in the guest.
+    pub path: PathBuf,
+    /// Its arguments, without its name.
+    pub arguments: Vec<OsString>,
+}
+
+/// What a program prints to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
 }
 
 /// The name of the virtio-serial port over which a guest talks to the host.
@@ -219,6 +250,10 @@ pub(crate) enum Message {
     NotSimulated(String),
     /// The machine says this, too: it goes nowhere, for this reason.
     Stuck(String),
+    /// The program has printed this, each byte as one character.
+    Printed(Stream, String),
+    /// The program has ended, with this status.
+    Exited(i32),
     /// Init cannot go on.
     Broken(String),
     /// All rows ran; the machine is about to power itself off.

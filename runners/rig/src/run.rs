@@ -5,16 +5,11 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 
-use privet_harness::vendor::Vendor;
-
 use crate::error::{RigError, cannot};
-use crate::initramfs::{Initramfs, guest_path};
-use crate::machine::emulator;
 use crate::machine_kind::MachineKind;
-use crate::plan::{ModuleLoad, ModuleParam, Plan, Progress};
+use crate::plan::{Plan, Progress};
 use crate::share::{Common, Told};
 use crate::snapshot::Snapshot;
-use privet_kernel::{Kernel, Module};
 
 /// Runs every row of the plan in the rig and hands over what happens to each, as it happens. The numbers
 /// of the events are indices into `plan.cases`; every row gets exactly one report.
@@ -29,15 +24,7 @@ pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(P
     if let Some(directory) = &plan.artifacts {
         fs::create_dir_all(directory).map_err(cannot("create", directory))?;
     }
-    let emulator = emulator(plan.machine);
-    let vendor = plan.machine.vendor();
-    check_module_params(&plan.kernel, vendor, &plan.module_params)?;
-    let modules = modules(&plan.kernel, vendor)?;
-    let drivers = plan.kernel.load_order_of_parts(emulator.drivers)?;
-    let in_guest: Vec<_> = drivers.iter().chain(&modules).cloned().collect();
-    let initramfs = Initramfs::new(&plan.worker, &plan.programs, &in_guest)?;
-    let (drivers, modules) = (module_loads(plan, &drivers), module_loads(plan, &modules));
-    let common = Common { plan, emulator, initramfs, drivers, modules, boots: AtomicUsize::new(0), interrupt };
+    let common = Common::new(plan, interrupt)?;
     let machines = plan.machines.max(1);
     if plan.machine != MachineKind::Sim {
         let shares = shares(plan.cases.len(), machines);
@@ -110,42 +97,6 @@ fn outcome(ended: Vec<Result<Option<String>, RigError>>) -> Result<(), RigError>
         Some(error) => Err(error),
         None => trouble.map_or(Ok(()), |trouble| Err(RigError::Unattributed(trouble))),
     }
-}
-
-/// Whether a rig with this kernel and vendor loads a module that has each of these parameters. The kernel ignores
-/// parameters that it does not know, and then rows would not run as they were asked to.
-///
-/// # Errors
-/// [`RigError::ModuleParam`] for the first that has no effect, and whatever is wrong with the kernel's modules.
-pub fn check_module_params(kernel: &Kernel, vendor: Vendor, params: &[ModuleParam]) -> Result<(), RigError> {
-    let modules = modules(kernel, vendor)?;
-    for param in params {
-        let module = modules.iter().find(|module| module.name == param.module).ok_or_else(|| {
-            let names: Vec<_> = modules.iter().map(|module| module.name.as_str()).collect();
-            RigError::ModuleParam { param: param.to_string(), why: format!("the rig only loads {}", names.join(", ")) }
-        })?;
-        let (name, _) = param.setting.split_once('=').unwrap_or((&param.setting, ""));
-        if !module.params.iter().any(|known| known == name) {
-            let why = format!("in Linux {} {} has {}", kernel.release, module.name, module.params.join(", "));
-            return Err(RigError::ModuleParam { param: param.to_string(), why });
-        }
-    }
-    Ok(())
-}
-
-/// The modules that a rig loads, in this order.
-fn modules(kernel: &Kernel, vendor: Vendor) -> Result<Vec<Module>, RigError> {
-    Ok(kernel.load_order(&["kvm", vendor.module()])?)
-}
-
-/// Each module with its parameters.
-fn module_loads(plan: &Plan, modules: &[Module]) -> Vec<ModuleLoad> {
-    let load = |module: &Module| {
-        let own = plan.module_params.iter().filter(|param| param.module == module.name);
-        let settings: Vec<_> = own.map(|param| param.setting.as_str()).collect();
-        ModuleLoad { path: guest_path(module), params: settings.join(" ") }
-    };
-    modules.iter().map(load).collect()
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use crate::blame::Blame;
 use crate::boot::{Boot, End, Limits, News};
 use crate::error::{RigError, cannot};
 use crate::initramfs::Initramfs;
-use crate::machine::{Boots, Emulator, Machine};
-use crate::plan::{CaseRun, Event, GuestPlan, ModuleLoad, Plan};
+use crate::machine::{Boots, Emulator, Machine, emulator};
+use crate::modules::{check_module_params, module_loads, modules};
+use crate::plan::{CaseRun, Event, GuestPlan, ModuleLoad, Plan, Work};
 
 /// How many boots in a row may end before any row has a verdict.
 const FRUITLESS_BOOTS: usize = 2;
@@ -76,7 +77,23 @@ pub(crate) struct Outcome {
     pub(crate) unattributed: Option<String>,
 }
 
-impl Common<'_> {
+impl<'a> Common<'a> {
+    /// What the machines of this plan have in common.
+    ///
+    /// # Errors
+    /// If a module parameter has no effect, or the kernel's modules or the worker cannot be used.
+    pub(crate) fn new(plan: &'a Plan, interrupt: BorrowedFd<'a>) -> Result<Self, RigError> {
+        let emulator = emulator(plan.machine);
+        let vendor = plan.machine.vendor();
+        check_module_params(&plan.kernel, vendor, &plan.module_params)?;
+        let modules = modules(&plan.kernel, vendor)?;
+        let drivers = plan.kernel.load_order_of_parts(emulator.drivers)?;
+        let in_guest: Vec<_> = drivers.iter().chain(&modules).cloned().collect();
+        let initramfs = Initramfs::new(&plan.worker, &plan.programs, &in_guest)?;
+        let (drivers, modules) = (module_loads(plan, &drivers), module_loads(plan, &modules));
+        Ok(Self { plan, emulator, initramfs, drivers, modules, boots: AtomicUsize::new(0), interrupt })
+    }
+
     /// Runs the rows with the indices in `left`, one after the other: what becomes of the machine is then put down
     /// to the right row. Returns trouble that no row can be blamed for.
     ///
@@ -96,7 +113,7 @@ impl Common<'_> {
             for (case, index) in in_guest.iter_mut().zip(&left) {
                 case.limit_ms = case.limit_ms.saturating_mul(stretched.get(index).map_or(1, |row| row.factor));
             }
-            let mut machine = self.switch_on(&self.archive(Some(in_guest))?, None)?;
+            let mut machine = self.switch_on(&self.archive(Work::Rows(in_guest))?, None)?;
             tell(Told::Booting);
             let mut boot = Boot::new(&cases, self.limits());
             let outcome = self.follow(&mut machine, &mut boot, &left, &self.name_of_boot(), tell)?;
@@ -168,6 +185,8 @@ impl Common<'_> {
                 finished[case] = true;
                 tell(Told::Row(Event::Finished(rows[case], self.placed(*report))));
             }
+            // A machine for rows has no program.
+            News::Printed(..) | News::Exited(_) => {}
         })?;
         let console = machine.console();
         if let Some(directory) = &plan.artifacts {
@@ -189,13 +208,13 @@ impl Common<'_> {
         Ok(Outcome { blame, finished, starved, unattributed: panicked.or(logged) })
     }
 
-    /// The root file system of a machine that runs these rows, or those that come once it is ready.
+    /// The root file system of a machine that does this.
     ///
     /// # Errors
     /// If it cannot be packed.
-    pub(crate) fn archive(&self, cases: Option<Vec<CaseRun>>) -> Result<Vec<u8>, RigError> {
+    pub(crate) fn archive(&self, work: Work) -> Result<Vec<u8>, RigError> {
         let plan =
-            GuestPlan { cases, drivers: self.drivers.clone(), modules: self.modules.clone(), port: self.emulator.port };
+            GuestPlan { work, drivers: self.drivers.clone(), modules: self.modules.clone(), port: self.emulator.port };
         let mut archive = Vec::new();
         self.initramfs.write(&plan, &mut archive).map_err(cannot_pack)?;
         Ok(archive)

@@ -49,8 +49,8 @@ pub(crate) enum SimStart {
         command_line: String,
         /// What it is like.
         options: SimOptions,
-        /// Where it is saved once its guest is ready; it ends then.
-        save_to: PathBuf,
+        /// Where it is saved once its guest is ready, if it shall be; it ends then.
+        save_to: Option<PathBuf>,
     },
     /// It goes on from where it was saved, and its guest gets a row.
     Resume {
@@ -76,7 +76,6 @@ impl SimJob {
 
 fn command(parts: &Parts<'_>) -> Result<Prepared, RigError> {
     let cannot_start = |source| RigError::Io { what: "start the sim".into(), source };
-    let no_place = || cannot_start(std::io::Error::other("there is no place to save it to"));
     let job = SimJob {
         console: path_of(parts.console).into(),
         start: SimStart::Boot {
@@ -84,7 +83,7 @@ fn command(parts: &Parts<'_>) -> Result<Prepared, RigError> {
             initramfs: path_of(parts.initramfs).into(),
             command_line: parts.command_line.to_owned(),
             options: parts.sim.clone(),
-            save_to: parts.save_to.ok_or_else(no_place)?.to_owned(),
+            save_to: parts.save_to.map(std::path::Path::to_owned),
         },
     };
     let mut command = job.command(parts.worker);

@@ -26,7 +26,7 @@ pub fn sim_machine(job: &str) -> Result<(), String> {
     let (machine, limit, save_to) = match &job.start {
         SimStart::Boot { kernel, initramfs, command_line, options, save_to } => {
             let description = describe(kernel, initramfs, command_line.clone(), options)?;
-            (Machine::new(&description).map_err(one_line)?, None, Some(save_to.as_path()))
+            (Machine::new(&description).map_err(one_line)?, None, save_to.as_deref())
         }
         SimStart::Resume { saved, case, schedule, limit_ms } => {
             let mut machine = Machine::restore(saved).map_err(one_line)?;

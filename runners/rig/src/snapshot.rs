@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot::Boot;
 use crate::error::{RigError, cannot};
 use crate::machine::command_line;
-use crate::plan::SimOptions;
+use crate::plan::{SimOptions, Work};
 use crate::share::{Common, Told};
 
 /// The files of a snapshot.
@@ -50,7 +50,7 @@ impl Snapshot {
     /// # Errors
     /// If the machine does not get ready, or the cache cannot be written.
     pub(crate) fn of(common: &Common<'_>, on_booting: &mut dyn FnMut(usize)) -> Result<Self, RigError> {
-        let archive = common.archive(None)?;
+        let archive = common.archive(Work::RowsFromPort)?;
         let cache = cache_dir()?;
         let dir = cache.join(key(common, &archive)?);
         if let Some(snapshot) = Self::open(&dir) {

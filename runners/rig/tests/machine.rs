@@ -16,7 +16,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use privet_kernel::Kernel;
 use privet_report::{CaseReport, Place, Verdict};
 use privet_rig::{
-    CaseRun, Event, GuestPlan, GuestPort, ModuleParam, Patience, Plan, Progress, RigError, SimOptions, run,
+    CaseRun, Event, GuestPlan, GuestPort, ModuleParam, Patience, Plan, Progress, RigError, SimOptions, Work, run,
 };
 
 fn main() -> ExitCode {
@@ -256,7 +256,7 @@ impl Rig {
     /// The plan in the initramfs of a boot, where it comes last.
     fn plan(&self, boot: usize) -> GuestPlan {
         let initrd = fs::read(self.path(&format!("boot-{boot}/initrd"))).unwrap();
-        let start = initrd.windows(9).rposition(|window| window == b"{\"cases\":").unwrap();
+        let start = initrd.windows(8).rposition(|window| window == b"{\"work\":").unwrap();
         serde_json::Deserializer::from_slice(&initrd[start..]).into_iter().next().unwrap().unwrap()
     }
 
@@ -279,6 +279,14 @@ impl Ran {
 
     fn verdicts(&self) -> Vec<(usize, Verdict)> {
         self.reports().iter().map(|(number, report)| (*number, report.verdict)).collect()
+    }
+}
+
+/// The rows of a boot that has them in its plan.
+fn rows(plan: GuestPlan) -> Vec<CaseRun> {
+    match plan.work {
+        Work::Rows(rows) => rows,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -367,7 +375,7 @@ fn panic_during_a_row() {
         ]
     );
     assert_eq!(rig.boots(), 2);
-    let ids: Vec<_> = rig.plan(2).cases.unwrap().into_iter().map(|case| case.id).collect();
+    let ids: Vec<_> = rows(rig.plan(2)).into_iter().map(|case| case.id).collect();
     assert_eq!(ids, ["plain.test.2"]);
 }
 
@@ -595,7 +603,7 @@ fn side_by_side() {
     assert!(ran.error.unwrap().contains("exit status: 3"));
     assert_eq!(rig.boots(), 3);
     let rows: Vec<Vec<_>> =
-        (1..=3).map(|boot| rig.plan(boot).cases.unwrap().into_iter().map(|case| case.seed - 40).collect()).collect();
+        (1..=3).map(|boot| rows(rig.plan(boot)).into_iter().map(|case| case.seed - 40).collect()).collect();
     assert!(rows.contains(&vec![0, 2]) && rows.contains(&vec![1]), "{rows:?}");
 }
 

@@ -15,3 +15,4 @@ pub mod rig_build;
 pub mod rig_fetch;
 pub mod rig_snapshots;
 pub mod run;
+pub mod sim;

@@ -1,0 +1,30 @@
+//! The arguments of `privet sim`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+use privet_rig::ModuleParam;
+
+/// `privet sim`.
+#[derive(Debug, Args)]
+pub struct Sim {
+    /// Kernel image, instead of the one that `privet rig build` made
+    #[arg(long, value_name = "BZIMAGE", requires = "modules")]
+    pub kernel: Option<PathBuf>,
+    /// Directory with the modules of --kernel
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    pub modules: Option<PathBuf>,
+    /// Parameter of a KVM module, such as kvm.mmio_caching=0; can be given several times
+    #[arg(long, value_name = "MODULE.NAME=VALUE")]
+    pub module_param: Vec<ModuleParam>,
+    /// Processors of the machine
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub cpus: u8,
+    /// Decides how the processors take turns: the same seed gives the same run
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+    /// The program and its arguments
+    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub program: Vec<OsString>,
+}
