@@ -17,6 +17,7 @@ use crate::filterset::Filterset;
 
 mod compare;
 mod model;
+mod probe;
 mod run;
 mod sim;
 mod values;
@@ -24,6 +25,7 @@ mod worker;
 
 pub use compare::{Compare, CompareFormat, KselftestWorker, Kselftests, KselftestsBuild};
 pub use model::{Model, Mutants, OneVendor};
+pub use probe::{Probe, ProbeOn};
 pub use run::Run;
 pub use sim::Sim;
 pub use worker::Worker;
@@ -101,8 +103,8 @@ pub enum Command {
     Run(Box<Run>),
     /// Tell what a row checks, on what it is based and what it needs
     Explain(Explain),
-    /// Show what this machine can run, and why not more
-    Probe,
+    /// Show what this machine can run, or a machine of the rig, and why not more
+    Probe(Probe),
     /// The rig: a real kernel in a small virtual machine
     #[command(subcommand)]
     Rig(Rig),
@@ -226,7 +228,7 @@ pub struct RigOptions {
     /// Directory with the modules of --kernel
     #[arg(long, value_name = "DIR", requires = "kernel", help_heading = RIG)]
     pub modules: Option<PathBuf>,
-    /// What plays the rig's machine: `sim` (ours) and `qemu` have AMD's processors, `bochs` has Intel's [default: qemu
+    /// What plays the rig's machine: `sim` (ours) and `qemu` have AMD's processors, `bochs` has Intel's [default: sim
     /// for AMD, bochs for Intel]
     #[arg(long, value_name = "MACHINE", help_heading = RIG)]
     pub machine: Option<MachineKind>,

@@ -177,7 +177,7 @@ impl<'a> Dispatch<'a> {
     fn rig(&self) -> Result<(), String> {
         match self.kernel() {
             Ok(_) if self.on == On::Auto && !rig::is_installed(self.machine(Vendor::Amd)) => {
-                Err("no QEMU to boot its kernel".to_owned())
+                Err(format!("no {} to boot its kernel", self.machine(Vendor::Amd)))
             }
             found => found.map(drop),
         }

@@ -14,6 +14,7 @@ pub mod ending;
 pub mod exit;
 pub mod filterset;
 pub mod follow;
+pub mod guest_program;
 pub mod interrupt;
 pub mod known_bug;
 pub mod kselftest_worker;

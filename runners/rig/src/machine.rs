@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use privet_sim::Profile;
 
 use crate::bochs::BOCHS;
 use crate::error::RigError;
@@ -121,7 +122,7 @@ impl Machine {
             let mut prepared = (emulator.command)(&Parts {
                 kernel: &plan.kernel.image,
                 initramfs: &initramfs,
-                command_line: &command_line(),
+                command_line: &command_line(plan),
                 console,
                 port,
                 worker: &plan.worker,
@@ -242,12 +243,17 @@ impl Drop for Machine {
     }
 }
 
-/// What the kernel of every machine is told.
-pub(crate) fn command_line() -> String {
-    // The console shall tell how far a boot is. An oops ends the machine: rows shall not run on a damaged kernel. Init's marks in the log are not limited in
-    // number. Workers lie at the same addresses, so that the emulator can use again what it translated for the one
-    // before: that makes a row's fixed cost a quarter.
-    format!("console=ttyS0 panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on norandmaps rdinit={WORKER}")
+/// What the kernel of a machine is told.
+pub(crate) fn command_line(plan: &Plan) -> String {
+    // The console shall tell how far a boot is. An oops ends the machine: rows shall not run on a damaged kernel. Init's
+    // marks in the log are not limited in number. Workers lie at the same addresses, so that the emulator can use again
+    // what it translated for the one before: that makes a row's fixed cost a quarter.
+    let of_profile = match plan.sim.profile {
+        Profile::Plain => "",
+        // The sim's IOMMU, without which there is no SNP, translates nothing.
+        Profile::Genoa => " iommu=pt",
+    };
+    format!("console=ttyS0 panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on norandmaps rdinit={WORKER}{of_profile}")
 }
 
 /// A path under which another process of this user can open this file.

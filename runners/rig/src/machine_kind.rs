@@ -42,7 +42,7 @@ impl MachineKind {
     /// The machine that has processors of this vendor, where none is named.
     pub fn default_for(vendor: Vendor) -> MachineKind {
         match vendor {
-            Vendor::Amd => MachineKind::Qemu,
+            Vendor::Amd => MachineKind::Sim,
             Vendor::Intel => MachineKind::Bochs,
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use privet_kernel::Kernel;
 use privet_report::CaseReport;
+use privet_sim::Profile;
 use serde::{Deserialize, Serialize};
 
 use crate::machine_kind::MachineKind;
@@ -17,15 +18,15 @@ pub struct SimOptions {
     pub cpus: usize,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// Which processors, by the name of the sim's profile.
-    pub profile: String,
+    /// Which processors.
+    pub profile: Profile,
     /// Decides how the processors take turns until the guest is ready.
     pub seed: u64,
 }
 
 impl Default for SimOptions {
     fn default() -> Self {
-        Self { cpus: 2, memory_mib: 2048, profile: "plain".into(), seed: 0 }
+        Self { cpus: 2, memory_mib: 2048, profile: Profile::Plain, seed: 0 }
     }
 }
 

@@ -57,7 +57,7 @@ fn describe(
     Ok(Description {
         cpus: options.cpus,
         memory_mib: options.memory_mib,
-        profile: options.profile.parse().map_err(one_line)?,
+        profile: options.profile,
         seed: options.seed,
         ..Description::new(read(kernel)?, read(initramfs)?, command_line)
     })

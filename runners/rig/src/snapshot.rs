@@ -125,7 +125,7 @@ fn key(common: &Common<'_>, archive: &[u8]) -> Result<String, RigError> {
     let worker = fs::read(&plan.worker).map_err(cannot("read", &plan.worker))?;
     // The hash only has to be the same in the same build of this program.
     let mut hasher = DefaultHasher::new();
-    (env!("CARGO_PKG_VERSION"), command_line(), &plan.sim, kernel, worker, archive).hash(&mut hasher);
+    (env!("CARGO_PKG_VERSION"), command_line(plan), &plan.sim, kernel, worker, archive).hash(&mut hasher);
     Ok(format!("{}-{:016x}", plan.kernel.release, hasher.finish()))
 }
 

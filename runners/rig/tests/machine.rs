@@ -16,7 +16,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use privet_kernel::Kernel;
 use privet_report::{CaseReport, Place, Verdict};
 use privet_rig::{
-    CaseRun, Event, GuestPlan, GuestPort, ModuleParam, Patience, Plan, Progress, RigError, SimOptions, Work, run,
+    CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleParam, Patience, Plan, Progress, RigError, SimOptions,
+    Work, run, run_program,
 };
 
 fn main() -> ExitCode {
@@ -67,6 +68,8 @@ fn main() -> ExitCode {
         test("a_row_that_met_what_the_sim_has_not_is_an_error", not_simulated),
         test("a_machine_that_does_not_get_ready_leaves_no_snapshot", no_snapshot),
         test("a_snapshot_that_is_broken_or_of_another_machine_is_made_again", other_snapshots),
+        test("a_program_is_heard_to_its_end_and_its_status_told", program),
+        test("a_program_whose_machine_dies_has_no_status", program_dies),
         test("trouble_before_a_snapshot_is_told_whoever_made_it", trouble_in_a_snapshot),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
@@ -101,6 +104,13 @@ fn run_in_child(directory: &Path) -> ExitCode {
     };
     // The test closes standard input when it wants the run to end.
     let interrupt = std::io::stdin();
+    if directory.join("program").exists() {
+        let program = GuestProgram { path: "/programs/test".into(), arguments: vec!["--flag".into()] };
+        let ended =
+            run_program(&plan, program, interrupt.as_fd(), &mut |stream, bytes| println!("{stream:?} {bytes:?}"));
+        println!("{ended:?}");
+        return ExitCode::SUCCESS;
+    }
     let ran = run(&plan, interrupt.as_fd(), &mut |progress| match progress {
         Progress::Booting(machines) => println!("{BOOTING}{machines}"),
         Progress::Console(line) => println!("{CONSOLE}{line}"),
@@ -712,4 +722,34 @@ fn trouble_in_a_snapshot() {
         assert_eq!(ran.verdicts().len(), 3);
         assert!(ran.error.unwrap().contains("no row was running, the rig's kernel logged \"WARNING: early\""));
     }
+}
+
+/// What a machine that gets a program tells.
+fn run_a_program(rig: &Rig) -> String {
+    fs::write(rig.path("program"), "").unwrap();
+    let mut child = rig.start(":/usr/bin:/bin");
+    let _stdin = child.stdin.take();
+    let mut told = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+    child.wait().unwrap();
+    told
+}
+
+fn program() {
+    let rig = Rig::sim(
+        "ready; echo '{\"printed\":[\"out\",\"a\u{ff}\"]}'; echo '{\"printed\":[\"err\",\"b\"]}'\n\
+         echo '{\"notsimulated\":\"RDMSR 0x123\"}'; echo '{\"unattributed\":\"WARNING: late\"}'; echo '{\"exited\":7}'; done_",
+    );
+    let told = run_a_program(&rig);
+    let end = "Ok(ProgramEnd { status: 7, not_simulated: Some(\"RDMSR 0x123\"), trouble: Some(\"WARNING: late\") })";
+    assert_eq!(told.lines().collect::<Vec<_>>(), ["Out [97, 255]", "Err [98]", end]);
+    let Work::Program(program) = rig.plan(1).work else { panic!("no program") };
+    assert_eq!((program.path, program.arguments), ("/programs/test".into(), vec!["--flag".into()]));
+}
+
+fn program_dies() {
+    let rig = Rig::sim("ready; echo '{\"printed\":[\"out\",\"a\"]}'; echo 'processor 1 has shut down' >&2; exit 1");
+    let told = run_a_program(&rig);
+    assert!(told.starts_with("Out [97]\nErr("), "{told}");
+    assert!(told.contains("its last word was \\\"processor 1 has shut down"), "{told}");
 }

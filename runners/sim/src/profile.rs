@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::SimError;
 
 /// A kind of processor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Profile {
     /// An AMD EPYC of family 19h with SVM, without memory encryption.
     #[default]

@@ -1,4 +1,4 @@
-//! `privet probe`: what this machine can run, and why not more.
+//! `privet probe`: what this machine can run, or one of the rig, and why not more.
 
 use std::io::Write;
 
@@ -9,17 +9,50 @@ use privet_harness::uapi::Capability;
 use privet_harness::vm_type::VmType;
 use privet_kernel::Kernel;
 use privet_report::Place;
+use privet_rig::SimOptions;
 
+use crate::args::{Probe, ProbeOn, RigOptions};
 use crate::exit::{Early, Status};
+use crate::guest_program::GuestProgram;
 use crate::place::Context;
 
-/// Writes the facts to `out`: the kernel, each VM type with the reason if it is missing, what a guest can
-/// really do, how many rows can run, and the rig.
+/// Writes what this machine can run to `out`, or lets a machine of the rig say the same of itself.
 ///
 /// # Errors
-/// If `out` cannot be written.
-pub fn probe(mut out: impl Write) -> Result<Status, Early> {
-    let here = Context::here(Place::Host);
+/// If `out` cannot be written, or there is no rig.
+pub fn probe(args: &Probe, out: impl Write) -> Result<Status, Early> {
+    match args.on {
+        ProbeOn::Rig => rig(&args.rig, out),
+        ProbeOn::Host | ProbeOn::InRig if args.rig.is_given() => {
+            Err(Early::usage("a machine, a kernel and module parameters need --on rig".to_owned()))
+        }
+        ProbeOn::Host => tell(facts_of(Place::Host).into_iter().chain([rig_kernel()]), out),
+        ProbeOn::InRig => tell(facts_of(Place::Rig), out),
+    }
+}
+
+/// This program, run in a machine of the rig.
+fn rig(options: &RigOptions, mut out: impl Write) -> Result<Status, Early> {
+    let path = std::env::current_exe().map_err(|error| Early::nothing_ran(format!("cannot find privet: {error}")))?;
+    let machine = options.machine_for(options.vendor())?;
+    let name = ("machine".to_owned(), vec![format!("{machine}, which is no hardware")]);
+    tell([name], &mut out)?;
+    drop(out);
+    GuestProgram {
+        path,
+        arguments: ["probe", "--on", "in-rig"].map(Into::into).into(),
+        machine,
+        sim: SimOptions::default(),
+    }
+    .run(options)
+}
+
+/// A name, and what is to be said of it, in lines.
+type Fact = (String, Vec<String>);
+
+/// The kernel, each VM type with the reason if it is missing, what a guest can really do, and how many rows can run.
+fn facts_of(place: Place) -> Vec<Fact> {
+    let here = Context::here(place);
     let mut facts = vec![("kernel".to_owned(), vec![format!("Linux {}", here.kernel)])];
     if !here.module_params.is_empty() {
         facts.push(("parameters".to_owned(), vec![here.module_params.join(" ")]));
@@ -28,12 +61,19 @@ pub fn probe(mut out: impl Write) -> Result<Status, Early> {
         Ok(host) => facts.extend(host_facts(&host)),
         Err(error) => facts.push(("/dev/kvm".to_owned(), vec![format!("no: {error}")])),
     }
+    facts
+}
+
+/// The kernel that the rig would boot.
+fn rig_kernel() -> Fact {
     let rig = match Kernel::cached() {
         Ok(kernel) => format!("Linux {}, {}", kernel.release, kernel.image.display()),
         Err(error) => format!("no: {error}"),
     };
-    facts.push(("rig".to_owned(), vec![rig]));
+    ("rig".to_owned(), vec![rig])
+}
 
+fn tell(facts: impl IntoIterator<Item = Fact>, mut out: impl Write) -> Result<Status, Early> {
     let mut text = String::new();
     for (name, lines) in facts {
         for (i, line) in lines.iter().enumerate() {
@@ -41,11 +81,12 @@ pub fn probe(mut out: impl Write) -> Result<Status, Early> {
         }
     }
     out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
         .map_err(|error| Early::usage(format!("cannot write to standard output: {error}")))?;
     Ok(Status::Passed)
 }
 
-fn host_facts(host: &Host) -> Vec<(String, Vec<String>)> {
+fn host_facts(host: &Host) -> Vec<Fact> {
     let yes_or_why = |usable: Result<(), &str>| usable.map_or_else(|why| format!("no: {why}"), |()| "yes".to_owned());
     let guest_memfd = Need::GuestMemfd.unmet(host, VmType::Plain);
     let mut facts = vec![

@@ -38,7 +38,7 @@ fn line(dir: &Path, facts: &Facts) -> String {
     format!(
         "Linux {kernel}{params}, {} processors ({}), {} MiB of memory, {} MiB on disk{trouble}: {}\n",
         options.cpus,
-        options.profile,
+        options.profile.name(),
         options.memory_mib,
         on_disk(dir) >> 20,
         dir.display()

@@ -251,7 +251,8 @@ impl<W: Write> Report for Pretty<W> {
         } else if self.is_log && ending.report.verdict != Verdict::Skip {
             let word = if ending.quarantined.is_some() { "xfail  " } else { "pass   " };
             let (word, time) = (self.paint.ending(ending, word), time(ending.report.duration_us));
-            self.write(&format!("{word} {label} (on {}, {time})\n", ending.report.on))?;
+            let machine = ending.report.machine.as_ref().map_or_else(String::new, |machine| format!(", {machine}"));
+            self.write(&format!("{word} {label} (on {}{machine}, {time})\n", ending.report.on))?;
         }
         self.seen.push((label, ending.clone()));
         Ok(())
