@@ -130,6 +130,9 @@ pub enum Command {
     /// Run one row in this process: what `run` starts for every row
     #[command(hide = true)]
     Worker(Worker),
+    /// Get ready in this process for a row, and run the one that standard input tells
+    #[command(hide = true)]
+    ReadyWorker,
     /// Be a machine of the rig: what `run --on rig --machine sim` starts
     #[command(hide = true)]
     SimMachine {
@@ -146,6 +149,7 @@ impl Command {
             Command::Model(_)
                 | Command::Sim(_)
                 | Command::Worker(_)
+                | Command::ReadyWorker
                 | Command::SimMachine { .. }
                 | Command::Kselftests(Kselftests::Worker(_))
         )

@@ -20,6 +20,7 @@ use crate::model::{Model, Ready};
 use crate::place::{Assigned, Context, assign};
 use crate::plan::Job;
 use crate::pool::{Event, KernelLogs, Overtime, Pool};
+use crate::process::Started;
 use crate::rig;
 use crate::worker;
 
@@ -121,7 +122,7 @@ impl<'a> Dispatch<'a> {
         let proven = self.host().map(|host| host.proven()).unwrap_or_default();
         let program = &self.program;
         let pool = Pool {
-            worker: &|job| worker::command(program, job, &proven),
+            worker: &|job| Started::new(worker::command(program, job, &proven)),
             at_a_time: self.at_a_time(),
             overtime: Overtime::HERE,
             context: &self.here,

@@ -15,7 +15,7 @@ use crate::args::KselftestWorker;
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
 use crate::pool::Overtime;
-use crate::process;
+use crate::process::{self, Started};
 use crate::worker::{self, Said};
 
 /// What tells the job of a selftest from that of a row, whose id has no colon.
@@ -60,7 +60,8 @@ fn observe(args: &KselftestWorker) -> io::Result<Observation> {
     // Where upstream's runner starts it.
     command.current_dir(program.parent().unwrap_or(Path::new("/")));
     let limit = Duration::from_millis(args.limit_ms);
-    Ok(match process::run(command, limit, Overtime::HERE.grace, &Interrupt::new()?) {
+    let interrupt = Interrupt::new()?;
+    Ok(match Started::new(command).and_then(|program| program.end(limit, Overtime::HERE.grace, &interrupt)) {
         Err(error) => Observation { end: End::NotRun(error.to_string()), output: String::new() },
         Ok(ended) => {
             let end = match ended.end {

@@ -47,6 +47,7 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
             privet_rig::sim_machine(&job).map(|()| Status::Passed).map_err(Early::nothing_ran)
         }
         Command::Worker(args) => reported(worker::run(&args)),
+        Command::ReadyWorker => reported(worker::run_told()),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::interrupt::Interrupt;
 use crate::place::Context;
 use crate::plan::Job;
 use crate::pool::{Event, KernelLogs, Overtime, Pool};
+use crate::process::Started;
 use crate::worker;
 
 /// The library, as it is called where cargo puts it and where packages do.
@@ -126,7 +127,7 @@ impl Ready {
             worker: &|job| {
                 let mut command = worker::command(&self.program, job, &PROVEN);
                 self.lie_under(&mut command);
-                command
+                Started::new(command)
             },
             at_a_time,
             overtime: Overtime::HERE,

@@ -1,7 +1,8 @@
 //! The runner: one worker process per job, several at a time, a report for each whatever becomes of it.
 
+use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use privet_report::{CaseReport, Verdict};
 use crate::interrupt::Interrupt;
 use crate::place::Context;
 use crate::plan::Job;
-use crate::process::{self, End, Ended};
+use crate::process::{End, Ended, Started};
 use crate::worker::Said;
 
 /// What a worker may take beyond the limit of its row.
@@ -34,8 +35,8 @@ impl Overtime {
 
 /// Runs jobs in worker processes.
 pub struct Pool<'a> {
-    /// The command that starts the worker of a job. It must report as [`crate::worker::run`] does.
-    pub worker: &'a (dyn Fn(&Job) -> Command + Sync),
+    /// Starts the worker of a job. It must report as [`crate::worker::run`] does.
+    pub worker: &'a (dyn Fn(&Job) -> io::Result<Started> + Sync),
     /// How many workers run at a time; at least one.
     pub at_a_time: usize,
     /// The time that a worker has beyond the limit of its job.
@@ -110,7 +111,8 @@ impl Pool<'_> {
     fn job(&self, job: &Job) -> Option<Finished> {
         // Not every user may read the log; what cannot be read cannot judge.
         let log = (self.kernel_logs == KernelLogs::Judge).then(KernelLog::from_now).and_then(Result::ok);
-        let ended = match process::run((self.worker)(job), self.limit(job), self.overtime.grace, self.interrupt) {
+        let end = |worker: Started| worker.end(self.limit(job), self.overtime.grace, self.interrupt);
+        let ended = match (self.worker)(job).and_then(end) {
             Ok(ended) => ended,
             Err(error) => {
                 let reason = format!("the worker of {} cannot be started: {error}", job.id);

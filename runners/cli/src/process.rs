@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -48,46 +48,98 @@ pub struct Ended {
     pub stdout: Vec<u8>,
     /// The last bytes of its standard error.
     pub stderr: Vec<u8>,
-    /// From its start to its end.
+    /// From when it could begin to its end.
     pub duration: Duration,
 }
 
-/// Runs `command` until it ends, `limit` has passed or `interrupt` comes. The worker and whatever it
-/// started are killed in the latter cases, and also if this thread ends first; it then has `grace` to go.
-///
-/// # Errors
-/// If the process cannot be started or watched.
-pub fn run(mut command: Command, limit: Duration, grace: Duration, interrupt: &Interrupt) -> io::Result<Ended> {
-    let (report, report_writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-    command
-        .env(REPORT_FD, report_writer.as_raw_fd().to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        // A group of its own: a Ctrl-C on the terminal reaches the runner only, which then decides.
-        .process_group(0);
-    bind_to_this_process(&mut command, report_writer.as_raw_fd());
+/// A worker that was started and has not been waited for.
+#[derive(Debug)]
+pub struct Started {
+    child: Child,
+    report: Stream,
+    stdout: Stream,
+    stderr: Stream,
+}
 
-    let start = Instant::now();
-    let mut child = command.spawn()?;
-    drop(report_writer);
-    let mut report = Stream::new(report);
-    let mut stdout = Stream::new(child.stdout.take().expect("it was asked for").into());
-    let mut stderr = Stream::new(child.stderr.take().expect("it was asked for").into());
-    let end = match watch(&mut child, [&mut report, &mut stdout, &mut stderr], start + limit, grace, interrupt) {
-        Ok(end) => end,
-        Err(error) => {
-            kill(&mut child);
-            return Err(error);
+impl Started {
+    /// Starts a worker, with nothing to read.
+    ///
+    /// # Errors
+    /// If the process cannot be started.
+    pub fn new(mut command: Command) -> io::Result<Self> {
+        command.stdin(Stdio::null());
+        Self::spawn(command)
+    }
+
+    /// Starts a worker that gets ready before it is told its row, and waits until it is ready: until it begins its
+    /// report with a newline.
+    ///
+    /// # Errors
+    /// If the process cannot be started, or ends before.
+    pub fn ready(mut command: Command) -> io::Result<Self> {
+        command.stdin(Stdio::piped());
+        let mut worker = Self::spawn(command)?;
+        let mut newline = [0];
+        match worker.report.pipe.as_mut().map(|pipe| pipe.read_exact(&mut newline)) {
+            Some(Err(error)) => {
+                kill(&mut worker.child);
+                worker.child.wait()?;
+                Err(error)
+            }
+            _ => Ok(worker),
         }
-    };
-    Ok(Ended {
-        end,
-        report: report.kept.into(),
-        stdout: stdout.kept.into(),
-        stderr: stderr.kept.into(),
-        duration: start.elapsed(),
-    })
+    }
+
+    /// Tells a worker that is ready what to do.
+    ///
+    /// # Errors
+    /// If it does not listen any more.
+    pub fn tell(&mut self, line: &[u8]) -> io::Result<()> {
+        match self.child.stdin.take() {
+            Some(mut stdin) => stdin.write_all(line),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn spawn(mut command: Command) -> io::Result<Self> {
+        let (report, report_writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        command
+            .env(REPORT_FD, report_writer.as_raw_fd().to_string())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own: a Ctrl-C on the terminal reaches the runner only, which then decides.
+            .process_group(0);
+        bind_to_this_process(&mut command, report_writer.as_raw_fd());
+        let mut child = command.spawn()?;
+        let stdout = Stream::new(child.stdout.take().expect("it was asked for").into());
+        let stderr = Stream::new(child.stderr.take().expect("it was asked for").into());
+        Ok(Self { child, report: Stream::new(report), stdout, stderr })
+    }
+
+    /// Waits until the worker has ended, `limit` has passed or `interrupt` comes. The worker and whatever it
+    /// started are killed in the latter cases, and also if the thread that started it ends first; it then has `grace`
+    /// to go.
+    ///
+    /// # Errors
+    /// If the process cannot be watched.
+    pub fn end(mut self, limit: Duration, grace: Duration, interrupt: &Interrupt) -> io::Result<Ended> {
+        let start = Instant::now();
+        let streams = [&mut self.report, &mut self.stdout, &mut self.stderr];
+        let end = match watch(&mut self.child, streams, start + limit, grace, interrupt) {
+            Ok(end) => end,
+            Err(error) => {
+                kill(&mut self.child);
+                return Err(error);
+            }
+        };
+        Ok(Ended {
+            end,
+            report: self.report.kept.into(),
+            stdout: self.stdout.kept.into(),
+            stderr: self.stderr.kept.into(),
+            duration: start.elapsed(),
+        })
+    }
 }
 
 /// Makes the worker die with the thread that starts it, and inherit the report descriptor.
@@ -192,6 +244,7 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 }
 
 /// One stream of a worker, and the last [`KEPT`] bytes of it.
+#[derive(Debug)]
 struct Stream {
     /// `None` after its end.
     pipe: Option<File>,

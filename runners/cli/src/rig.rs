@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use privet_harness::found::Proven;
@@ -20,6 +21,7 @@ use crate::kselftest_worker;
 use crate::place::Context;
 use crate::plan::Job;
 use crate::pool::{self, KernelLogs, Overtime, Pool};
+use crate::process::Started;
 use crate::worker;
 
 /// Where the kernel's selftests lie in a rig that has them.
@@ -135,8 +137,23 @@ fn case_run(job: &Job) -> CaseRun {
     CaseRun { id, label, seed: job.seed, limit_ms, keep: job.keep, schedules: job.schedules.clone() }
 }
 
-/// Finds out, as the init of a rig, what is true of all rows: tried once, and not by every worker.
-pub fn prepare() -> Vec<Proven> {
+/// What the init of a rig has before it knows the rows.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What is true of all rows: tried once, and not by every worker.
+    proven: Vec<Proven>,
+    /// The worker of the first row, which on a machine of ours is the only one: a saved machine has it. If it cannot
+    /// get ready, the row's own worker tells why.
+    first: Option<Started>,
+}
+
+/// Gets ready for rows, as the init of a rig.
+pub fn prepare() -> Prepared {
+    let first = std::env::current_exe().and_then(|program| Started::ready(worker::ready_command(&program))).ok();
+    Prepared { proven: proven(), first }
+}
+
+fn proven() -> Vec<Proven> {
     let proven = Host::open().map(|host| {
         let _ = (probe::ring0(&host), probe::hypercall(&host));
         host.proven()
@@ -146,7 +163,7 @@ pub fn prepare() -> Vec<Proven> {
 }
 
 /// Runs rows as the init of a rig: the same workers as on a host.
-pub fn serve(proven: Vec<Proven>, cases: &[CaseRun], tell: &mut dyn FnMut(Event)) {
+pub fn serve(prepared: Prepared, cases: &[CaseRun], tell: &mut dyn FnMut(Event)) {
     let jobs: Vec<Job> = cases
         .iter()
         .map(|case| Job {
@@ -161,9 +178,16 @@ pub fn serve(proven: Vec<Proven>, cases: &[CaseRun], tell: &mut dyn FnMut(Event)
         })
         .collect();
     let program = std::env::current_exe().expect("init was started from a file");
-    let worker = |job: &Job| match kselftest_worker::test_of(job) {
-        Some(test) => kselftest_worker::command(&program, test, Path::new(KSELFTESTS), job.limit),
-        None => worker::command(&program, job, &proven),
+    let Prepared { proven, first } = prepared;
+    let first = Mutex::new(first);
+    let worker = |job: &Job| {
+        if let Some(test) = kselftest_worker::test_of(job) {
+            return Started::new(kselftest_worker::command(&program, test, Path::new(KSELFTESTS), job.limit));
+        }
+        match first.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(mut ready) => ready.tell(&worker::told(job, &proven)).map(|()| ready),
+            None => Started::new(worker::command(&program, job, &proven)),
+        }
     };
     let interrupt = Interrupt::new().expect("a fresh process has descriptors left");
     let pool = Pool {

@@ -7,8 +7,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use privet_cases::Entry;
 use privet_harness::found::Proven;
 use privet_harness::host::Host;
+use privet_harness::probe;
 use privet_report::Verdict;
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +56,46 @@ pub fn command(program: &Path, job: &Job, proven: &[Proven]) -> Command {
 /// # Errors
 /// If the report cannot be written.
 pub fn run(args: &Worker) -> io::Result<()> {
-    report(&say(args))
+    report(&say(args, privet_cases::table()))
+}
+
+/// The command of a worker that gets ready for a row before it is told which: see [`told`].
+pub fn ready_command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.arg("ready-worker");
+    command
+}
+
+/// What a worker that is ready has to be told.
+pub fn told(job: &Job, proven: &[Proven]) -> Vec<u8> {
+    let args = Worker {
+        id: job.id.clone(),
+        seed: job.seed,
+        limit_ms: u64::try_from(job.limit.as_millis()).unwrap_or(u64::MAX),
+        keep: job.keep,
+        ring0_works: proven.contains(&Proven::Ring0),
+        hypercalls_work: proven.contains(&Proven::Hypercall),
+    };
+    let mut line = serde_json::to_vec(&args).expect("arguments are data");
+    line.push(b'\n');
+    line
+}
+
+/// Does what every row needs, says so with a newline, and runs the row that standard input then tells. Where many
+/// rows begin with the same process, that was done once for all.
+///
+/// # Errors
+/// If nobody tells a row, or the report cannot be written.
+pub fn run_told() -> io::Result<()> {
+    let table = privet_cases::table();
+    // A rehearsal: the row has a host of its own, but this process has been through it all by then.
+    if let Ok(host) = Host::open() {
+        let _ = (probe::ring0(&host), probe::hypercall(&host), host.supported_cpuid(), host.modules());
+    }
+    write_report(b"\n")?;
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    report(&say(&serde_json::from_str(&line)?, table))
 }
 
 /// Says it where the runner listens.
@@ -64,16 +105,20 @@ pub fn run(args: &Worker) -> io::Result<()> {
 pub fn report(said: &Said) -> io::Result<()> {
     let mut line = serde_json::to_vec(said)?;
     line.push(b'\n');
+    write_report(&line)
+}
+
+fn write_report(line: &[u8]) -> io::Result<()> {
     match std::env::var(REPORT_FD) {
-        Ok(fd) => File::options().write(true).open(format!("/proc/self/fd/{fd}"))?.write_all(&line),
-        Err(_) => io::stdout().write_all(&line),
+        Ok(fd) => File::options().write(true).open(format!("/proc/self/fd/{fd}"))?.write_all(line),
+        Err(_) => io::stdout().write_all(line),
     }
 }
 
-fn say(args: &Worker) -> Said {
+fn say(args: &Worker, table: Vec<Entry>) -> Said {
     let id = &args.id;
     let said = |verdict, reason| Said { id: id.clone(), verdict, reason, exits: 0, details: Vec::new() };
-    let Some(row) = privet_cases::table().into_iter().find(|row| row.id == *id) else {
+    let Some(row) = table.into_iter().find(|row| row.id == *id) else {
         return said(Verdict::Error, format!("this worker has no row {id}: it is another build than its runner"));
     };
     let host = match Host::open() {

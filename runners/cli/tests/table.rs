@@ -19,6 +19,7 @@ use privet::known_bug;
 use privet::place::Context;
 use privet::plan::{self, Job};
 use privet::pool::{Event, KernelLogs, Overtime, Pool};
+use privet::process::Started;
 use privet::worker;
 use privet_cases::Entry;
 use privet_harness::found::Proven;
@@ -87,7 +88,7 @@ fn ignored(why: &str) -> Completion {
 /// Runs a row on this machine.
 fn on_host(row: &Entry, context: &Context, proven: &[Proven]) -> Result<CaseReport, Failed> {
     let job = plan::jobs(std::slice::from_ref(&row.id), 1, plan::fresh_seed(), LIMIT);
-    let worker = |job: &Job| worker::command(Path::new(env!("CARGO_BIN_EXE_privet")), job, proven);
+    let worker = |job: &Job| Started::new(worker::command(Path::new(env!("CARGO_BIN_EXE_privet")), job, proven));
     let pool = Pool {
         worker: &worker,
         at_a_time: 1,

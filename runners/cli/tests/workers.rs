@@ -9,6 +9,7 @@ use privet::interrupt::{Cause, Interrupt};
 use privet::place::Context;
 use privet::plan::Job;
 use privet::pool::{Event, Finished, KernelLogs, Overtime, Pool};
+use privet::process::Started;
 use privet_harness::vendor::Vendor;
 use privet_report::{Place, Verdict};
 
@@ -38,7 +39,7 @@ fn run(scripts: &[&str], limit: Duration, interrupt: &Interrupt, mut started: im
         schedules: Vec::new(),
     };
     let jobs: Vec<Job> = (0..scripts.len()).map(job).collect();
-    let worker = |job: &Job| script(scripts[job.label.parse::<usize>().unwrap()]);
+    let worker = |job: &Job| Started::new(script(scripts[job.label.parse::<usize>().unwrap()]));
     let pool = Pool {
         worker: &worker,
         at_a_time: 1,
@@ -125,7 +126,7 @@ fn a_program_that_cannot_be_started_is_an_error() {
         schedules: Vec::new(),
     }];
     let pool = Pool {
-        worker: &|_| Command::new("/nonexistent/worker"),
+        worker: &|_| Started::new(Command::new("/nonexistent/worker")),
         at_a_time: 1,
         overtime: Overtime { margin: Duration::ZERO, ..Overtime::HERE },
         context: &Context::here(Place::Host),

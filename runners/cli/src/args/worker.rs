@@ -1,9 +1,10 @@
 //! The arguments of `privet worker`.
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 /// `privet worker`.
-#[derive(Debug, Args)]
+#[derive(Debug, Args, Serialize, Deserialize)]
 pub struct Worker {
     /// The id of the row
     pub id: String,

@@ -33,6 +33,7 @@ use crate::output::Output;
 use crate::place::Context;
 use crate::plan::{self, Job};
 use crate::pool::{KernelLogs, Overtime, Pool};
+use crate::process::Started;
 use crate::report::Report;
 use crate::report::pretty::Pretty;
 use crate::report::seen::Seen;
@@ -224,7 +225,7 @@ impl Where {
             Where::Host => {
                 let program = this_program().map_err(Early::nothing_ran)?;
                 let pool = Pool {
-                    worker: &|job| command(&program, job),
+                    worker: &|job| Started::new(command(&program, job)),
                     at_a_time: 1,
                     overtime: Overtime::HERE,
                     context: &Context::here(Place::Host),
@@ -245,7 +246,7 @@ impl Where {
                     worker: &|job| {
                         let mut command = command(&program, job);
                         model.lie_under(&mut command);
-                        command
+                        Started::new(command)
                     },
                     at_a_time: 1,
                     overtime: Overtime::HERE,
