@@ -221,7 +221,7 @@ fn iterations_have_seeds_of_their_own_and_the_first_has_the_given_one() {
     let (reports, ..) = privet.skipped_run(&["--exact", &id, "--repeat", "3", "--seed", "77"]);
     let seeds: BTreeSet<u64> = reports.iter().map(|report| report.seed).collect();
     assert_eq!((reports.len(), seeds.len(), reports[0].seed), (3, 3, 77));
-    let repro = format!("privet run --exact {id} --on rig --seed {} --vendor amd", reports[2].seed);
+    let repro = format!("privet run --exact {id} --on rig --seed {} --machine sim --vendor amd", reports[2].seed);
     assert_eq!(reports[2].repro, repro);
     let words: Vec<&str> = repro.split(' ').skip(2).collect();
     let (again, ..) = privet.skipped_run(&[words[0], words[1], words[4], words[5]]);

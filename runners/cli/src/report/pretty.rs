@@ -246,9 +246,11 @@ impl<W: Write> Report for Pretty<W> {
         self.show_running();
         self.bar.inc(1);
         let label = self.plan[index].label.clone();
-        if ending.is_red() || !ending.report.details.is_empty() {
+        // What was skipped is told at the end, once for each reason.
+        let is_skip = ending.report.verdict == Verdict::Skip && !ending.is_red();
+        if !is_skip && (ending.is_red() || !ending.report.details.is_empty()) {
             self.write(&story(&label, ending, self.paint))?;
-        } else if self.is_log && ending.report.verdict != Verdict::Skip {
+        } else if self.is_log && !is_skip {
             let word = if ending.quarantined.is_some() { "xfail  " } else { "pass   " };
             let (word, time) = (self.paint.ending(ending, word), time(ending.report.duration_us));
             let machine = ending.report.machine.as_ref().map_or_else(String::new, |machine| format!(", {machine}"));

@@ -94,11 +94,12 @@ pub(crate) fn host_has(feature: CpuidFeature) -> bool {
     }
 }
 
-/// The form of an op. Ops with a handler of this module have one; others end as unknown.
+/// The form of an op. Ops with a handler of this module have one; others end as unknown, and so do all of them where
+/// a hypervisor's emulator is at work (see [`crate::Access::emulated`]): KVM's knows no arithmetic of x87 or SSE.
 fn form_of(core: &mut Core<'_>, op: &Op) -> Result<&'static Form, Abort> {
     match op.form {
-        Some(form) => Ok(form),
-        None => decode::unknown(core, op).and(Err(Abort)),
+        Some(form) if !core.emulating => Ok(form),
+        _ => decode::unknown(core, op).and(Err(Abort)),
     }
 }
 
