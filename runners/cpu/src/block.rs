@@ -111,12 +111,12 @@ fn decode_block(core: &mut Core<'_>) -> Result<Block, Abort> {
     }
     let mut code = [0; MAX_BYTES];
     let mut available = core.fetch_code(linear, &mut code)?;
-    let (mut ops, mut used, mut changes_mode) = decode_ops(&code[..available], rip, core.bits);
+    let (mut ops, mut used, mut changes_mode) = decode_away(core, &code[..available], rip);
     let crosses_page = ops.is_empty();
     if crosses_page {
         let next_page = linear.wrapping_add(available as u64);
         available += core.fetch_code(next_page, &mut code[available..MAX_INSTRUCTION_BYTES])?;
-        (ops, used, _) = decode_ops(&code[..available], rip, core.bits);
+        (ops, used, _) = decode_away(core, &code[..available], rip);
         ops.truncate(1);
         // A sequence that is no instruction in 15 bytes has none of them: its op raises the fault.
         used = ops.first().map_or(used, |op| usize::from(op.len));
@@ -149,6 +149,12 @@ impl Core<'_> {
             None => {}
         }
     }
+}
+
+/// Decodes while nobody has to wait for this CPU: the first instruction of a kind may map memory for its code, and the
+/// owner of such mappings may want every CPU's translations dropped for it.
+fn decode_away(core: &mut Core<'_>, code: &[u8], rip: u64) -> (Vec<Op>, usize, bool) {
+    core.with_bus(|core| decode_ops(code, rip, core.bits))
 }
 
 /// Decodes up to the end of a block; returns the ops, the bytes they take, and whether the last
