@@ -23,7 +23,10 @@ fn is_the_other_half(need: &Need, report: &CaseReport) -> bool {
         Need::Vendor(vendor, _) => !report.vendor.is_empty() && report.vendor != vendor.to_string(),
         Need::NoSystemCapability(_) => true,
         // Only if that is why: such a row can also be skipped for want of its VM type.
-        Need::Parameter(..) => report.reason.starts_with(&format!("needs {need}, is ")),
+        Need::Parameter(..) => {
+            // A need that has alternatives tells what is wrong with each.
+            report.reason.split("; or ").any(|part| part.starts_with(&format!("needs {need}, is ")))
+        }
         Need::NoDecodeAssists | Need::KernelSince(..) => report.reason.starts_with(&format!("needs {need}")),
         Need::All(needs) | Need::Any(needs) => needs.iter().any(|need| is_the_other_half(need, report)),
         _ => false,
@@ -93,6 +96,8 @@ mod tests {
         assert!(other_half(Need::KernelSince((7, 1), "so"), "needs Linux 7.1 or newer, this is 7.0: so"));
         let setting = || Need::All(vec![Need::Hypercall, Need::Parameter("kvm.mmio_caching", "N")]);
         assert!(other_half(setting(), "needs kvm.mmio_caching=N, is Y; reload with `modprobe kvm mmio_caching=N`"));
+        let either = "needs kvm_amd.npt=N, but there is no such parameter here; or needs kvm.mmio_caching=N, is Y";
+        assert!(other_half(setting(), either));
         assert!(!other_half(setting(), "hypercalls do not reach userspace here"));
         assert!(!other_half(setting(), "no such VMs here"));
         assert!(!other_half(Need::KernelSince((7, 1), "so"), "no such VMs here"));
