@@ -7,14 +7,27 @@ use privet_harness::platform::Platform;
 pub struct Types(fn(Platform) -> bool);
 
 impl Types {
-    /// All.
-    pub const ALL: Types = Types(|_| true);
-    /// Those whose pages can have the attribute PRIVATE.
-    pub const WITH_PRIVATE_MEMORY: Types = Types(Platform::has_private_memory);
+    /// All that have guests with the general payload.
+    pub const ALL: Types = Types(|platform| matches!(platform, Platform::Plain | Platform::Upm));
+    /// Those of them whose pages can have the attribute PRIVATE.
+    pub const WITH_PRIVATE_MEMORY: Types =
+        Types(|platform| Types::ALL.contain(platform) && platform.has_private_memory());
     /// `plain` alone.
     pub const PLAIN: Types = Types(|platform| matches!(platform, Platform::Plain));
     /// `upm` alone: where the attribute decides, whatever the guest does.
     pub const UPM: Types = Types(|platform| matches!(platform, Platform::Upm));
+    /// `sev` alone: encrypted memory, and registers that the host sees.
+    pub const SEV: Types = Types(|platform| matches!(platform, Platform::Sev));
+    /// `sev_es` alone: encrypted memory without a guest_memfd, and encrypted registers.
+    pub const SEV_ES: Types = Types(|platform| matches!(platform, Platform::SevEs));
+    /// `snp` alone.
+    pub const SNP: Types = Types(|platform| matches!(platform, Platform::Snp));
+    /// Those that are launched by the commands of SEV: the guest alone says what is encrypted.
+    pub const SEV_AND_ES: Types = Types(|platform| matches!(platform, Platform::Sev | Platform::SevEs));
+    /// Those whose registers are encrypted.
+    pub const ES_AND_SNP: Types = Types(|platform| matches!(platform, Platform::SevEs | Platform::Snp));
+    /// All that AMD's secure processor launches.
+    pub const SEV_FAMILY: Types = Types(|platform| matches!(platform, Platform::Sev | Platform::SevEs | Platform::Snp));
 
     /// Whether this is one of them.
     pub fn contain(self, platform: Platform) -> bool {

@@ -1,8 +1,11 @@
-//! How a guest's own memory (payload, page tables, mailboxes) comes to be: planned as pieces of a kind, then loaded.
+//! How a guest's own memory (payload, page tables, mailboxes) comes to be: planned as pieces of a kind, then loaded;
+//! and how encrypted VMs are launched.
 
 mod copier;
 mod loader;
 mod plan;
+pub mod sev;
+pub mod snp;
 
 pub(crate) use copier::copy_within_the_guest;
 pub use loader::OWN_SLOT;

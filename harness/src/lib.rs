@@ -31,6 +31,7 @@ pub mod platform;
 pub mod probe;
 mod raw;
 mod run_page;
+pub mod sev;
 pub mod stats;
 pub mod test_range;
 mod trace;

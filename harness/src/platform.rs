@@ -4,6 +4,9 @@
 //! names every row that has to say what it expects of the new type.
 
 mod plain;
+mod sev;
+mod sev_es;
+mod snp;
 mod upm;
 
 use std::sync::Arc;
@@ -25,6 +28,12 @@ pub enum Platform {
     Plain,
     /// [`VmType::Upm`].
     Upm,
+    /// [`VmType::Sev`].
+    Sev,
+    /// [`VmType::SevEs`].
+    SevEs,
+    /// [`VmType::Snp`].
+    Snp,
 }
 
 /// What is to be known of a platform.
@@ -44,12 +53,15 @@ struct Facts {
 
 impl Platform {
     /// Every platform, in the order of the numbers of their VM types.
-    pub const ALL: [Platform; 2] = [Platform::Plain, Platform::Upm];
+    pub const ALL: [Platform; 5] = [Platform::Plain, Platform::Upm, Platform::Sev, Platform::SevEs, Platform::Snp];
 
     const fn facts(self) -> &'static Facts {
         match self {
             Platform::Plain => &plain::FACTS,
             Platform::Upm => &upm::FACTS,
+            Platform::Sev => &sev::FACTS,
+            Platform::SevEs => &sev_es::FACTS,
+            Platform::Snp => &snp::FACTS,
         }
     }
 
@@ -93,6 +105,9 @@ impl Platform {
 pub struct ByType<T> {
     pub plain: T,
     pub upm: T,
+    pub sev: T,
+    pub sev_es: T,
+    pub snp: T,
 }
 
 impl<T> ByType<T> {
@@ -101,6 +116,9 @@ impl<T> ByType<T> {
         match platform {
             Platform::Plain => self.plain,
             Platform::Upm => self.upm,
+            Platform::Sev => self.sev,
+            Platform::SevEs => self.sev_es,
+            Platform::Snp => self.snp,
         }
     }
 }
@@ -113,6 +131,13 @@ mod tests {
     fn platforms_are_in_the_order_of_their_types() {
         let types = Platform::ALL.map(Platform::vm_type);
         assert!(types.is_sorted());
-        assert_eq!(Platform::ALL.map(|platform| ByType { plain: VmType::Plain, upm: VmType::Upm }.of(platform)), types);
+        let by_type = ByType {
+            plain: VmType::Plain,
+            upm: VmType::Upm,
+            sev: VmType::Sev,
+            sev_es: VmType::SevEs,
+            snp: VmType::Snp,
+        };
+        assert_eq!(Platform::ALL.map(|platform| by_type.of(platform)), types);
     }
 }

@@ -4,8 +4,8 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 
-use kvm_bindings::kvm_pre_fault_memory;
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::{kvm_device_attr, kvm_pre_fault_memory};
+use kvm_ioctls::{Kvm, VcpuFd};
 use nix::errno::Errno;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_val};
 
@@ -39,6 +39,17 @@ pub(crate) fn stats_fd(fd: RawFd) -> Result<File, Errno> {
     let stats = Errno::result(unsafe { ioctl_with_val(&fd, uapi::KVM_GET_STATS_FD, 0) })?;
     // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { File::from_raw_fd(stats) })
+}
+
+/// `KVM_GET_DEVICE_ATTR` of `/dev/kvm`: an attribute of 8 bytes.
+pub(crate) fn system_attribute(kvm: &Kvm, group: u32, attr: u64) -> Result<u64, Errno> {
+    let mut value = 0_u64;
+    let addr = std::ptr::from_mut(&mut value).expose_provenance() as u64;
+    let mut request = kvm_device_attr { flags: 0, group, attr, addr };
+    // SAFETY: the request's size is that of the struct; KVM writes the 8 bytes of `value` (x86.c: kvm_x86_dev_get_attr),
+    // which lives until the call returns.
+    Errno::result(unsafe { ioctl_with_mut_ref(kvm, uapi::KVM_GET_DEVICE_ATTR, &mut request) })?;
+    Ok(value)
 }
 
 /// Any request with a number, or an address that cannot be accessed, as its argument.

@@ -14,6 +14,10 @@ pub(crate) const KVM_GET_STATS_FD: u64 = 0xAECE;
 pub const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_AE46;
 /// `KVM_SET_USER_MEMORY_REGION2`, 160 bytes.
 pub const KVM_SET_USER_MEMORY_REGION2: u64 = 0x40A0_AE49;
+/// `KVM_MEMORY_ENCRYPT_OP`; the number says 8 bytes, KVM takes the 24 of a `kvm_sev_cmd`.
+pub const KVM_MEMORY_ENCRYPT_OP: u64 = 0xC008_AEBA;
+/// `KVM_GET_DEVICE_ATTR`, 24 bytes.
+pub(crate) const KVM_GET_DEVICE_ATTR: u64 = 0x4018_AEE2;
 /// `KVM_SET_MEMORY_ATTRIBUTES`, 32 bytes.
 pub const KVM_SET_MEMORY_ATTRIBUTES: u64 = 0x4020_AED2;
 /// `KVM_CREATE_GUEST_MEMFD`, 64 bytes.
@@ -87,10 +91,14 @@ capabilities! {
     SPLIT_IRQCHIP = 121;
     /// `kvm_run.immediate_exit`.
     IMMEDIATE_EXIT = 136;
+    /// A VM takes over the encryption context of another, as its mirror.
+    VM_COPY_ENC_CONTEXT_FROM = 197;
     /// Bit set of the hypercalls that can be handed to user space.
     EXIT_HYPERCALL = 201;
     /// `KVM_GET_STATS_FD`.
     BINARY_STATS_FD = 203;
+    /// A VM takes the encryption context away from another.
+    VM_MOVE_ENC_CONTEXT_FROM = 206;
     /// Device attributes of `/dev/kvm` itself.
     SYS_ATTRIBUTES = 209;
     /// `kvm_run.system_event` carries data.

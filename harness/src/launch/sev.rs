@@ -1,0 +1,186 @@
+//! The launch of a SEV or SEV-ES guest, step by step; a step that is out of order does not compile.
+//!
+//! ```
+//! # use privet_harness::{launch::sev, mapping::Mapping, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
+//! # fn story(vm: &Vm, device: &Device, memory: &Mapping) -> Outcome {
+//! let mut launch = sev::Launch::create(vm, device, Default::default())?.start(SevPolicy::NONE)?;
+//! launch.update_data(memory, 0..0x1000)?;
+//! launch.measure()?.finish()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Nothing is encrypted before the key is there:
+//! ```compile_fail,E0599
+//! # use privet_harness::{launch::sev, mapping::Mapping, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
+//! # fn story(vm: &Vm, device: &Device, memory: &Mapping) -> Outcome {
+//! sev::Launch::create(vm, device, Default::default())?.update_data(memory, 0..0x1000)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Nor after the measurement:
+//! ```compile_fail,E0599
+//! # use privet_harness::{launch::sev, mapping::Mapping, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
+//! # fn story(vm: &Vm, device: &Device, memory: &Mapping) -> Outcome {
+//! let launch = sev::Launch::create(vm, device, Default::default())?.start(SevPolicy::NONE)?;
+//! launch.measure()?.update_data(memory, 0..0x1000)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! And what was not measured is not finished:
+//! ```compile_fail,E0599
+//! # use privet_harness::{launch::sev, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
+//! # fn story(vm: &Vm, device: &Device) -> Outcome {
+//! sev::Launch::create(vm, device, Default::default())?.start(SevPolicy::NONE)?.finish()?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::ops::Range;
+
+use kvm_bindings::kvm_sev_init;
+
+use crate::mapping::Mapping;
+use crate::outcome::{Outcome, Stop};
+use crate::sev::{Commands, Device, Memory, Secret, SevPolicy};
+use crate::vm::Vm;
+
+/// `INIT2` is done: the VM is a guest without a key.
+#[derive(Debug)]
+pub struct Created(());
+/// The guest has a key, and memory can be encrypted with it.
+#[derive(Debug)]
+pub struct Started(());
+/// What was encrypted is measured; the owner may add a secret.
+#[derive(Debug)]
+pub struct Measured {
+    measurement: Measurement,
+}
+/// The guest may run.
+#[derive(Debug)]
+pub struct Running {
+    measurement: Measurement,
+}
+
+/// What `LAUNCH_MEASURE` returns (SEV API, 6.5.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Measurement {
+    /// A MAC over version, policy, launch digest and nonce, with a key that the owner of a session has.
+    pub mac: [u8; 32],
+    /// The nonce.
+    pub nonce: [u8; 16],
+}
+
+impl Measurement {
+    const BYTES: u32 = 48;
+}
+
+/// A launch of which the last step led to `S`.
+#[derive(Debug)]
+pub struct Launch<'a, S> {
+    commands: Commands<'a>,
+    state: S,
+}
+
+impl<'a> Launch<'a, Created> {
+    /// Makes `vm`, of type SEV or SEV-ES and without vCPUs so far, a guest without a key.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with what KVM and the firmware say.
+    pub fn create(vm: &'a Vm, device: &Device, init: kvm_sev_init) -> Outcome<Self> {
+        let commands = Commands::new(vm, device);
+        commands.init2(init)?;
+        Ok(Launch { commands, state: Created(()) })
+    }
+
+    /// Gives it a key.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with what KVM and the firmware say.
+    pub fn start(self, policy: SevPolicy) -> Outcome<Launch<'a, Started>> {
+        self.commands.launch_start(0, policy, None)?;
+        Ok(Launch { commands: self.commands, state: Started(()) })
+    }
+}
+
+impl<'a> Launch<'a, Started> {
+    /// Encrypts bytes of `memory` where they are, and pins them.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with where, and what KVM and the firmware say.
+    pub fn update_data(&mut self, memory: &Mapping, bytes: Range<u64>) -> Outcome {
+        let (place, len) = (Memory::In(memory, bytes.start), bytes.end - bytes.start);
+        let describe = |what: &dyn std::fmt::Display| {
+            Stop::Fail(format!("bytes {bytes:#x?} of a mapping to be encrypted: {what}"))
+        };
+        self.commands
+            .register_region(place, len)
+            .map_err(|errno| describe(&format!("KVM_MEMORY_ENCRYPT_REG_REGION: {errno:?}")))?;
+        self.commands.launch_update_data(place, len as u32).map_err(|refused| describe(&refused))
+    }
+
+    /// Encrypts the state of all vCPUs, of a SEV-ES guest.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with what KVM and the firmware say.
+    pub fn update_vmsas(&mut self) -> Outcome {
+        Ok(self.commands.launch_update_vmsa()?)
+    }
+
+    /// Measures all of it.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with what KVM and the firmware say.
+    pub fn measure(self) -> Outcome<Launch<'a, Measured>> {
+        let memory = Mapping::anonymous(crate::units::PAGE_SIZE)?;
+        let (result, length) = self.commands.launch_measure(Memory::In(&memory, 0), Measurement::BYTES);
+        result?;
+        if length != Measurement::BYTES {
+            return Err(Stop::Fail(format!("KVM_SEV_LAUNCH_MEASURE: {length} bytes, not {}", Measurement::BYTES)));
+        }
+        let mut measurement = Measurement { mac: [0; 32], nonce: [0; 16] };
+        memory.read(0, &mut measurement.mac)?;
+        memory.read(32, &mut measurement.nonce)?;
+        Ok(Launch { commands: self.commands, state: Measured { measurement } })
+    }
+}
+
+impl<'a> Launch<'a, Measured> {
+    /// The measurement.
+    pub fn measurement(&self) -> Measurement {
+        self.state.measurement
+    }
+
+    /// Adds the owner's secret.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with what KVM and the firmware say.
+    pub fn secret(&mut self, secret: Secret<'_>) -> Outcome {
+        Ok(self.commands.launch_secret(secret)?)
+    }
+
+    /// Ends the launch.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with what KVM and the firmware say.
+    pub fn finish(self) -> Outcome<Launch<'a, Running>> {
+        self.commands.launch_finish()?;
+        Ok(Launch { commands: self.commands, state: Running { measurement: self.state.measurement } })
+    }
+}
+
+impl Launch<'_, Running> {
+    /// The measurement.
+    pub fn measurement(&self) -> Measurement {
+        self.state.measurement
+    }
+}
+
+impl<'a, S> Launch<'a, S> {
+    /// The commands, for what may come in any state.
+    pub fn commands(&self) -> Commands<'a> {
+        self.commands
+    }
+}

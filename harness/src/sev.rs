@@ -1,0 +1,22 @@
+//! What KVM and AMD's secure processor offer for encrypted VMs: the commands of `KVM_MEMORY_ENCRYPT_OP`, any of them in
+//! any order, and what becomes of them. Launches that cannot go wrong are in [`launch`](crate::launch).
+//!
+//! Source: `arch/x86/include/uapi/asm/kvm.h`, `arch/x86/kvm/svm/sev.c`,
+//! `Documentation/virt/kvm/x86/amd-memory-encryption.rst`.
+
+pub mod attributes;
+mod command;
+mod commands;
+mod device;
+mod firmware;
+mod memory;
+mod page_type;
+mod policy;
+
+pub use command::{Command, Refused};
+pub use commands::{Commands, Finish, Secret, Session, Update};
+pub use device::Device;
+pub use firmware::Firmware;
+pub use memory::Memory;
+pub use page_type::PageType;
+pub use policy::{SevPolicy, SnpPolicy};
