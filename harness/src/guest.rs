@@ -8,7 +8,7 @@ use privet_protocol::{AliasBits, HypercallInstruction, MAX_VCPUS, Start};
 use crate::guest_memfd::GuestMemfd;
 use crate::guest_vcpu::{GuestVcpu, Mailbox};
 use crate::host::Host;
-use crate::launch::{MAILBOXES, OWN_BASE, OwnMemory, Part, Plan, TABLES, load};
+use crate::launch::{Launch, Launched, MAILBOXES, OWN_BASE, OwnMemory, Part, Plan, TABLES};
 use crate::long_mode;
 use crate::mapping::Mapping;
 use crate::outcome::{Outcome, Stop};
@@ -17,6 +17,7 @@ use crate::payload::Payload;
 use crate::platform::Platform;
 use crate::test_range::{RangeSpec, SHARED_ALIAS, TEST_SLOT, TestRange};
 use crate::units::{Gpa, Gva, PageCount};
+use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
 /// GPA (and GVA) of a window without memslots, identity-mapped with 2 MiB pages, for MMIO.
@@ -38,10 +39,10 @@ pub struct GuestBuilder<'a> {
 }
 
 impl<'a> GuestBuilder<'a> {
-    /// One vCPU, no test range, all of the guest's own memory shared, conversion hypercalls lead to userspace. An
-    /// operation may take as long as `limit` at most.
+    /// One vCPU, no test range, as much of the guest's own memory shared as can be, conversion requests lead to userspace.
+    /// An operation may take as long as `limit` at most.
     pub(crate) fn new(host: &'a Host, platform: Platform, payload: Outcome<&'a Payload>, limit: Duration) -> Self {
-        let (vcpus, ranges, private) = (1, Vec::new(), &[]);
+        let (vcpus, ranges, private) = (1, Vec::new(), platform.private_parts());
         Self { host, platform, payload, limit, vcpus, ranges, private, hypercall: None, map_gpa_range_exit: true }
     }
 
@@ -83,10 +84,19 @@ impl<'a> GuestBuilder<'a> {
         if self.map_gpa_range_exit {
             vm.enable_map_gpa_range_exit()?;
         }
-        let tables = self.page_tables();
+        let aliases = self.platform.aliases(self.host)?;
+        let tables = self.page_tables(aliases);
         let payload = self.payload?;
         let plan = Plan::new(payload, &tables, self.private)?;
-        let own = load(self.host, self.platform, &vm, &plan)?;
+        let make_vcpu = |index: u64| {
+            let vcpu = vm.create_vcpu(index)?;
+            let registers = long_mode::registers(payload.entry, (MAILBOXES + PageCount(index)).0, index);
+            long_mode::enter(&vcpu, self.host.supported_cpuid()?, tables.root(), &registers)?;
+            Ok(vcpu)
+        };
+        let make_vcpus = || (0..self.vcpus as u64).map(make_vcpu).collect();
+        let launch = Launch { host: self.host, vm: &vm, plan: &plan, make_vcpus: &make_vcpus };
+        let Launched { own, vcpus } = self.platform.launch(&launch)?;
 
         let mut ranges = Vec::new();
         let mut slot = TEST_SLOT;
@@ -95,32 +105,32 @@ impl<'a> GuestBuilder<'a> {
             slot += spec.slots;
         }
 
-        let start = Start {
-            hypercall: self.hypercall.unwrap_or_else(|| self.host.hypercall_instruction()),
-            doorbell: self.platform.doorbell(),
-            aliases: self.platform.aliases(),
-        };
-        let mut vcpus = Vec::new();
-        for index in 0..self.vcpus {
-            let vcpu = vm.create_vcpu(index as u64)?;
-            let gpa = MAILBOXES + PageCount(index as u64);
-            let registers = long_mode::registers(payload.entry, gpa.0, index as u64);
-            long_mode::enter(&vcpu, self.host.supported_cpuid()?, tables.root(), &registers)?;
-            let mailbox = Mailbox { memory: own.host.clone(), offset: gpa.0 - OWN_BASE.0 };
+        let into_guest = |(index, vcpu): (usize, Vcpu)| {
+            let offset = (MAILBOXES + PageCount(index as u64)).0 - OWN_BASE.0;
+            let mailbox = Mailbox { memory: own.host.clone(), offset };
             let vcpu = GuestVcpu::new(index, vcpu, mailbox, payload.symbols.clone(), self.limit);
-            vcpu.boot(start)?;
-            vcpus.push(vcpu);
-        }
+            vcpu.boot(Start {
+                hypercall: self.hypercall.unwrap_or_else(|| self.host.hypercall_instruction()),
+                doorbell: self.platform.doorbell(index),
+                aliases,
+                conversion: self.platform.conversion(),
+            })?;
+            Ok(vcpu)
+        };
+        let vcpus = vcpus.into_iter().enumerate().map(into_guest).collect::<Outcome<_>>()?;
         Ok(Guest { vcpus, ranges, tables, plan, own, vm })
     }
 
-    fn page_tables(&self) -> PageTables {
-        let mut tables = PageTables::new(TABLES);
-        let own = OWN_BASE + Plan::length();
-        tables.map_large(Gva(0), Gpa(0), own.0.div_ceil(LARGE_PAGE_SIZE));
-        tables.map_large(Gva(MMIO_BASE.0), MMIO_BASE, MMIO_LARGE_PAGES);
+    fn page_tables(&self, AliasBits { private, shared }: AliasBits) -> PageTables {
+        let mut tables = PageTables::new(TABLES).with_bits(private);
+        let mut identity = |from: Gpa, to: Gpa, bits: u64| {
+            tables.map_large(Gva(from.0), Gpa(from.0 | bits), (to.0 - from.0).div_ceil(LARGE_PAGE_SIZE));
+        };
+        identity(Gpa(0), MAILBOXES, private);
+        identity(MAILBOXES, TABLES, shared);
+        identity(TABLES, OWN_BASE + Plan::length(), private);
+        identity(MMIO_BASE, MMIO_BASE + MMIO_LARGE_PAGES * LARGE_PAGE_SIZE, shared);
         for range in &self.ranges {
-            let AliasBits { private, shared } = self.platform.aliases();
             for (alias, bits) in [(0, private), (SHARED_ALIAS, shared)] {
                 tables.map(Gva(range.gpa.0 | alias), Gpa(range.gpa.0 | bits), range.pages);
             }

@@ -196,16 +196,24 @@ impl GuestVcpu {
                 "a guest assertion failed: {message} (left {:#x}, right {:#x}){at}",
                 failure.left, failure.right
             ),
-            FailureKind::Exception => {
-                let Fault { vector, error_code, rip, cr2 } = failure.fault;
-                format!(
-                    "the guest took exception {} (error code {error_code:#x}) at rip {rip:#x} ({}), cr2 {cr2:#x}{at}",
-                    vector_name(vector),
-                    self.symbols.describe(rip)
-                )
-            }
+            FailureKind::Exception => format!("the guest took exception {}", self.describe(failure.fault)),
+            FailureKind::NestedException => format!(
+                "while the guest handled exception {}, which is lost, it took exception {}",
+                vector_name(failure.left),
+                self.describe(failure.fault)
+            ),
+            FailureKind::Refused => format!(
+                "the host does not understand the guest's request {:#x}: SW_EXITINFO1 {:#x}, SW_EXITINFO2 {:#x}{at}",
+                failure.fault.error_code, failure.left, failure.right
+            ),
         };
         Ok(Stop::Error(format!("vCPU {}: {what}, in operation code {}", self.index, failure.op)))
+    }
+
+    /// An exception that nobody expected.
+    fn describe(&self, Fault { vector, error_code, rip, cr2 }: Fault) -> String {
+        let (name, place) = (vector_name(vector), self.symbols.describe(rip));
+        format!("{name} (error code {error_code:#x}) at rip {rip:#x} ({place}), cr2 {cr2:#x}")
     }
 }
 

@@ -9,6 +9,6 @@ pub mod snp;
 
 pub(crate) use copier::copy_within_the_guest;
 pub use loader::OWN_SLOT;
-pub(crate) use loader::{OwnMemory, load};
-pub use plan::{Kind, OWN_BASE, Part, Piece, Plan};
+pub(crate) use loader::{Launch, Launched, OwnMemory};
 pub(crate) use plan::{MAILBOXES, TABLES};
+pub use plan::{GHCBS, Kind, OWN_BASE, Part, Piece, Plan};

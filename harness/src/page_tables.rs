@@ -27,13 +27,20 @@ type Table = [u64; 512];
 /// Page tables under construction. Table `i` will lie at `base + i` pages; the root is table 0.
 pub struct PageTables {
     base: Gpa,
+    /// What entries that lead to other tables have set beside flags and address.
+    bits: u64,
     tables: Vec<Table>,
 }
 
 impl PageTables {
     /// Empty tables that will be loaded at `base`, which must be page-aligned.
     pub fn new(base: Gpa) -> Self {
-        Self { base, tables: vec![[0; 512]] }
+        Self { base, bits: 0, tables: vec![[0; 512]] }
+    }
+
+    /// The same, empty as they are, with this bit (a C-bit) in every entry that leads to another table.
+    pub(crate) fn with_bits(self, bits: u64) -> Self {
+        Self { bits, ..self }
     }
 
     /// The value for CR3.
@@ -90,7 +97,7 @@ impl PageTables {
     }
 
     fn table_of(&self, entry: u64) -> usize {
-        (((entry & ADDRESS) - self.base.0) / PAGE_SIZE) as usize
+        (((entry & ADDRESS & !self.bits) - self.base.0) / PAGE_SIZE) as usize
     }
 
     /// The entry of `level` (1: 4 KiB, 2: 2 MiB) on the way to `gva`; tables above it are made as needed.
@@ -99,7 +106,7 @@ impl PageTables {
         for level in (leaf + 1..=4).rev() {
             let slot = index(gva, level);
             if self.tables[table][slot] & PRESENT == 0 {
-                self.tables[table][slot] = (self.base + self.pages()).0 | TABLE;
+                self.tables[table][slot] = (self.base + self.pages()).0 | TABLE | self.bits;
                 self.tables.push([0; 512]);
             }
             table = self.table_of(self.tables[table][slot]);

@@ -9,16 +9,12 @@ mod sev_es;
 mod snp;
 mod upm;
 
-use std::sync::Arc;
-
-use privet_protocol::{AliasBits, Doorbell};
+use privet_protocol::{AliasBits, Conversion, Doorbell};
 
 use crate::host::Host;
-use crate::launch::Plan;
-use crate::mapping::Mapping;
+use crate::launch::{Launch, Launched, Part};
 use crate::outcome::Outcome;
 use crate::test_range::Backing;
-use crate::vm::Vm;
 use crate::vm_type::VmType;
 
 /// A VM type that rows have guests of.
@@ -39,16 +35,20 @@ pub enum Platform {
 /// What is to be known of a platform.
 struct Facts {
     vm_type: VmType,
-    /// How guests leave when they have answered.
-    doorbell: Doorbell,
+    /// How guests leave when they have answered; of the vCPU with this index.
+    doorbell: fn(usize) -> Doorbell,
+    /// How guests ask for conversions.
+    conversion: Conversion,
     /// `kvm_arch_has_private_mem`: the attribute PRIVATE can be set.
     has_private_memory: bool,
     /// All that a slot can have behind it.
     backing: Backing,
-    /// What page-table entries say of privacy.
-    aliases: AliasBits,
-    /// How the private pieces of a launch plan get their content; the memory has its slot already.
-    fill_private: fn(&Host, &Vm, &Arc<Mapping>, &Plan) -> Outcome,
+    /// What page-table entries say of privacy, on this host.
+    aliases: fn(&Host) -> Outcome<AliasBits>,
+    /// The parts of a guest's own memory that cannot but be private.
+    private_parts: &'static [Part],
+    /// From an empty VM to one whose vCPUs can run.
+    launch: fn(&Launch<'_>) -> Outcome<Launched>,
 }
 
 impl Platform {
@@ -76,21 +76,34 @@ impl Platform {
     }
 
     /// What a guest's page-table entries say of privacy.
-    pub(crate) const fn aliases(self) -> AliasBits {
-        self.facts().aliases
-    }
-
-    /// How its guests leave when they have answered.
-    pub(crate) const fn doorbell(self) -> Doorbell {
-        self.facts().doorbell
-    }
-
-    /// Gives the private pieces of `plan` their content, which `view` has from the start of the guest's own memory on.
     ///
     /// # Errors
-    /// What KVM refuses, and `Stop::Error` where there is no private memory.
-    pub(crate) fn fill_private(self, host: &Host, vm: &Vm, view: &Arc<Mapping>, plan: &Plan) -> Outcome {
-        (self.facts().fill_private)(host, vm, view, plan)
+    /// `Stop::Fail` if the host does not tell.
+    pub(crate) fn aliases(self, host: &Host) -> Outcome<AliasBits> {
+        (self.facts().aliases)(host)
+    }
+
+    /// The parts of a guest's own memory that cannot but be private.
+    pub(crate) const fn private_parts(self) -> &'static [Part] {
+        self.facts().private_parts
+    }
+
+    /// How vCPU `index` of its guests leaves when it has answered.
+    pub(crate) fn doorbell(self, index: usize) -> Doorbell {
+        (self.facts().doorbell)(index)
+    }
+
+    /// How its guests ask for conversions.
+    pub const fn conversion(self) -> Conversion {
+        self.facts().conversion
+    }
+
+    /// Gives the VM its memory and its vCPUs.
+    ///
+    /// # Errors
+    /// What KVM refuses, and `Stop::Error` for private pieces where there is no private memory.
+    pub(crate) fn launch(self, launch: &Launch<'_>) -> Outcome<Launched> {
+        (self.facts().launch)(launch)
     }
 
     /// All that a slot of its VMs can have behind it.

@@ -8,7 +8,7 @@ use crate::host::Host;
 use crate::mapping::Mapping;
 use crate::memslot::SlotSpec;
 use crate::outcome::Outcome;
-use crate::platform::Platform;
+use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
 /// Slot id of a guest's own memory.
@@ -16,29 +16,50 @@ pub const OWN_SLOT: u32 = 0;
 
 /// A guest's own memory in its VM.
 pub(crate) struct OwnMemory {
-    /// The host's view. Of private pieces it holds what was loaded, which the guest does not see.
+    /// The host's view. Of private pieces it holds what was loaded, which the guest does not see, or what encryption has
+    /// made of it.
     pub(crate) host: Arc<Mapping>,
-    /// Where private pieces are; None if there are none.
+    /// Where private pieces are, if they are in a guest_memfd.
     pub(crate) gmem: Option<Arc<GuestMemfd>>,
 }
 
-/// Gives `vm`, one of `platform` and without vCPUs so far, the memory of `plan`.
-///
-/// # Errors
-/// What KVM refuses, and `Stop::Error` for private pieces where there is no private memory.
-pub(crate) fn load(host: &Host, platform: Platform, vm: &Vm, plan: &Plan) -> Outcome<OwnMemory> {
-    let length = Plan::length();
-    let view = Arc::new(Mapping::anonymous(length.bytes())?);
-    for piece in plan.pieces() {
-        view.write(piece.gpa.0 - OWN_BASE.0, &piece.bytes)?;
+/// A guest to be launched: how its VM gets memory and vCPUs, and in which order, is its platform's affair.
+pub(crate) struct Launch<'a> {
+    pub(crate) host: &'a Host,
+    /// Without slots and vCPUs so far.
+    pub(crate) vm: &'a Vm,
+    pub(crate) plan: &'a Plan,
+    /// Makes the vCPUs, in the state in which they enter the payload.
+    pub(crate) make_vcpus: &'a dyn Fn() -> Outcome<Vec<Vcpu>>,
+}
+
+/// A guest whose vCPUs can run.
+pub(crate) struct Launched {
+    pub(crate) own: OwnMemory,
+    pub(crate) vcpus: Vec<Vcpu>,
+}
+
+impl Launch<'_> {
+    /// Host memory with the content of the plan, and the slot that it will be behind.
+    ///
+    /// # Errors
+    /// `Stop::Error` if the host has no memory.
+    pub(crate) fn content(&self) -> Outcome<(Arc<Mapping>, SlotSpec)> {
+        let view = Arc::new(Mapping::anonymous(Plan::length().bytes())?);
+        for piece in self.plan.pieces() {
+            view.write(piece.gpa.0 - OWN_BASE.0, &piece.bytes)?;
+        }
+        let slot = SlotSpec::shared(OWN_SLOT, OWN_BASE, Plan::length(), &view);
+        Ok((view, slot))
     }
-    let slot = SlotSpec::shared(OWN_SLOT, OWN_BASE, length, &view);
-    if plan.private().next().is_none() {
-        vm.add_slot(slot)?;
-        return Ok(OwnMemory { host: view, gmem: None });
+
+    /// The slot without any private piece, and then the vCPUs.
+    ///
+    /// # Errors
+    /// What KVM refuses.
+    pub(crate) fn all_shared(&self) -> Outcome<Launched> {
+        let (host, slot) = self.content()?;
+        self.vm.add_slot(slot)?;
+        Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus: (self.make_vcpus)()? })
     }
-    let gmem = vm.create_guest_memfd(length.bytes(), 0)?;
-    vm.add_slot(slot.with_gmem(&gmem, 0))?;
-    platform.fill_private(host, vm, &view, plan)?;
-    Ok(OwnMemory { host: view, gmem: Some(gmem) })
 }

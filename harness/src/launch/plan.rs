@@ -11,6 +11,8 @@ use crate::units::{Gpa, PAGE_SIZE, PageCount};
 pub const OWN_BASE: Gpa = Gpa(PAYLOAD_BASE);
 /// GPA of the mailbox of vCPU 0; the others follow page by page.
 pub(crate) const MAILBOXES: Gpa = Gpa(0x20_0000);
+/// GPA of the GHCB of vCPU 0, likewise, for guests that have one.
+pub const GHCBS: Gpa = Gpa(MAILBOXES.0 + MAX_VCPUS as u64 * PAGE_SIZE);
 /// GPA of the root page table; the other tables follow page by page.
 pub(crate) const TABLES: Gpa = Gpa(0x40_0000);
 /// GPA after the last byte.
@@ -50,7 +52,7 @@ pub struct Piece {
     pub bytes: Vec<u8>,
     /// Its kind.
     pub kind: Kind,
-    /// What it is; None for the mailboxes, which are always shared.
+    /// What it is; None for mailboxes and GHCBs, which are always shared.
     pub part: Option<Part>,
 }
 
@@ -82,7 +84,7 @@ impl Plan {
             let part = if segment.executable { Part::Code } else { Part::Data };
             pieces.push(piece(Gpa(segment.gpa), segment.bytes.clone(), part));
         }
-        let mailboxes = vec![0; MAX_VCPUS * PAGE_SIZE as usize];
+        let mailboxes = vec![0; 2 * MAX_VCPUS * PAGE_SIZE as usize];
         pieces.push(Piece { gpa: MAILBOXES, bytes: mailboxes, kind: Kind::Shared, part: None });
         if (TABLES + tables.pages()).0 > END.0 {
             return Err(Stop::Error(format!(

@@ -8,7 +8,7 @@ mod memory;
 use privet_protocol::{Op, Reply, Start};
 use privet_runtime::paging::Refused;
 use privet_runtime::probe::{self, Probed};
-use privet_runtime::{Vcpu, convert, cpu, guest_assert_eq, hypercall};
+use privet_runtime::{Vcpu, convert, cpu, ghcb, guest_assert_eq, hypercall, port, snp};
 
 /// Executes one operation on one vCPU.
 pub fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply {
@@ -37,6 +37,18 @@ pub fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply {
         Op::LoadZeropad { gva } => memory::load_zeropad(gva),
         Op::HammerZeropad { gva, limit, allowed } => hammer::zeropad_until_stopped(vcpu, gva, limit, allowed),
         Op::HammerAdd { gva, pages, limit } => hammer::add_until_stopped(vcpu, gva, pages, limit),
+        Op::Validate { gva, pages, validated } => match snp::validate(gva, pages, validated) {
+            Ok(snp::Validated { code, done, unchanged }) => Reply::done([code, done, unchanged]),
+            Err(fault) => Reply::Fault(fault),
+        },
+        Op::AdjustRmp { gva, attributes } => value(snp::adjust_rmp(gva, attributes)),
+        Op::VmgexitMsr { msr } => Reply::done([ghcb::vmgexit(msr)]),
+        Op::VmgexitPage { msr, page } => ghcb::exchange(vcpu, msr, page),
+        Op::HandledVc => Reply::done([vcpu.handled_vc()]),
+        Op::PortRead { port, width } => value(port::read(port as u16, width)),
+        Op::PortWrite { port, width, value } => nothing(port::write(port as u16, width, value)),
+        Op::PortReadBytes { port, gva, count } => value(port::read_bytes(port as u16, gva, count)),
+        Op::PortWriteBytes { port, gva, count } => value(port::write_bytes(port as u16, gva, count)),
         Op::Panic { argument } => panic!("{}{argument}", Op::PANIC_ARGUMENT_PREFIX),
         Op::AssertEqual { left, right } => {
             guest_assert_eq!(left, right);

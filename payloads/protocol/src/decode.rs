@@ -16,6 +16,7 @@ pub enum Field {
     Register,
     Hypercall,
     Doorbell,
+    Conversion,
     RequestSequence,
     ReplySequence,
     Status,

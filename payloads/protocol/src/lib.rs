@@ -31,7 +31,7 @@ pub use mailbox::{GuestMailbox, HostMailbox};
 pub use op::{Convert, Length, Op, Order, Sharing, Width};
 pub use pattern::Pattern;
 pub use reply::{Failure, FailureKind, Fault, Refusal, Reply, Values};
-pub use start::{AliasBits, Doorbell, HypercallInstruction, Start};
+pub use start::{AliasBits, Conversion, Doorbell, HypercallInstruction, Start};
 pub use version::VERSION;
 
 /// The first eight bytes of the `.privet` section of every payload, and the first word of every mailbox.

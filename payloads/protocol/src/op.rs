@@ -221,8 +221,8 @@ operations! {
         /// RAX, RBX, RCX, RDX, RSI.
         registers: [u64; 5],
     };
-    /// A conversion as guest kernels do it. Values: RAX of the hypercall; pages whose page-table entry is
-    /// present afterwards.
+    /// A conversion as guest kernels do it. Values: the answer, which is RAX of the hypercall or SW_EXITINFO2 of the page
+    /// state change; pages whose page-table entry is present afterwards; pages that PVALIDATE found as they should become.
     12 => Convert {
         /// All about it.
         request: Convert,
@@ -307,6 +307,72 @@ operations! {
         gva: u64,
         /// The entry.
         entry: u64,
+    };
+    /// PVALIDATE of pages of 4 KiB, which stops at the first that it does not succeed for. Values: its EAX, or 0; pages
+    /// done; those of them that were in that state already (CF).
+    25 => Validate {
+        /// Address of a private mapping, page-aligned.
+        gva: u64,
+        /// Pages.
+        pages: u64,
+        /// Validate, or rescind.
+        validated: bool,
+    };
+    /// RMPADJUST of a page of 4 KiB. Values: EAX.
+    26 => AdjustRmp {
+        /// Address of a private mapping, page-aligned.
+        gva: u64,
+        /// RDX: bits 7:0 the VMPL, 15:8 its permissions, 16 whether the page is a VMSA.
+        attributes: u64,
+    };
+    /// VMGEXIT with this in the GHCB MSR. Values: the MSR afterwards.
+    27 => VmgexitMsr {
+        /// What the MSR is set to.
+        msr: u64,
+    };
+    /// VMGEXIT with this in the GHCB MSR and a page of the host's making as this vCPU's GHCB; what is in the GHCB
+    /// afterwards replaces that page.
+    28 => VmgexitPage {
+        /// What the MSR is set to.
+        msr: u64,
+        /// Address of the page, page-aligned.
+        page: u64,
+    };
+    /// How many #VC this vCPU has handled so far. Values: that.
+    29 => HandledVc;
+    /// IN. Values: what was read, zero-extended.
+    30 => PortRead {
+        /// DX.
+        port: u32,
+        /// Width, at most 4 bytes.
+        width: Width,
+    };
+    /// OUT.
+    31 => PortWrite {
+        /// DX.
+        port: u32,
+        /// Width, at most 4 bytes.
+        width: Width,
+        /// Value, of which the low bytes are written.
+        value: u64,
+    };
+    /// REP INSB. Values: RCX afterwards.
+    32 => PortReadBytes {
+        /// DX.
+        port: u32,
+        /// Where the bytes go.
+        gva: u64,
+        /// How many.
+        count: u64,
+    };
+    /// REP OUTSB. Values: RCX afterwards.
+    33 => PortWriteBytes {
+        /// DX.
+        port: u32,
+        /// Where the bytes are.
+        gva: u64,
+        /// How many.
+        count: u64,
     };
 }
 

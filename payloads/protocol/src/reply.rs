@@ -43,6 +43,11 @@ pub enum FailureKind {
     Assertion = 2,
     /// An exception outside of every probe.
     Exception = 3,
+    /// An exception in the handler of another one, whose vector is `left`.
+    NestedException = 4,
+    /// The host does not understand a request through the GHCB: its code is the fault's error code, `left` and `right`
+    /// are SW_EXITINFO1 and 2.
+    Refused = 5,
 }
 
 /// The numbers of a failure. Its texts (message or expression, and file name) are read from the mailbox with
@@ -140,6 +145,8 @@ impl Reply {
                     1 => FailureKind::Panic,
                     2 => FailureKind::Assertion,
                     3 => FailureKind::Exception,
+                    4 => FailureKind::NestedException,
+                    5 => FailureKind::Refused,
                     other => return Err(DecodeError::new(Field::FailureKind, other)),
                 };
                 Reply::Failed(Failure {

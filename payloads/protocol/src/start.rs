@@ -23,19 +23,52 @@ impl HypercallInstruction {
     }
 }
 
-/// How a guest leaves when it has answered. VM types whose guests cannot execute `out` bring a variant of their own.
+/// How a guest leaves when it has answered: one byte, value 0, for [`DOORBELL_PORT`](crate::DOORBELL_PORT). VM types whose
+/// guests cannot execute `out` bring a variant of their own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
 pub enum Doorbell {
-    /// `out` of one byte, value 0, to [`DOORBELL_PORT`](crate::DOORBELL_PORT).
-    Port = 0,
+    /// By `out`.
+    Port,
+    /// By a request in the GHCB of its vCPU: SEV-ES and SEV-SNP.
+    Ghcb {
+        /// Where that page is, as GPA and as the GVA of a shared mapping.
+        gpa: u64,
+    },
 }
 
 impl Doorbell {
-    fn decode(word: u64) -> Result<Self, DecodeError> {
+    const fn encode(self) -> u64 {
+        match self {
+            Doorbell::Port => 0,
+            Doorbell::Ghcb { gpa } => gpa,
+        }
+    }
+
+    const fn decode(word: u64) -> Result<Self, DecodeError> {
         match word {
             0 => Ok(Self::Port),
+            gpa if gpa.is_multiple_of(4096) => Ok(Self::Ghcb { gpa }),
             _ => Err(DecodeError::new(Field::Doorbell, word)),
+        }
+    }
+}
+
+/// How a guest asks for a conversion of pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Conversion {
+    /// By the hypercall `KVM_HC_MAP_GPA_RANGE`.
+    Hypercall = 0,
+    /// By page state changes of the GHCB protocol, and PVALIDATE: SEV-SNP.
+    PageStateChange = 1,
+}
+
+impl Conversion {
+    const fn decode(word: u64) -> Result<Self, DecodeError> {
+        match word {
+            0 => Ok(Self::Hypercall),
+            1 => Ok(Self::PageStateChange),
+            _ => Err(DecodeError::new(Field::Conversion, word)),
         }
     }
 }
@@ -69,18 +102,23 @@ pub struct Start {
     pub doorbell: Doorbell,
     /// What its page-table entries say of privacy.
     pub aliases: AliasBits,
+    /// How it asks for conversions.
+    pub conversion: Conversion,
 }
 
 impl Start {
     pub(crate) fn encode(self) -> [u64; START_COUNT] {
-        [self.hypercall as u64, self.doorbell as u64, self.aliases.private, self.aliases.shared]
+        let AliasBits { private, shared } = self.aliases;
+        [self.hypercall as u64, self.doorbell.encode(), private, shared, self.conversion as u64]
     }
 
-    pub(crate) fn decode([hypercall, doorbell, private, shared]: [u64; START_COUNT]) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(words: [u64; START_COUNT]) -> Result<Self, DecodeError> {
+        let [hypercall, doorbell, private, shared, conversion] = words;
         Ok(Self {
             hypercall: HypercallInstruction::decode(hypercall)?,
             doorbell: Doorbell::decode(doorbell)?,
             aliases: AliasBits { private, shared },
+            conversion: Conversion::decode(conversion)?,
         })
     }
 }

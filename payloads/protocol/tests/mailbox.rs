@@ -11,7 +11,12 @@ fn page() -> Box<Words> {
 }
 
 fn told(hypercall: HypercallInstruction) -> Start {
-    Start { hypercall, doorbell: Doorbell::Port, aliases: AliasBits { private: 1 << 51, shared: 1 << 47 } }
+    Start {
+        hypercall,
+        doorbell: Doorbell::Ghcb { gpa: 0x20_4000 },
+        aliases: AliasBits { private: 1 << 51, shared: 1 << 47 },
+        conversion: Conversion::PageStateChange,
+    }
 }
 
 #[test]

@@ -3,12 +3,16 @@
 
 use core::arch::asm;
 
-use privet_protocol::{DOORBELL_PORT, Doorbell};
+use privet_protocol::DOORBELL_PORT;
+
+use crate::vc;
+use crate::vcpu::Vcpu;
 
 /// Rings. Returns when the host enters the guest again.
-pub fn ring(doorbell: Doorbell) {
-    match doorbell {
-        Doorbell::Port => out(),
+pub fn ring(vcpu: &Vcpu) {
+    match vcpu.ghcb() {
+        None => out(),
+        Some(ghcb) => vc::ring(ghcb),
     }
 }
 

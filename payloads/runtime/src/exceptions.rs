@@ -8,6 +8,7 @@ use privet_protocol::Fault;
 
 use crate::failure;
 use crate::probe::execute_faulted;
+use crate::vc::{self, Handled, VMM_COMMUNICATION};
 use crate::vcpu::Vcpu;
 
 /// Vectors that exceptions can have.
@@ -62,11 +63,18 @@ global_asm!(
 
 /// What the stubs push, and below it what the CPU pushed.
 #[repr(C)]
-struct Frame {
-    registers: [u64; 15],
+pub(crate) struct Frame {
+    r15_to_r8: [u64; 8],
+    rbp: u64,
+    pub(crate) rdi: u64,
+    pub(crate) rsi: u64,
+    pub(crate) rdx: u64,
+    pub(crate) rcx: u64,
+    pub(crate) rbx: u64,
+    pub(crate) rax: u64,
     vector: u64,
-    error_code: u64,
-    rip: u64,
+    pub(crate) error_code: u64,
+    pub(crate) rip: u64,
     cs: u64,
     rflags: u64,
     rsp: u64,
@@ -97,6 +105,23 @@ pub(crate) fn stub(vector: usize) -> u64 {
 extern "C" fn handle(frame: &mut Frame) {
     let fault = Fault { vector: frame.vector, error_code: frame.error_code, rip: frame.rip, cr2: cr2() };
     let vcpu = Vcpu::current();
+    // Most exceptions share a stack, so the frame of the first is lost and nothing but a report is left to do.
+    match vcpu.handling.swap(fault.vector + 1, Relaxed) {
+        0 => {}
+        outer => failure::nested_exception(vcpu, fault, outer - 1),
+    }
+    handle_first(vcpu, frame, fault);
+    vcpu.handling.store(0, Relaxed);
+}
+
+fn handle_first(vcpu: &'static Vcpu, frame: &mut Frame, mut fault: Fault) {
+    if fault.vector == VMM_COMMUNICATION {
+        match vc::handle(vcpu, frame, fault) {
+            Handled::Done => return vcpu.count_vc(),
+            Handled::Raises(raised) => fault = raised,
+            Handled::Unknown => {}
+        }
+    }
     if let Some(resume) = probe_resuming_from(frame.rip) {
         vcpu.set_fault(fault);
         frame.rip = resume;

@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::Relaxed;
 
-use privet_protocol::{Doorbell, Failure, FailureKind, Fault, GuestMailbox, MAX_MESSAGE, Reply};
+use privet_protocol::{Failure, FailureKind, Fault, GuestMailbox, MAX_MESSAGE, Reply};
 
 use crate::doorbell;
 use crate::vcpu::Vcpu;
@@ -16,6 +16,21 @@ const NO_FAULT: Fault = Fault { vector: 0, error_code: 0, rip: 0, cr2: 0 };
 /// An exception outside of every probe.
 pub(crate) fn exception(vcpu: &Vcpu, fault: Fault) -> ! {
     fail(vcpu, format_args!(""), "", Failure { fault, ..failure(FailureKind::Exception, 0, 0) })
+}
+
+/// An exception in the handler of exception `outer`, which is thereby lost.
+pub(crate) fn nested_exception(vcpu: &Vcpu, fault: Fault, outer: u64) -> ! {
+    let failure = Failure { fault, left: outer, ..failure(FailureKind::NestedException, 0, 0) };
+    fail(vcpu, format_args!(""), "", failure)
+}
+
+/// The host does not understand a request of ours: its code, and SW_EXITINFO1 and 2 of the answer.
+#[track_caller]
+pub(crate) fn refused(code: u64, info_1: u64, info_2: u64) -> ! {
+    let place = core::panic::Location::caller();
+    let failure = failure(FailureKind::Refused, place.line(), place.column());
+    let fault = Fault { vector: 0, error_code: code, ..NO_FAULT };
+    fail(Vcpu::current(), format_args!(""), place.file(), Failure { left: info_1, right: info_2, fault, ..failure })
 }
 
 /// A failed assertion: use [`guest_assert_eq!`](crate::guest_assert_eq).
@@ -61,14 +76,13 @@ fn fail(vcpu: &Vcpu, message: fmt::Arguments<'_>, file: &str, failure: Failure) 
         let op = if vcpu.busy.load(Relaxed) == 1 { mailbox.op_code() } else { 0 };
         mailbox.answer(vcpu.sequence.load(Relaxed), Reply::Failed(Failure { op, ..failure }));
     }
-    // A mailbox that is damaged says nothing; what every host hears is the port.
-    park(vcpu.mailbox().start().map_or(Doorbell::Port, |start| start.doorbell))
+    park(vcpu)
 }
 
 /// Nothing follows: each time the host enters the guest again, the doorbell rings again.
-pub(crate) fn park(doorbell: Doorbell) -> ! {
+pub(crate) fn park(vcpu: &Vcpu) -> ! {
     loop {
-        doorbell::ring(doorbell);
+        doorbell::ring(vcpu);
     }
 }
 

@@ -16,13 +16,17 @@ pub mod doorbell;
 mod entry;
 pub mod exceptions;
 pub mod failure;
+pub mod ghcb;
 pub mod hypercall;
 #[cfg(privet_payload)]
 mod mem;
 pub mod paging;
+pub mod port;
 pub mod probe;
 pub mod serve;
+pub mod snp;
 pub mod tlb;
+mod vc;
 pub mod vcpu;
 
 pub use vcpu::Vcpu;

@@ -18,6 +18,42 @@ const HIDDEN: u64 = 1 << 9;
 /// An entry that cannot be had, and the address that it was wanted for.
 pub type Refused = (Refusal, u64);
 
+/// What a leaf entry says of an address.
+pub struct Translation {
+    /// The GPA of the address's page of 4 KiB.
+    pub gpa: u64,
+    /// The entry.
+    pub bits: u64,
+}
+
+/// Where `gva` leads in the page tables that the CPU uses, as its page walk finds it: 4 KiB and 2 MiB pages.
+pub fn translate(aliases: AliasBits, gva: u64) -> Option<Translation> {
+    let mask = aliases.address_mask();
+    let mut table = root(mask);
+    for shift in [39, 30, 21, 12] {
+        let entry = slot(table, gva, shift).load(SeqCst);
+        if entry & PRESENT == 0 {
+            return None;
+        }
+        table = entry & mask;
+        if entry & LARGE != 0 && shift == 21 {
+            return Some(Translation { gpa: (table & !0x1f_ffff) + (gva & 0x1f_f000), bits: entry });
+        }
+        if shift == 12 {
+            return Some(Translation { gpa: table, bits: entry });
+        }
+    }
+    None
+}
+
+/// The root of the page tables that the CPU uses.
+fn root(address_mask: u64) -> u64 {
+    let cr3: u64;
+    // SAFETY: only reads a register, in ring 0.
+    unsafe { asm!("mov {}, cr3", out(reg) cr3, options(nomem, nostack, preserves_flags)) };
+    cr3 & address_mask
+}
+
 /// A range of pages that are all mapped by 4 KiB entries, present or not.
 #[derive(Clone, Copy)]
 pub struct Range {
@@ -34,12 +70,9 @@ impl Range {
     /// [`Refusal::Unaligned`], [`Refusal::LargePage`], or [`Refusal::NotMapped`] if an entry is missing or was
     /// never filled, or the range is not one of canonical addresses.
     pub fn current(aliases: AliasBits, gva: u64, pages: u64) -> Result<Self, Refused> {
-        let cr3: u64;
-        // SAFETY: only reads a register, in ring 0.
-        unsafe { asm!("mov {}, cr3", out(reg) cr3, options(nomem, nostack, preserves_flags)) };
         let mask = aliases.address_mask();
         // SAFETY: the host maps the tables of a payload identically, and for good.
-        unsafe { Self::new(mask, cr3 & mask, gva, pages) }
+        unsafe { Self::new(mask, root(mask), gva, pages) }
     }
 
     /// The range in the tables under `root`, in whose entries `address_mask` are the bits of an address.

@@ -39,25 +39,27 @@ macro_rules! probe {
         if failed == 0 { Ok(()) } else { Err(Vcpu::current().fault()) }
     }};
 }
-/// Loads one value.
+pub(crate) use probe;
+
+/// Loads one value. In these registers, because the handler of #VC (`vc`) knows only these instructions.
 pub fn read(gva: u64, width: Width) -> Probed<u64> {
     let mut value: u64 = 0;
     match width {
-        Width::B1 => probe!(["mov {v:l}, [{a}]"], v = inout(reg) value, a = in(reg) gva),
-        Width::B2 => probe!(["mov {v:x}, [{a}]"], v = inout(reg) value, a = in(reg) gva),
-        Width::B4 => probe!(["mov {v:e}, [{a}]"], v = inout(reg) value, a = in(reg) gva),
-        Width::B8 => probe!(["mov {v:r}, [{a}]"], v = inout(reg) value, a = in(reg) gva),
+        Width::B1 => probe!(["mov al, [rdi]"], in("rdi") gva, inout("rax") value),
+        Width::B2 => probe!(["mov ax, [rdi]"], in("rdi") gva, inout("rax") value),
+        Width::B4 => probe!(["mov eax, [rdi]"], in("rdi") gva, inout("rax") value),
+        Width::B8 => probe!(["mov rax, [rdi]"], in("rdi") gva, inout("rax") value),
     }?;
     Ok(value)
 }
 
-/// Stores one value.
+/// Stores one value, likewise.
 pub fn write(gva: u64, width: Width, value: u64) -> Probed {
     match width {
-        Width::B1 => probe!(["mov [{a}], {v:l}"], v = in(reg) value, a = in(reg) gva),
-        Width::B2 => probe!(["mov [{a}], {v:x}"], v = in(reg) value, a = in(reg) gva),
-        Width::B4 => probe!(["mov [{a}], {v:e}"], v = in(reg) value, a = in(reg) gva),
-        Width::B8 => probe!(["mov [{a}], {v:r}"], v = in(reg) value, a = in(reg) gva),
+        Width::B1 => probe!(["mov [rdi], al"], in("rdi") gva, in("rax") value),
+        Width::B2 => probe!(["mov [rdi], ax"], in("rdi") gva, in("rax") value),
+        Width::B4 => probe!(["mov [rdi], eax"], in("rdi") gva, in("rax") value),
+        Width::B8 => probe!(["mov [rdi], rax"], in("rdi") gva, in("rax") value),
     }
 }
 

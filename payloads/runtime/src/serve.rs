@@ -1,10 +1,13 @@
 //! The life of a vCPU: take a request, execute it, answer, ring.
+#![expect(unsafe_code, reason = "the host says where this vCPU's GHCB is")]
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use privet_protocol::{Doorbell, Field, Op, Refusal, Reply, Start};
+use privet_protocol::{Conversion, Doorbell, Field, Op, Refusal, Reply, Start};
 
 use crate::failure::park;
+use crate::ghcb::{Ghcb, terminate};
+use crate::vc::VMM_COMMUNICATION;
 use crate::vcpu::Vcpu;
 use crate::{doorbell, tlb};
 
@@ -17,8 +20,11 @@ pub fn serve(vcpu: &'static Vcpu, execute: Execute) -> ! {
     let start = match mailbox.start() {
         Ok(start) if mailbox.is_ready() => start,
         // Nothing that is written there would be believed; the host finds its own magic missing.
-        _ => park(Doorbell::Port),
+        _ => park(vcpu),
     };
+    if let Doorbell::Ghcb { gpa } = start.doorbell {
+        open_ghcb(vcpu, start, gpa);
+    }
     loop {
         let answered = vcpu.sequence.load(Relaxed);
         let next = answered.wrapping_add(1);
@@ -40,6 +46,15 @@ pub fn serve(vcpu: &'static Vcpu, execute: Execute) -> ! {
                 mailbox.answer(next, Reply::Refused(Refusal::BadRequest, error.word));
             }
         }
-        doorbell::ring(start.doorbell);
+        doorbell::ring(vcpu);
+    }
+}
+
+/// Makes the page at `gpa` the GHCB of this vCPU, which in an SNP guest has to be told before its first use.
+fn open_ghcb(vcpu: &'static Vcpu, start: Start, gpa: u64) {
+    // SAFETY: the host has said so: the page is this vCPU's, next to the mailboxes, in memory that stays shared.
+    unsafe { vcpu.set_ghcb(gpa) };
+    if start.conversion == Conversion::PageStateChange && !vcpu.ghcb().is_some_and(Ghcb::register) {
+        terminate(VMM_COMMUNICATION);
     }
 }

@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use privet_protocol::{Fault, GuestMailbox, MAX_VCPUS, Words};
 
 use crate::descriptor_tables::DescriptorTables;
+use crate::ghcb::Ghcb;
 
 /// Bytes of static memory that each vCPU has.
 pub(crate) const AREA_BYTES: usize = 8192;
@@ -36,7 +37,7 @@ pub(crate) struct Area {
     /// For #DF, NMI and #MC, which may come while another handler runs.
     urgent_stack: Stack<2048>,
     exception_stack: Stack<2048>,
-    main_stack: Stack<3328>,
+    main_stack: Stack<3296>,
 }
 
 const _: () = assert!(size_of::<Area>() == AREA_BYTES);
@@ -83,6 +84,12 @@ pub struct Vcpu {
     pub(crate) flushed: AtomicU64,
     /// 1 while this vCPU looks at the TLB generation again and again.
     pub(crate) flushes_promptly: AtomicU64,
+    /// While an exception is handled: one more than its vector.
+    pub(crate) handling: AtomicU64,
+    /// Where its GHCB is; 0 if it has none, or not yet.
+    ghcb: AtomicU64,
+    /// How many #VC it has handled.
+    handled_vc: AtomicU64,
 }
 
 impl Vcpu {
@@ -96,6 +103,9 @@ impl Vcpu {
             execute: [const { AtomicU64::new(0) }; 2],
             flushed: AtomicU64::new(0),
             flushes_promptly: AtomicU64::new(0),
+            handling: AtomicU64::new(0),
+            ghcb: AtomicU64::new(0),
+            handled_vc: AtomicU64::new(0),
         }
     }
 
@@ -127,6 +137,33 @@ impl Vcpu {
         // SAFETY: `start` was called first thing on this vCPU, and its caller promised that this is a
         // mailbox for good; a page is aligned for words, and `Words` are atomics, so the host may write too.
         GuestMailbox::new(unsafe { &*(self.mailbox.load(Relaxed) as *const Words) })
+    }
+
+    /// From now on this vCPU has a GHCB there.
+    ///
+    /// # Safety
+    /// A page that is mapped at its GPA as shared memory, for good, and that nobody uses but as this vCPU's GHCB.
+    pub(crate) unsafe fn set_ghcb(&self, gpa: u64) {
+        self.ghcb.store(gpa, Relaxed);
+    }
+
+    /// The GHCB of this vCPU, which is the one that executes this, if it has one.
+    pub fn ghcb(&self) -> Option<Ghcb> {
+        match self.ghcb.load(Relaxed) {
+            0 => None,
+            // SAFETY: `set_ghcb`'s caller has promised all that is needed.
+            gpa => Some(unsafe { Ghcb::at(gpa) }),
+        }
+    }
+
+    /// One more #VC is handled.
+    pub(crate) fn count_vc(&self) {
+        self.handled_vc.fetch_add(1, Relaxed);
+    }
+
+    /// How many #VC it has handled so far.
+    pub fn handled_vc(&self) -> u64 {
+        self.handled_vc.load(Relaxed)
     }
 
     /// Stores the fault that a probe caught.
