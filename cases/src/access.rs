@@ -26,14 +26,14 @@ pub(crate) fn rows() -> Vec<Row> {
     let mut rows = vec![
         Row::new(
             "access.guest_and_host_share_memory",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "Guest and host see each other's writes to a slot, at every width and offset.",
             |t| shared_both_ways(t, Backing::HostOnly),
         )
         .basis(&["Documentation/virt/kvm/api.rst 4.35 KVM_SET_USER_MEMORY_REGION"]),
         Row::new(
             "access.shared_write_is_visible",
-            Types::UPM,
+            Types::UPM_AND_SNP,
             "Where the attribute says shared, guest and host see each other's writes, at every width and offset.",
             |t| shared_both_ways(t, Backing::HostAndGuestMemfd),
         )

@@ -12,6 +12,10 @@ impl Types {
     /// Those of them whose pages can have the attribute PRIVATE.
     pub const WITH_PRIVATE_MEMORY: Types =
         Types(|platform| Types::ALL.contain(platform) && platform.has_private_memory());
+    /// Those of which all memory is the host's.
+    pub const WITHOUT_PRIVATE_MEMORY: Types = Types(|platform| !platform.has_private_memory());
+    /// Those whose private memory is a guest_memfd.
+    pub const UPM_AND_SNP: Types = Types(Platform::has_private_memory);
     /// `plain` alone.
     pub const PLAIN: Types = Types(|platform| matches!(platform, Platform::Plain));
     /// `upm` alone: where the attribute decides, whatever the guest does.

@@ -23,6 +23,9 @@ use crate::vm_type::VmType;
 /// How many of the last exits are kept for printing.
 const TRACE_DEPTH: usize = 64;
 
+/// The leaf of CPUID about encrypted memory (APM volume 3, E.4.17).
+const ENCRYPTED_MEMORY: u32 = 0x8000_001f;
+
 /// Why `/dev/kvm` cannot be used at all.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HostError {
@@ -177,6 +180,18 @@ impl Host {
             .get_or_init(|| self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(errno::of_kvm))
             .as_ref()
             .map_err(|errno| Stop::Fail(format!("KVM_GET_SUPPORTED_CPUID: {errno:?}")))
+    }
+
+    /// The C-bit of page-table entries, as guests see it (CPUID leaf 0x8000001f, EBX bits 5:0).
+    ///
+    /// # Errors
+    /// `Stop::Fail` if KVM does not tell.
+    pub(crate) fn c_bit(&self) -> Outcome<u64> {
+        let leaf = self.supported_cpuid()?.as_slice().iter().find(|entry| entry.function == ENCRYPTED_MEMORY);
+        match leaf.map(|leaf| leaf.ebx & 0x3f) {
+            Some(bit @ 12..) => Ok(1 << bit),
+            other => Err(Stop::Fail(format!("KVM_GET_SUPPORTED_CPUID has {other:?} as the number of the C-bit"))),
+        }
     }
 
     /// Why there are no VMs of this type here and what to do about it; None if there are.

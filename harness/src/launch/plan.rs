@@ -1,5 +1,7 @@
 //! What lies where in a guest's own memory, and of which kind it is.
 
+use std::ops::Range;
+
 use privet_protocol::{MAX_VCPUS, PAYLOAD_BASE};
 
 use crate::outcome::{Outcome, Stop};
@@ -12,7 +14,12 @@ pub const OWN_BASE: Gpa = Gpa(PAYLOAD_BASE);
 /// GPA of the mailbox of vCPU 0; the others follow page by page.
 pub(crate) const MAILBOXES: Gpa = Gpa(0x20_0000);
 /// GPA of the GHCB of vCPU 0, likewise, for guests that have one.
-pub const GHCBS: Gpa = Gpa(MAILBOXES.0 + MAX_VCPUS as u64 * PAGE_SIZE);
+const GHCBS: Gpa = Gpa(MAILBOXES.0 + MAX_VCPUS as u64 * PAGE_SIZE);
+/// GPA of the GHCB of vCPU `index`.
+pub fn ghcb(index: usize) -> Gpa {
+    Gpa(GHCBS.0 + index as u64 * PAGE_SIZE)
+}
+
 /// GPA of the root page table; the other tables follow page by page.
 pub(crate) const TABLES: Gpa = Gpa(0x40_0000);
 /// GPA after the last byte.
@@ -60,6 +67,12 @@ impl Piece {
     /// Its length.
     pub fn pages(&self) -> PageCount {
         PageCount::of_bytes(self.bytes.len() as u64)
+    }
+
+    /// Where it is in the host's view of the guest's own memory, in whole pages.
+    pub fn in_own_memory(&self) -> Range<u64> {
+        let start = self.gpa.0 - OWN_BASE.0;
+        start..start + self.pages().bytes()
     }
 }
 

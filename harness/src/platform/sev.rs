@@ -1,17 +1,35 @@
 //! `KVM_X86_SEV_VM`: the guest's pages are encrypted where its page tables say so.
 
-use privet_protocol::{AliasBits, Doorbell};
+use privet_protocol::{AliasBits, Conversion, Doorbell};
 
 use super::Facts;
-use crate::outcome::Stop;
+use crate::launch::{Launch, Launched, OwnMemory, Part, sev};
+use crate::outcome::Outcome;
+use crate::sev::{Device, SevPolicy};
 use crate::test_range::Backing;
 use crate::vm_type::VmType;
 
 pub(super) const FACTS: Facts = Facts {
     vm_type: VmType::Sev,
-    doorbell: Doorbell::Port,
+    doorbell: |_| Doorbell::Port,
+    conversion: Conversion::Hypercall,
     has_private_memory: false,
     backing: Backing::HostOnly,
-    aliases: AliasBits::NONE,
-    fill_private: |_, _, _, _| Err(Stop::Error("no guest of this type is loaded by a plan".into())),
+    aliases: |host| Ok(AliasBits { private: host.c_bit()?, shared: 0 }),
+    // Instruction fetches and page walks are always private.
+    private_parts: &Part::ALL,
+    launch,
 };
+
+fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
+    let device = Device::open()?;
+    let mut steps = sev::Launch::create(launch.vm, &device, Default::default())?.start(SevPolicy::NONE)?;
+    let (host, slot) = launch.content()?;
+    launch.vm.add_slot(slot)?;
+    for piece in launch.plan.private() {
+        steps.update_data(&host, piece.in_own_memory())?;
+    }
+    let vcpus = (launch.make_vcpus)()?;
+    steps.measure()?.finish()?;
+    Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus })
+}

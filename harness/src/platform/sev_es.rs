@@ -1,17 +1,36 @@
-//! `KVM_X86_SEV_ES_VM`: as SEV, and the guest's registers are encrypted, too.
+//! `KVM_X86_SEV_ES_VM`: the guest's registers are encrypted, too, from the launch on.
 
-use privet_protocol::{AliasBits, Doorbell};
+use privet_protocol::{AliasBits, Conversion, Doorbell};
 
 use super::Facts;
-use crate::outcome::Stop;
+use crate::launch::{Launch, Launched, OwnMemory, Part, ghcb, sev};
+use crate::outcome::Outcome;
+use crate::sev::{Device, SevPolicy};
 use crate::test_range::Backing;
 use crate::vm_type::VmType;
 
 pub(super) const FACTS: Facts = Facts {
     vm_type: VmType::SevEs,
-    doorbell: Doorbell::Port,
+    doorbell: |vcpu| Doorbell::Ghcb { gpa: ghcb(vcpu).0 },
+    conversion: Conversion::Hypercall,
     has_private_memory: false,
     backing: Backing::HostOnly,
-    aliases: AliasBits::NONE,
-    fill_private: |_, _, _, _| Err(Stop::Error("no guest of this type is loaded by a plan".into())),
+    aliases: |host| Ok(AliasBits { private: host.c_bit()?, shared: 0 }),
+    private_parts: &Part::ALL,
+    launch,
 };
+
+fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
+    let device = Device::open()?;
+    let mut steps = sev::Launch::create(launch.vm, &device, Default::default())?.start(SevPolicy::ES)?;
+    let (host, slot) = launch.content()?;
+    launch.vm.add_slot(slot)?;
+    for piece in launch.plan.private() {
+        steps.update_data(&host, piece.in_own_memory())?;
+    }
+    // Registers that are set later than this do not reach the guest.
+    let vcpus = (launch.make_vcpus)()?;
+    steps.update_vmsas()?;
+    steps.measure()?.finish()?;
+    Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus })
+}

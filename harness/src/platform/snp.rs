@@ -1,17 +1,37 @@
 //! `KVM_X86_SNP_VM`: private memory is encrypted and belongs to the guest alone.
 
-use privet_protocol::{AliasBits, Doorbell};
+use privet_protocol::{AliasBits, Conversion, Doorbell};
 
 use super::Facts;
-use crate::outcome::Stop;
+use crate::launch::{Launch, Launched, OwnMemory, Part, Plan, ghcb, snp};
+use crate::outcome::Outcome;
+use crate::sev::{Device, Finish, PageType, SnpPolicy};
 use crate::test_range::Backing;
 use crate::vm_type::VmType;
 
 pub(super) const FACTS: Facts = Facts {
     vm_type: VmType::Snp,
-    doorbell: Doorbell::Port,
+    doorbell: |vcpu| Doorbell::Ghcb { gpa: ghcb(vcpu).0 },
+    conversion: Conversion::PageStateChange,
     has_private_memory: true,
     backing: Backing::HostAndGuestMemfd,
-    aliases: AliasBits::NONE,
-    fill_private: |_, _, _, _| Err(Stop::Error("no guest of this type is loaded by a plan".into())),
+    aliases: |host| Ok(AliasBits { private: host.c_bit()?, shared: 0 }),
+    private_parts: &Part::ALL,
+    launch,
 };
+
+fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
+    let vm = launch.vm;
+    let device = Device::open()?;
+    let mut steps = snp::Launch::create(vm, &device, Default::default())?.start(SnpPolicy::DEFAULT)?;
+    let (host, slot) = launch.content()?;
+    let gmem = vm.create_guest_memfd(Plan::length().bytes(), 0)?;
+    vm.add_slot(slot.with_gmem(&gmem, 0))?;
+    for piece in launch.plan.private() {
+        vm.set_private(piece.gpa, piece.pages())?;
+        steps.update(PageType::Normal, piece.gpa, &host, piece.in_own_memory())?;
+    }
+    let vcpus = (launch.make_vcpus)()?;
+    steps.finish(Finish::PLAIN)?;
+    Ok(Launched { own: OwnMemory { host, gmem: Some(gmem) }, vcpus })
+}
