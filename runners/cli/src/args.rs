@@ -4,11 +4,12 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use privet_harness::vendor::Vendor;
-use privet_rig::{MachineKind, ModuleParam};
+use privet_rig::{MachineKind, ModuleParam, Profile, SimOptions};
 
 use crate::closed_stdout;
 use crate::config;
@@ -236,9 +237,18 @@ pub struct RigOptions {
     /// for AMD, bochs for Intel]
     #[arg(long, value_name = "MACHINE", help_heading = RIG)]
     pub machine: Option<MachineKind>,
+    /// Which processors the sim has: `genoa` with SEV, SEV-ES and SEV-SNP, or `plain` ones of AMD's without [default:
+    /// genoa]
+    #[arg(long, value_name = "PROFILE", value_parser = cpu_profile(), help_heading = RIG)]
+    pub cpu_profile: Option<Profile>,
     /// Parameter of a KVM module in the rig or on the model, such as kvm.mmio_caching=0; can be given several times
     #[arg(long, value_name = "MODULE.NAME=VALUE", help_heading = RIG)]
     pub module_param: Vec<ModuleParam>,
+}
+
+/// Takes the name of a profile.
+fn cpu_profile() -> impl TypedValueParser<Value = Profile> {
+    PossibleValuesParser::new(Profile::ALL.iter().map(|profile| profile.name())).try_map(|name| name.parse::<Profile>())
 }
 
 /// Whose processors the rig or the model has.
@@ -259,12 +269,23 @@ impl RigOptions {
     /// If the one that was asked for has others.
     pub fn machine_for(&self, vendor: Vendor) -> Result<MachineKind, Early> {
         let machine = self.machine.unwrap_or_else(|| MachineKind::default_for(vendor));
-        if machine.vendor() == vendor {
-            return Ok(machine);
+        if machine.vendor() != vendor {
+            return Err(Early::usage(format!(
+                "--machine {machine} has no processors of {vendor}'s: name a machine that has, or leave out --machine"
+            )));
         }
-        Err(Early::usage(format!(
-            "--machine {machine} has no processors of {vendor}'s: name a machine that has, or leave out --machine"
-        )))
+        if let Some(profile) = self.cpu_profile.filter(|_| machine != MachineKind::Sim) {
+            return Err(Early::usage(format!(
+                "--cpu-profile {} is of the sim's processors, and this is --machine {machine}: leave out one of them",
+                profile.name()
+            )));
+        }
+        Ok(machine)
+    }
+
+    /// What the machine is like if it is ours.
+    pub fn sim(&self) -> SimOptions {
+        SimOptions { profile: self.cpu_profile.unwrap_or_default(), ..SimOptions::default() }
     }
 
     /// The vendor of the machine that was asked for, or AMD.
@@ -274,7 +295,7 @@ impl RigOptions {
 
     /// Whether the command line asks for something that only a rig can give.
     pub fn is_given(&self) -> bool {
-        self.kernel.is_some() || self.machine.is_some() || !self.module_param.is_empty()
+        self.kernel.is_some() || self.machine.is_some() || self.cpu_profile.is_some() || !self.module_param.is_empty()
     }
 }
 

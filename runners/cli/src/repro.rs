@@ -36,6 +36,7 @@ impl Repro<'_> {
             let path = |path: &PathBuf| path.to_string_lossy().into_owned();
             words.extend(report.machine.iter().flat_map(|machine| ["--machine".to_owned(), machine.clone()]));
             words.extend(report.schedule.iter().flat_map(|seed| ["--schedule".to_owned(), seed.to_string()]));
+            words.extend(self.rig.cpu_profile.iter().flat_map(|p| ["--cpu-profile".to_owned(), p.name().to_owned()]));
             for (option, value) in [("--kernel", &self.rig.kernel), ("--modules", &self.rig.modules)] {
                 words.extend(value.iter().flat_map(|value| [option.to_owned(), path(value)]));
             }
@@ -70,6 +71,7 @@ mod tests {
 
     use crate::place::Context;
     use privet_harness::vendor::Vendor;
+    use privet_rig::Profile;
 
     #[test]
     fn a_repro_carries_all_that_decides_the_result() {
@@ -77,6 +79,7 @@ mod tests {
             kernel: Some("/tmp/my kernel/bzImage".into()),
             modules: Some("/tmp/m".into()),
             machine: None,
+            cpu_profile: Some(Profile::Plain),
             module_param: vec!["kvm.mmio_caching=0".parse().unwrap()],
         };
         let timeout = Some(Duration::from_millis(1500));
@@ -95,7 +98,7 @@ mod tests {
         let on_sim = CaseReport { machine: Some("sim".to_owned()), schedule: Some(5), ..report(Place::Rig) };
         assert_eq!(
             repro.line(&job, &on_sim),
-            "privet run --exact upm.a.b --on rig --seed 9 --timeout 1.5 --machine sim --schedule 5 --kernel '/tmp/my kernel/bzImage' \
+            "privet run --exact upm.a.b --on rig --seed 9 --timeout 1.5 --machine sim --schedule 5 --cpu-profile plain --kernel '/tmp/my kernel/bzImage' \
              --modules /tmp/m --vendor intel --module-param kvm.mmio_caching=0"
         );
         assert_eq!(

@@ -11,7 +11,7 @@ use privet_harness::probe;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_report::{Place, Verdict};
-use privet_rig::{CaseRun, Event, MachineKind, Patience, Plan, Program, Progress, RigError, SimOptions};
+use privet_rig::{CaseRun, Event, MachineKind, Patience, Plan, Program, Progress, RigError};
 
 use crate::args::RigOptions;
 use crate::exit::Early;
@@ -94,7 +94,7 @@ impl Rig<'_> {
                     machines: self.machines,
                     module_params: self.options.module_param.clone(),
                     patience: Patience::default(),
-                    sim: SimOptions::default(),
+                    sim: self.options.sim(),
                     artifacts: self.artifacts.map(Path::to_owned),
                 };
                 privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| match progress {

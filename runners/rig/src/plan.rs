@@ -26,7 +26,7 @@ pub struct SimOptions {
 
 impl Default for SimOptions {
     fn default() -> Self {
-        Self { cpus: 2, memory_mib: 2048, profile: Profile::Plain, seed: 0 }
+        Self { cpus: 2, memory_mib: 2048, profile: Profile::default(), seed: 0 }
     }
 }
 

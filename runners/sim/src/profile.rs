@@ -14,9 +14,9 @@ use crate::error::SimError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Profile {
     /// An AMD EPYC of family 19h with SVM, without memory encryption.
-    #[default]
     Plain,
     /// An AMD EPYC of the fourth generation ("Genoa"), with SEV, SEV-ES and SEV-SNP.
+    #[default]
     Genoa,
 }
 

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use privet_rig::{ModuleParam, Profile};
+
+use super::cpu_profile;
 
 /// `privet sim`.
 #[derive(Debug, Args)]
@@ -22,8 +23,8 @@ pub struct Sim {
     /// Processors of the machine
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u8).range(1..=8))]
     pub cpus: u8,
-    /// Which processors: plain ones of AMD's, or `genoa` with SEV, SEV-ES and SEV-SNP
-    #[arg(long, value_name = "PROFILE", default_value = "plain", value_parser = cpu_profile())]
+    /// Which processors: `genoa` with SEV, SEV-ES and SEV-SNP, or `plain` ones of AMD's without
+    #[arg(long, value_name = "PROFILE", default_value = Profile::default().name(), value_parser = cpu_profile())]
     pub cpu_profile: Profile,
     /// Decides how the processors take turns: the same seed gives the same run
     #[arg(long, value_name = "N", default_value = "0")]
@@ -31,9 +32,4 @@ pub struct Sim {
     /// The program and its arguments
     #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub program: Vec<OsString>,
-}
-
-/// Takes the name of a profile.
-fn cpu_profile() -> impl TypedValueParser<Value = Profile> {
-    PossibleValuesParser::new(Profile::ALL.iter().map(|profile| profile.name())).try_map(|name| name.parse::<Profile>())
 }

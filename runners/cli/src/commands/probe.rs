@@ -9,7 +9,6 @@ use privet_harness::uapi::Capability;
 use privet_harness::vm_type::VmType;
 use privet_kernel::Kernel;
 use privet_report::Place;
-use privet_rig::SimOptions;
 
 use crate::args::{Probe, ProbeOn, RigOptions};
 use crate::exit::{Early, Status};
@@ -38,13 +37,8 @@ fn rig(options: &RigOptions, mut out: impl Write) -> Result<Status, Early> {
     let name = ("machine".to_owned(), vec![format!("{machine}, which is no hardware")]);
     tell([name], &mut out)?;
     drop(out);
-    GuestProgram {
-        path,
-        arguments: ["probe", "--on", "in-rig"].map(Into::into).into(),
-        machine,
-        sim: SimOptions::default(),
-    }
-    .run(options)
+    GuestProgram { path, arguments: ["probe", "--on", "in-rig"].map(Into::into).into(), machine, sim: options.sim() }
+        .run(options)
 }
 
 /// A name, and what is to be said of it, in lines.
