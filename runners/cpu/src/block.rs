@@ -83,6 +83,11 @@ fn slot(rip: u64) -> usize {
 }
 
 impl Block {
+    /// How many bytes its instructions have.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.ops.iter().map(|op| u64::from(op.len)).sum()
+    }
+
     #[inline(always)]
     fn is_current(&self, core: &mut Core<'_>) -> Result<bool, Abort> {
         let linear = if self.bits == 64 { self.rip } else { core.s.linear_rip() };

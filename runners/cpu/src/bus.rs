@@ -457,6 +457,18 @@ pub trait Bus {
         Reaction::Native
     }
 
+    /// Some instructions are about to be executed one after the other from RIP on, so many and so many bytes of them.
+    /// Only with [`crate::DebugControl::records`], and never an answer to anything.
+    fn entered(&mut self, state: &CpuState, instructions: usize, bytes: u64) {
+        let _ = (state, instructions, bytes);
+    }
+
+    /// Of those that were told last, so many at the end, from `rip` on, were not executed: an exception came before the
+    /// one there had completed, or it is executed in another way.
+    fn cut_short(&mut self, rip: u64, instructions: usize) {
+        let _ = (rip, instructions);
+    }
+
     /// An exception was raised, and nothing of it is delivered yet; `state.rip` is where it came from,
     /// [`CpuState::vectoring`] what was being delivered. Asked once for each exception that is raised, and again
     /// for the double fault that it makes together with the one that was being delivered. Not asked for

@@ -53,4 +53,6 @@ pub struct DebugControl {
     /// These DR0 to DR3 and DR7 count in place of the guest's, and hits are
     /// [`crate::CpuExit::Debug`].
     pub hardware_breakpoints: Option<([u64; 4], u64)>,
+    /// The bus is told what is executed: [`crate::Bus::entered`] and [`crate::Bus::cut_short`].
+    pub records: bool,
 }

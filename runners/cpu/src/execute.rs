@@ -70,7 +70,13 @@ impl Core<'_> {
                 self.tlbs.flush();
             }
             self.stepping = completing || watches || self.single_steps();
-            let result = if self.stepping { self.step(blocks) } else { self.run_blocks(blocks) };
+            let result = if self.stepping {
+                self.step(blocks)
+            } else if self.debug.records {
+                self.run_blocks::<true>(blocks)
+            } else {
+                self.run_blocks::<false>(blocks)
+            };
             if let Err(exit) = result {
                 return exit;
             }
@@ -108,23 +114,32 @@ impl Core<'_> {
 
     /// Executes blocks, until something has happened that the loop around has to look at.
     #[inline(always)]
-    fn run_blocks(&mut self, blocks: &mut BlockCache) -> Result<(), CpuExit> {
+    fn run_blocks<const RECORDS: bool>(&mut self, blocks: &mut BlockCache) -> Result<(), CpuExit> {
         loop {
             let block = match blocks.find(self) {
                 Ok(block) => block,
                 Err(abort) => return self.aborted(abort, None),
             };
+            if RECORDS {
+                self.bus.entered(self.s, block.ops.len(), block.bytes());
+            }
             // Only the last op of a block changes where execution goes on.
             let mut rip = self.s.rip;
-            for op in &block.ops {
+            for (index, op) in block.ops.iter().enumerate() {
                 self.s.rip = rip;
                 rip = rip.wrapping_add(u64::from(op.len));
                 self.next_rip = rip;
                 if let Err(abort) = (op.run)(self, op) {
+                    if RECORDS && self.why != Why::Switched {
+                        self.bus.cut_short(self.s.rip, block.ops.len() - index);
+                    }
                     return self.aborted(abort, Some(op));
                 }
                 self.s.instructions = self.s.instructions.wrapping_add(1);
                 if self.attention {
+                    if RECORDS {
+                        self.bus.cut_short(self.next_rip, block.ops.len() - index - 1);
+                    }
                     self.s.rip = self.next_rip;
                     self.update_mode();
                     return self.attend();
@@ -158,6 +173,9 @@ impl Core<'_> {
         self.delivered = false;
         let op = &block.ops[0];
         self.next_rip = self.s.rip.wrapping_add(u64::from(op.len));
+        if self.debug.records {
+            self.bus.entered(self.s, 1, op.len.into());
+        }
         // Code is the processor's business in any case: it has handed the bytes over.
         self.set_emulating(emulated);
         let done = (op.run)(self, op);
@@ -176,6 +194,9 @@ impl Core<'_> {
                 result.and_then(|()| self.debug_traps(trap && !self.delivered))
             }
             Err(abort) => {
+                if self.debug.records && self.why != Why::Switched {
+                    self.bus.cut_short(self.s.rip, 1);
+                }
                 if !matches!(self.why, Why::Exit(_) | Why::Emulate(_)) {
                     self.completion.forget();
                 }

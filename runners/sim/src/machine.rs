@@ -18,6 +18,7 @@ use crate::log::{Finding, Unknown};
 use crate::memory::Memory;
 use crate::profile::Profile;
 use crate::ram::Ram;
+use crate::record::{Record, Recorder};
 use crate::scheduler::{Scheduler, Turns};
 use crate::wiring::Wiring;
 
@@ -91,6 +92,8 @@ pub struct Machine {
     pub(crate) board: Board,
     pub(crate) scheduler: Scheduler,
     pub(crate) memory: Memory,
+    /// Who writes down what is executed, if anybody does.
+    pub(crate) recorder: Option<Recorder>,
 }
 
 impl Machine {
@@ -124,6 +127,7 @@ impl Machine {
             board: Board::new(description.profile, description.cpus, rmp),
             scheduler: Scheduler::new(description.seed),
             memory,
+            recorder: None,
         })
     }
 
@@ -188,6 +192,7 @@ impl Machine {
             board: &mut self.board,
             memory: &mut self.memory,
             scheduler: &mut self.scheduler,
+            recorder: self.recorder.as_mut(),
             kick: &kick,
             cpu,
         };
@@ -268,6 +273,19 @@ impl Machine {
     /// From here on the processors' instructions are interleaved as another seed says.
     pub fn reseed(&mut self, seed: u64, turns: Turns) {
         self.scheduler.reseed(seed, turns);
+    }
+
+    /// From here on it is written down what is executed. That takes time, and changes nothing that a guest can see.
+    pub fn start_recording(&mut self) {
+        self.recorder = Some(Recorder::new(self.board.profile.config()));
+        for processor in &mut self.processors {
+            processor.cpu.debug.records = true;
+        }
+    }
+
+    /// What was executed since the last call, or since the recording started; nothing if it was not.
+    pub fn take_record(&mut self) -> Record {
+        self.recorder.as_mut().map(Recorder::take).unwrap_or_default()
     }
 
     /// Virtual time since power-on.

@@ -99,7 +99,7 @@ impl Machine {
         let mut memory = Memory::with_keys(ram, state.keys);
         let processor = |(registers, activity)| Processor::new(state.board.profile, registers, activity, &mut memory);
         let processors = state.processors.into_iter().map(processor).collect();
-        Ok(Machine { processors, board: state.board, scheduler: state.scheduler, memory })
+        Ok(Machine { processors, board: state.board, scheduler: state.scheduler, memory, recorder: None })
     }
 
     /// A fingerprint of the whole machine: registers, devices, and memory. Equal machines have equal ones.

@@ -14,6 +14,7 @@ use crate::clock::TICKS_PER_PORT_ACCESS;
 use crate::encryption::Encryption;
 use crate::log::{Log, Unknown};
 use crate::memory::Memory;
+use crate::record::Recorder;
 use crate::scheduler::Scheduler;
 
 /// A processor's bus.
@@ -21,6 +22,7 @@ pub(crate) struct Wiring<'a> {
     pub(crate) board: &'a mut Board,
     pub(crate) memory: &'a mut Memory,
     pub(crate) scheduler: &'a mut Scheduler,
+    pub(crate) recorder: Option<&'a mut Recorder>,
     pub(crate) kick: &'a Kick,
     /// The processor.
     pub(crate) cpu: usize,
@@ -230,6 +232,18 @@ impl Bus for Wiring<'_> {
             self.end_turn(state);
         }
         intercepted
+    }
+
+    fn entered(&mut self, state: &CpuState, instructions: usize, bytes: u64) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.entered(state, &mut self.memory.ram, instructions, bytes);
+        }
+    }
+
+    fn cut_short(&mut self, rip: u64, instructions: usize) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.cut_short(rip, instructions);
+        }
     }
 
     fn exception(&mut self, state: &mut CpuState, exception: Exception) -> Reaction {

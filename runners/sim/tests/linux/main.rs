@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         test("one_processor_and_eight", one_and_eight),
         test("a_genoa_has_what_snp_hosts_need", genoa),
         test("a_seed_is_a_run_to_the_last_instruction", seeds),
+        test("who_is_recorded_does_the_same", recorded),
         test("a_saved_machine_goes_on_as_the_one_that_was_saved", save_and_restore),
         test("a_saved_machine_is_not_changed_by_one_that_goes_on_from_it", restored_twice),
     ];
@@ -110,6 +111,27 @@ fn seeds(description: &Description) {
     let first = run(1);
     assert_eq!(first, run(1));
     assert_ne!(first.2, run(2).2);
+}
+
+fn recorded(description: &Description) {
+    let command_line = format!("{} norandmaps", description.command_line);
+    let description = Description { command_line, ..description.clone() };
+    let run = |records: bool| {
+        let mut machine = Machine::new(&description).unwrap();
+        if records {
+            machine.start_recording();
+        }
+        run_to_the_end(&mut machine);
+        (machine.instructions(), machine.digest(), machine.take_record())
+    };
+    let (instructions, digest, nothing) = run(false);
+    let (of_recorded, digest_of_recorded, record) = run(true);
+    assert_eq!((instructions, digest), (of_recorded, digest_of_recorded));
+    assert_eq!(nothing.instructions(), 0);
+    // Events are no instructions, and are counted as such by the clock.
+    let missing = instructions.abs_diff(record.instructions());
+    assert!(missing < instructions / 100, "{} of {instructions}", record.instructions());
+    assert_eq!(record.programs.keys().collect::<Vec<_>>(), ["/init"]);
 }
 
 fn save_and_restore(description: &Description) {
