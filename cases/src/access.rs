@@ -1,6 +1,7 @@
 //! Group `access`: which backing an access reaches.
 
 mod shadow_paging;
+mod written_by_kvm;
 
 use privet_harness::case::Case;
 use privet_harness::need::Need;
@@ -152,6 +153,7 @@ pub(crate) fn rows() -> Vec<Row> {
         );
     }
     rows.extend(shadow_paging::rows());
+    rows.extend(written_by_kvm::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
 }
 

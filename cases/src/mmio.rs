@@ -3,6 +3,7 @@
 
 mod access;
 mod cached;
+mod coalesced;
 mod cost;
 mod ioeventfd;
 mod memory;
@@ -26,6 +27,7 @@ pub(crate) fn rows() -> Vec<Row> {
         wide::rows(),
         cached::rows(),
         ioeventfd::rows(),
+        coalesced::rows(),
         memory::rows(),
         private::rows(),
         shadow::rows(),

@@ -5,6 +5,7 @@ mod changes;
 mod creation;
 mod deletion;
 mod dirty_log;
+mod dirty_ring;
 mod huge_pages;
 mod parts;
 mod races;
@@ -18,6 +19,6 @@ pub(crate) fn rows() -> Vec<Row> {
     let guest_rows = [binding::guest_rows(), changes::guest_rows(), deletion::guest_rows()].into_iter().flatten();
     let mut rows: Vec<Row> = guest_rows.map(|row| row.needs(Need::GuestCode)).collect();
     rows.extend([creation::rows(), changes::rows(), binding::rows(), races::rows()].into_iter().flatten());
-    rows.extend([dirty_log::rows(), huge_pages::rows()].into_iter().flatten());
+    rows.extend([dirty_log::rows(), dirty_ring::rows(), huge_pages::rows()].into_iter().flatten());
     rows.into_iter().map(|row| row.needs(Need::GuestMemfd)).collect()
 }

@@ -91,6 +91,8 @@ pub enum Exit {
         /// Up to 16 words.
         data: Vec<u64>,
     },
+    /// `KVM_EXIT_DIRTY_RING_FULL`: the vCPU does not run until its ring is harvested and reset.
+    DirtyRingFull,
     /// KVM_RUN failed before the guest ran.
     Refused {
         /// What it failed with.
@@ -165,6 +167,7 @@ impl Exit {
                 Ok(Exit::FailEntry { hardware_reason: page.u64(EXIT)?, cpu: page.u32(EXIT + 8)? })
             }
             (Ok(()), kvm::KVM_EXIT_SYSTEM_EVENT) => Ok(Exit::SystemEvent { kind: page.u32(EXIT)?, data: words(page)? }),
+            (Ok(()), kvm::KVM_EXIT_DIRTY_RING_FULL) => Ok(Exit::DirtyRingFull),
             (Ok(()), reason) => Ok(Exit::Other { reason }),
         }
     }
@@ -240,6 +243,7 @@ impl fmt::Display for Exit {
                 write!(f, "FAIL_ENTRY, hardware reason {hardware_reason:#x} on CPU {cpu}")
             }
             Exit::SystemEvent { kind, data } => write!(f, "SYSTEM_EVENT {kind}, data {data:x?}"),
+            Exit::DirtyRingFull => f.write_str("DIRTY_RING_FULL"),
             Exit::Refused { errno } => write!(f, "KVM_RUN refused: {errno:?}"),
             Exit::Failed { errno, reason } => write!(f, "KVM_RUN failed: {errno:?}, exit reason {reason}"),
             Exit::Other { reason } => write!(f, "exit reason {reason}"),

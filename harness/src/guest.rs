@@ -16,6 +16,7 @@ use crate::page_tables::{LARGE_PAGE_SIZE, PageTables};
 use crate::payload::Payload;
 use crate::platform::Platform;
 use crate::test_range::{RangeSpec, SHARED_ALIAS, TEST_SLOT, TestRange};
+use crate::uapi::Capability;
 use crate::units::{Gpa, Gva, PageCount};
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
@@ -36,6 +37,7 @@ pub struct GuestBuilder<'a> {
     private: &'static [Part],
     hypercall: Option<HypercallInstruction>,
     map_gpa_range_exit: bool,
+    dirty_rings: Option<u64>,
 }
 
 impl<'a> GuestBuilder<'a> {
@@ -43,7 +45,8 @@ impl<'a> GuestBuilder<'a> {
     /// An operation may take as long as `limit` at most.
     pub(crate) fn new(host: &'a Host, platform: Platform, payload: Outcome<&'a Payload>, limit: Duration) -> Self {
         let (vcpus, ranges, private) = (1, Vec::new(), platform.private_parts());
-        Self { host, platform, payload, limit, vcpus, ranges, private, hypercall: None, map_gpa_range_exit: true }
+        let (hypercall, map_gpa_range_exit, dirty_rings) = (None, true, None);
+        Self { host, platform, payload, limit, vcpus, ranges, private, hypercall, map_gpa_range_exit, dirty_rings }
     }
 
     /// So many vCPUs, at most [`MAX_VCPUS`].
@@ -72,6 +75,11 @@ impl<'a> GuestBuilder<'a> {
         Self { map_gpa_range_exit: false, ..self }
     }
 
+    /// Its vCPUs tell dirty pages in rings of so many bytes each, and there is no dirty log.
+    pub fn dirty_rings(self, bytes: u64) -> Self {
+        Self { dirty_rings: Some(bytes), ..self }
+    }
+
     /// Creates the VM, loads the payload and waits until every vCPU has rung its doorbell.
     ///
     /// # Errors
@@ -83,6 +91,11 @@ impl<'a> GuestBuilder<'a> {
         let vm = Arc::new(Vm::create(self.host, self.platform.vm_type())?);
         if self.map_gpa_range_exit {
             vm.enable_map_gpa_range_exit()?;
+        }
+        if let Some(bytes) = self.dirty_rings {
+            vm.enable_cap(Capability::DIRTY_LOG_RING_ACQ_REL, [bytes, 0, 0, 0]).map_err(|errno| {
+                Stop::Fail(format!("KVM_ENABLE_CAP(DIRTY_LOG_RING_ACQ_REL) with {bytes:#x} bytes: {errno:?}"))
+            })?;
         }
         let aliases = self.platform.aliases(self.host)?;
         let tables = self.page_tables(aliases);

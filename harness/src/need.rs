@@ -24,6 +24,8 @@ pub enum Need {
     SystemCapability(Capability, i32),
     /// `/dev/kvm` itself does not have a capability at all: the kernel is too old, or built without it.
     NoSystemCapability(Capability),
+    /// KVM tells guests of this feature, a bit of CPUID 0x40000001 EAX: its name, and the bit.
+    KvmFeature(&'static str, u32),
     /// A module parameter has this value: `("kvm.mmio_caching", "Y")`.
     Parameter(&'static str, &'static str),
     /// This vendor's half of KVM, for this reason: in the other half there is no such thing.
@@ -72,6 +74,9 @@ impl Need {
                 0 => None,
                 value => Some(format!("needs a kernel without KVM_CAP_{}, KVM here has {value:#x}", capability.name)),
             },
+            Need::KvmFeature(name, bit) => (!has_kvm_feature(host, *bit)).then(|| {
+                format!("KVM offers its guests no {name} (CPUID 0x40000001 EAX bit {bit}); run a kernel that is built with it")
+            }),
             Need::Parameter(name, wanted) => match host.modules().parameter(name) {
                 Some(value) if value == *wanted => None,
                 Some(value) => Some(format!(
@@ -121,6 +126,7 @@ impl fmt::Display for Need {
                 write!(f, "KVM_CAP_{} of the kernel with {bits:#x}", capability.name)
             }
             Need::NoSystemCapability(capability) => write!(f, "a kernel without KVM_CAP_{}", capability.name),
+            Need::KvmFeature(name, _) => write!(f, "KVM's {name}"),
             Need::Parameter(name, value) => write!(f, "{name}={value}"),
             Need::Vendor(vendor, reason) => write!(f, "{} ({reason})", vendor.module()),
             Need::NoDecodeAssists => f.write_str("a CPU without decode assists"),
@@ -129,6 +135,13 @@ impl fmt::Display for Need {
             Need::Any(needs) => list(f, needs, " or "),
         }
     }
+}
+
+/// Whether `KVM_GET_SUPPORTED_CPUID` has a feature of KVM's own (Documentation/virt/kvm/x86/cpuid.rst).
+fn has_kvm_feature(host: &Host, bit: u32) -> bool {
+    const FEATURES: u32 = 0x4000_0001;
+    let leaves = host.supported_cpuid().map(|cpuid| cpuid.as_slice()).unwrap_or_default();
+    leaves.iter().any(|leaf| leaf.function == FEATURES && leaf.eax & 1 << bit != 0)
 }
 
 /// Whether the kernel lists this feature of the CPU; it lists none that it does not use.

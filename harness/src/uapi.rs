@@ -18,6 +18,8 @@ pub const KVM_SET_USER_MEMORY_REGION2: u64 = 0x40A0_AE49;
 pub const KVM_MEMORY_ENCRYPT_OP: u64 = 0xC008_AEBA;
 /// `KVM_GET_DEVICE_ATTR`, 24 bytes.
 pub(crate) const KVM_GET_DEVICE_ATTR: u64 = 0x4018_AEE2;
+/// `KVM_RESET_DIRTY_RINGS`, of a VM.
+pub(crate) const KVM_RESET_DIRTY_RINGS: u64 = 0xAEC7;
 /// `KVM_SET_MEMORY_ATTRIBUTES`, 32 bytes.
 pub const KVM_SET_MEMORY_ATTRIBUTES: u64 = 0x4020_AED2;
 /// `KVM_CREATE_GUEST_MEMFD`, 64 bytes.
@@ -79,8 +81,12 @@ macro_rules! capabilities {
 capabilities! {
     /// How many memslots a VM can have.
     NR_MEMSLOTS = 10;
+    /// `KVM_REGISTER_COALESCED_MMIO`; the value is the page of the ring in the mapping of kvm_run.
+    COALESCED_MMIO = 15;
     /// `KVM_IOEVENTFD`.
     IOEVENTFD = 36;
+    /// The MSRs of Hyper-V.
+    HYPERV = 44;
     /// The greatest number of vCPUs of a VM.
     MAX_VCPUS = 66;
     /// Read-only memslots.
@@ -93,6 +99,8 @@ capabilities! {
     IMMEDIATE_EXIT = 136;
     /// A VM takes over the encryption context of another, as its mirror.
     VM_COPY_ENC_CONTEXT_FROM = 197;
+    /// `KVM_REGISTER_COALESCED_MMIO` takes ports, too.
+    COALESCED_PIO = 162;
     /// Bit set of the hypercalls that can be handed to user space.
     EXIT_HYPERCALL = 201;
     /// `KVM_GET_STATS_FD`.
@@ -105,6 +113,8 @@ capabilities! {
     SYSTEM_EVENT_DATA = 215;
     /// Bit set of the quirks that can be switched off.
     DISABLE_QUIRKS2 = 213;
+    /// The most bytes that a vCPU's dirty ring can have, where user space orders its accesses itself.
+    DIRTY_LOG_RING_ACQ_REL = 223;
     /// `KVM_SET_USER_MEMORY_REGION2`.
     USER_MEMORY2 = 231;
     /// `KVM_EXIT_MEMORY_FAULT`.

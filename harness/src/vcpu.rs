@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_pre_fault_memory;
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_pre_fault_memory};
 use kvm_ioctls::VcpuFd;
 use nix::errno::Errno;
 use privet_protocol::Op;
@@ -282,6 +282,21 @@ impl Vcpu {
         let exit = Exit::decode(result, &self.shared.page)?;
         let memory_fault = matches!(exit, Exit::MemoryFault { .. }).then_some(exit);
         Ok(PreFault { result, gpa: Gpa(range.gpa), size: range.size, memory_fault })
+    }
+
+    /// `KVM_SET_MSRS` of one MSR, as user space may where a guest may not.
+    ///
+    /// # Errors
+    /// `Stop::Fail` if KVM refuses.
+    pub fn set_msr(&self, msr: u32, value: u64) -> Outcome {
+        let entry = kvm_msr_entry { index: msr, data: value, ..Default::default() };
+        let msrs =
+            Msrs::from_entries(&[entry]).map_err(|error| Stop::Error(format!("a list of one MSR: {error:?}")))?;
+        match self.kvm()?.set_msrs(&msrs).map_err(errno::of_kvm) {
+            Ok(1) => Ok(()),
+            Ok(_) => Err(Stop::Fail(format!("KVM_SET_MSRS refuses {value:#x} in MSR {msr:#x}"))),
+            Err(errno) => Err(Stop::Fail(format!("KVM_SET_MSRS of MSR {msr:#x}: {errno:?}"))),
+        }
     }
 
     /// Any vCPU ioctl with a small number as its argument, which for requests that take a pointer is one

@@ -7,7 +7,7 @@ use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
 use privet_harness::outcome::Outcome;
 use privet_harness::test_range::{Backing, RangeSpec};
-use privet_harness::uapi::MEM_LOG_DIRTY_PAGES;
+use privet_harness::uapi::{Capability, MEM_LOG_DIRTY_PAGES};
 use privet_harness::units::{Gpa, PageCount};
 use privet_protocol::{Op, Pattern, Width};
 
@@ -68,6 +68,23 @@ pub(super) fn rows() -> Vec<Row> {
             clocks,
         )
         .basis(&[EMULATOR, "arch/x86/kvm/x86.c: kvm_write_wall_clock, kvm_setup_guest_pvclock"]),
+        Row::new(
+            "slots.dirty_log.hyper_v",
+            Types::ALL,
+            "The pages that KVM fills as Hyper-V would, with code for hypercalls at once and the reference time at the next \
+             entry, are in the log.",
+            hyper_v,
+        )
+        .basis(&[EMULATOR, "arch/x86/kvm/hyperv.c: patch_hypercall, kvm_hv_setup_tsc_page"])
+        .needs(Need::Capability(Capability::HYPERV, 1)),
+        Row::new(
+            "slots.dirty_log.steal_time",
+            Types::ALL,
+            "The page where KVM tells how long the vCPU had to wait is in the log after an entry.",
+            steal_time,
+        )
+        .basis(&["arch/x86/kvm/x86.c: record_steal_time"])
+        .needs(Need::KvmFeature("steal time", 5)),
         Row::new(
             "slots.dirty_log.emulated",
             Types::ALL,
@@ -173,6 +190,39 @@ fn clocks(t: &Case) -> Outcome {
     v.call(Op::Nop)?;
     v.call(Op::WriteMsr { msr: SYSTEM_TIME, value: 0 })?;
     expect_dirty(&g, PAGE_2)
+}
+
+/// HV_X64_MSR_GUEST_OS_ID: there are no hypercalls without one.
+const HV_GUEST_OS_ID: u32 = 0x4000_0000;
+/// HV_X64_MSR_HYPERCALL; bit 0 of its value switches it on, as in the next.
+const HV_HYPERCALL: u32 = 0x4000_0001;
+/// HV_X64_MSR_REFERENCE_TSC.
+const HV_REFERENCE_TSC: u32 = 0x4000_0021;
+
+fn hyper_v(t: &Case) -> Outcome {
+    let g = guest(t, 4)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    log_from_the_start(&g)?;
+    // User space may set them for a guest that does not know of Hyper-V.
+    v.kvm().set_msr(HV_GUEST_OS_ID, 1)?;
+    v.kvm().set_msr(HV_HYPERCALL, range.gpa(1).0 | 1)?;
+    expect_dirty(&g, PAGE_1)?;
+    v.kvm().set_msr(HV_REFERENCE_TSC, range.gpa(2).0 | 1)?;
+    v.call(Op::Nop)?;
+    expect_dirty(&g, PAGE_2)
+}
+
+/// MSR_KVM_STEAL_TIME; bit 0 of its value switches it on.
+const STEAL_TIME: u32 = 0x4b56_4d03;
+
+fn steal_time(t: &Case) -> Outcome {
+    let g = guest(t, 4)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    log_from_the_start(&g)?;
+    v.call(Op::WriteMsr { msr: STEAL_TIME, value: range.gpa(1).0 | 1 })?;
+    v.call(Op::Nop)?;
+    v.call(Op::WriteMsr { msr: STEAL_TIME, value: 0 })?;
+    expect_dirty(&g, PAGE_1)
 }
 
 /// With `kvm.force_emulation_prefix` KVM emulates what follows (arch/x86/kvm/x86.c: handle_ud).
