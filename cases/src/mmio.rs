@@ -35,6 +35,11 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.into_iter().flatten().map(|row| row.needs(Need::GuestCode)).collect()
 }
 
+/// What a row needs that is about KVM with, or without, cached MMIO.
+fn caching(on: bool) -> Need {
+    Need::Parameter("kvm.mmio_caching", if on { "Y" } else { "N" })
+}
+
 /// Where the guest maps a GPA of the MMIO window, or of the private alias of a test range: at itself.
 fn gva(gpa: Gpa) -> Gva {
     Gva(gpa.0)

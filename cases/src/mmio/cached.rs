@@ -15,8 +15,8 @@ use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_protocol::{Op, Width};
 
 use super::cost::{Cost, Meter};
-use super::gva;
 use super::memory::{GAP, open_gap, ram_and_gap};
+use super::{caching, gva};
 use crate::expect::expect_errno;
 use crate::row::Row;
 use crate::types::Types;
@@ -32,10 +32,6 @@ const B: Gpa = Gpa(GAP.0 + 3 * PAGE_SIZE);
 /// A place that has nothing to do with anything.
 const ELSEWHERE: Gpa = Gpa(0x8_0000_0000);
 const ELSEWHERE_SLOT: u32 = 100;
-
-pub(super) fn caching(on: bool) -> Need {
-    Need::Parameter("kvm.mmio_caching", if on { "Y" } else { "N" })
-}
 
 pub(super) fn rows() -> Vec<Row> {
     vec![

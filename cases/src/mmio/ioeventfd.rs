@@ -10,11 +10,11 @@ use privet_harness::units::{Gpa, PageCount};
 use privet_harness::vendor::Vendor;
 use privet_protocol::{Op, Width};
 
-use super::cached::{add_elsewhere, caching};
+use super::cached::add_elsewhere;
 use super::cost::{Cost, Meter};
 use super::memory::{GAP, open_gap, ram_and_gap};
 use super::wide::{HIGH, LOW, store_function};
-use super::{gva, take_write, write};
+use super::{caching, gva, take_write, write};
 use crate::expect::{expect_eq, expect_no_exit_but};
 use crate::row::Row;
 use crate::types::Types;

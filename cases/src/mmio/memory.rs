@@ -14,9 +14,8 @@ use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_harness::vendor::Vendor;
 use privet_protocol::{Op, Pattern, Width};
 
-use super::cached::caching;
 use super::cost::{Cost, Meter};
-use super::{answer_read, gva, read, read_op, take_write, write, write_op};
+use super::{answer_read, caching, gva, read, read_op, take_write, write, write_op};
 use crate::expect::{expect_eq, expect_no_exit_but};
 use crate::row::Row;
 use crate::types::Types;

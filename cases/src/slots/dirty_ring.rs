@@ -1,5 +1,7 @@
 //! The dirty ring: each vCPU tells the pages that it makes dirty, in their order, until there is no room.
 
+use std::collections::BTreeSet;
+
 use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::dirty_ring::{DirtyPage, DirtyRing};
@@ -73,7 +75,7 @@ fn guest(t: &Case, vcpus: usize, pages: u64) -> Outcome<Guest> {
     Ok(g)
 }
 
-fn told(pages: impl IntoIterator<Item = u64>) -> Vec<DirtyPage> {
+fn told_of(pages: impl IntoIterator<Item = u64>) -> Vec<DirtyPage> {
     pages.into_iter().map(|page| DirtyPage { slot: TEST_SLOT, page }).collect()
 }
 
@@ -96,7 +98,7 @@ fn in_order(t: &Case) -> Outcome {
             }
         }
         v.read(range.private_gva(4), Width::B8)?;
-        expect_eq("the ring", &ring.harvest()?, &told(pages.iter().copied()))?;
+        expect_eq("the ring", &ring.harvest()?, &told_of(pages.iter().copied()))?;
         reset(&g, pages.len())?;
     }
     Ok(())
@@ -110,7 +112,7 @@ fn each_its_own(t: &Case) -> Outcome {
         g.vcpu(index).fill(range.private_gva(page), 1, B, page)?;
     }
     for (ring, pages) in rings.iter_mut().zip([[3, 1], [6, 0]]) {
-        expect_eq("a vCPU's ring", &ring.harvest()?, &told(pages))?;
+        expect_eq("a vCPU's ring", &ring.harvest()?, &told_of(pages))?;
     }
     reset(&g, 4)
 }
@@ -138,8 +140,11 @@ fn full(t: &Case) -> Outcome {
             break;
         }
     }
-    pages.sort_unstable();
-    expect_eq("all pages that were told", &pages, &told(0..ENTRIES))
+    // The page of an exit is told twice: it was mapped, and protected anew before the guest came to write it.
+    let told: BTreeSet<_> = pages.into_iter().collect();
+    let missing: Vec<_> = told_of(0..ENTRIES).into_iter().filter(|page| !told.contains(page)).collect();
+    expect_eq("pages that were written and not told", &missing.first(), &None)?;
+    expect_eq("pages that were told", &(told.len() as u64), &ENTRIES)
 }
 
 fn no_log(t: &Case) -> Outcome {

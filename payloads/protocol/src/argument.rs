@@ -2,7 +2,7 @@
 
 use crate::decode::{DecodeError, Field};
 use crate::layout::ARG_COUNT;
-use crate::op::{Convert, Length, Order, Sharing, Width};
+use crate::parameter::{Convert, Length, Order, Sharing, Width};
 use crate::pattern::Pattern;
 
 /// The words of arguments, as they are written one after the other.

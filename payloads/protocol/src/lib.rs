@@ -16,6 +16,7 @@ mod descriptor;
 mod layout;
 mod mailbox;
 mod op;
+mod parameter;
 mod pattern;
 mod reply;
 mod start;
@@ -28,7 +29,8 @@ pub use layout::{
     TEXT_BYTES, TEXT_LEN, VALUES, WORDS, Words,
 };
 pub use mailbox::{GuestMailbox, HostMailbox};
-pub use op::{Convert, Length, Op, Order, Sharing, Width};
+pub use op::Op;
+pub use parameter::{Convert, Length, Order, Sharing, Width};
 pub use pattern::Pattern;
 pub use reply::{Failure, FailureKind, Fault, Refusal, Reply, Values};
 pub use start::{AliasBits, Conversion, Doorbell, HypercallInstruction, Start};

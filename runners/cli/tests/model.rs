@@ -111,7 +111,11 @@ fn every_defect_is_explained() {
 fn mutants_are_caught_by_rows_that_look_and_survive_others() {
     let caught = privet(&["mutants", "upm.punch.while_shared", "--defect", "hole-not-zeroed"]);
     assert_eq!(caught.status.code(), Some(0), "{}", stdout(&caught));
-    assert!(stdout(&caught).contains("caught    hole-not-zeroed: upm.punch.while_shared\n"), "{}", stdout(&caught));
+    assert!(
+        stdout(&caught).contains("caught    hole-not-zeroed by 1 row: upm.punch.while_shared\n"),
+        "{}",
+        stdout(&caught)
+    );
     let survived = privet(&["mutants", "upm.punch.while_shared", "--defect", "fault-size-zero"]);
     assert_eq!(survived.status.code(), Some(1), "{}", stdout(&survived));
     let text = stdout(&survived);

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::CommandFactory;
 use clap_mangen::Man;
 
-use super::list::show_bytes;
+use super::show::show_bytes;
 use crate::args;
 use crate::exit::{Early, Status};
 

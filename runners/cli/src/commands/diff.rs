@@ -8,8 +8,8 @@ use std::rc::Rc;
 use privet_harness::need::Need;
 use privet_report::{CaseReport, Verdict};
 
-use super::list::show;
-use super::run::run_on;
+use super::run_on::run_on;
+use super::show::show;
 use crate::args::{On, Run};
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
@@ -25,23 +25,33 @@ use crate::report::{Report, one_line, place};
 /// If a place cannot be had as the command line wants it, or the run is interrupted.
 pub fn diff(args: &Run, places: [On; 2], jobs: &[Job], interrupt: &Interrupt) -> Result<Status, Early> {
     let mut seen = Vec::new();
+    let mut signal = None;
     for on in places {
         let kept = Rc::new(RefCell::new(BTreeMap::new()));
         let reports: Vec<Box<dyn Report>> = vec![Box::new(Seen::into(&kept)), Box::new(Pretty::bar_only())];
         let (summary, _) = run_on(args, on, jobs, interrupt, reports)?;
-        if let Some(signal) = summary.signal {
-            let message = "interrupted: nothing is compared".to_owned();
-            return Err(Early { status: Status::Interrupted(signal), message });
+        seen.push(kept.take());
+        signal = summary.signal;
+        if signal.is_some() {
+            break;
         }
         if let Some(trouble) = summary.trouble {
             return Err(Early { status: Status::Failed, message: trouble });
         }
-        seen.push(kept.take());
     }
-    let pair = |job: &Job| Some((seen[0].get(&job.label)?, seen[1].get(&job.label)?));
-    let (text, status) = compared(&jobs.iter().filter_map(pair).collect::<Vec<_>>());
+    let [here, there] = [0, 1].map(|place| seen.get(place));
+    let pair = |job: &Job| Some((here?.get(&job.label)?, there?.get(&job.label)?));
+    let pairs = jobs.iter().filter_map(pair).collect::<Vec<_>>();
+    let (text, status) = compared(&pairs);
     show(&text, io::stdout().lock())?;
-    Ok(status)
+    match signal {
+        None => Ok(status),
+        Some(signal) => {
+            let left = jobs.len() - pairs.len();
+            let message = format!("interrupted: {} not compared", rows(left));
+            Err(Early { status: Status::Interrupted(signal), message })
+        }
+    }
 }
 
 /// What there is to say about the reports of each row in the two places, and the exit status that goes with it.

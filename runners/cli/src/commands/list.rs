@@ -1,10 +1,11 @@
 //! `privet list`: the rows, without asking any host.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use privet_cases::Entry;
 use serde::Serialize;
 
+use super::show::show;
 use super::{list_defects, list_upstream};
 use crate::args::{List, ListFormat};
 use crate::exit::{Early, Status};
@@ -44,27 +45,6 @@ pub fn list(args: &List, out: impl Write) -> Result<Status, Early> {
         };
     }
     show(&text, out)
-}
-
-/// Writes a whole listing.
-///
-/// # Errors
-/// If `out` cannot be written.
-pub fn show(text: &str, out: impl Write) -> Result<Status, Early> {
-    show_bytes(text.as_bytes(), out)
-}
-
-/// Writes a whole listing that may be no text.
-///
-/// # Errors
-/// If `out` cannot be written.
-pub fn show_bytes(bytes: &[u8], mut out: impl Write) -> Result<Status, Early> {
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        // The reader has seen enough, as in `privet list | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Status::Passed),
-        Err(error) => Err(Early::usage(format!("cannot write to standard output: {error}"))),
-        Ok(()) => Ok(Status::Passed),
-    }
 }
 
 fn json(row: &Entry) -> serde_json::Value {

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use privet_machine::Defect;
 
-use super::list::show;
+use super::show::show;
 use crate::args::{List, ListFormat};
 use crate::exit::{Early, Status};
 use crate::selection::{names_among, no_such};

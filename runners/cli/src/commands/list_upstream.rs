@@ -6,7 +6,7 @@ use privet_cases::Entry;
 use privet_kselftest::catalogue::{Function, Origin, Standing, TESTS, Test};
 use serde::Serialize;
 
-use super::list::show;
+use super::show::show;
 use crate::args::{List, ListFormat};
 use crate::exit::{Early, Status};
 use crate::selection::{names_among, no_such};

@@ -15,4 +15,6 @@ pub mod rig_build;
 pub mod rig_fetch;
 pub mod rig_snapshots;
 pub mod run;
+mod run_on;
+mod show;
 pub mod sim;

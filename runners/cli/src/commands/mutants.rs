@@ -18,6 +18,7 @@ use crate::model::{Model, Ready};
 use crate::plan::{self, Job};
 use crate::pool::Event;
 use crate::report::one_line;
+use crate::report::pretty::rows;
 use crate::selection::select;
 
 /// Runs the rows without a defect and then with each, and writes to `out` what was caught: `Failed` if the first
@@ -79,7 +80,7 @@ pub fn mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
             survivors += 1;
             tell(format!("survived  {}: {}\n", defect.name(), defect.summary()))?;
         } else {
-            tell(format!("caught    {}: {}\n", defect.name(), caught.join(" ")))?;
+            tell(format!("caught    {} by {}\n", defect.name(), some_of(&caught)))?;
         }
         useful.extend(caught);
     }
@@ -95,6 +96,13 @@ pub fn mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
         wrong,
     ))?;
     Ok(if wrong == 0 && survivors == 0 { Status::Passed } else { Status::Failed })
+}
+
+/// How many rows there are, and the first of them.
+fn some_of(ids: &[String]) -> String {
+    const NAMED: usize = 4;
+    let more = if ids.len() > NAMED { " ..." } else { "" };
+    format!("{}: {}{more}", rows(ids.len()), ids[..ids.len().min(NAMED)].join(" "))
 }
 
 /// The job of a row that passed without a defect. A defect may make it wait for what never comes, and nobody

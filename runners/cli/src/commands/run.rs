@@ -1,37 +1,27 @@
 //! `privet run`: select rows, decide where each runs, run them, report.
 
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use privet_cases::Entry;
-use privet_report::CaseReport;
 use privet_rig::MachineKind;
 
 use super::diff;
+use super::run_on::{cannot_write, run_on};
 use crate::args::{On, Run};
-use crate::artifacts::{Artifacts, RunFacts};
 use crate::descriptors;
-use crate::dispatch::{Dispatch, cores};
-use crate::ending::Ending;
+use crate::dispatch::cores;
 use crate::exit::{Early, Status};
-use crate::follow::{Followers, Policy};
 use crate::interrupt::Interrupt;
-use crate::known_bug;
 use crate::output::Output;
-use crate::place::{Assigned, chosen};
 use crate::plan::{self, Job};
-use crate::quarantine::Quarantine;
 use crate::report::junit::Junit;
 use crate::report::paint::Paint;
 use crate::report::pretty::Pretty;
 use crate::report::{Format, Report, in_format};
-use crate::repro::Repro;
-use crate::require;
 use crate::selection::select;
-use crate::summary::Summary;
 
 /// The time limit of a row where none is given: many times what the slowest one takes in the rig.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -85,70 +75,6 @@ pub(super) fn jobs(args: &Run) -> Result<Vec<Job>, Early> {
         };
     }
     Ok(plan::on_each(args.vendors(), &jobs))
-}
-
-/// Runs the jobs, tells `reports`, and gives the count and the first reason of a skip.
-pub(super) fn run_on<'a>(
-    args: &'a Run,
-    on: On,
-    jobs: &'a [Job],
-    interrupt: &'a Interrupt,
-    reports: Vec<Box<dyn Report + 'a>>,
-) -> Result<(Summary, Option<String>), Early> {
-    let table = privet_cases::table();
-    let by_id: BTreeMap<&str, &Entry> = table.iter().map(|row| (row.id.as_str(), row)).collect();
-    let row_of = |job: &Job| by_id[job.id.as_str()];
-    let quarantine = args.quarantine.as_deref().map(|path| Quarantine::read(path, &table)).transpose()?;
-    let dispatch = Dispatch::new(args, on)?;
-    let artifacts = args.artifacts.as_deref().map(|dir| {
-        let facts = RunFacts {
-            version: env!("CARGO_PKG_VERSION"),
-            command: std::env::args().collect(),
-            seed: jobs.first().map_or(0, |job| job.seed),
-            host: dispatch.here(),
-            jobs: jobs.iter().map(|job| job.label.as_str()).collect(),
-        };
-        Artifacts::create(dir, &facts)
-    });
-    let artifacts = artifacts.transpose()?;
-
-    let start = Instant::now();
-    let mut assigned: BTreeMap<&str, Assigned> = BTreeMap::new();
-    for job in jobs {
-        assigned.entry(&job.id).or_insert_with(|| dispatch.assign(row_of(job)));
-    }
-    let (vendor_on_model, defect) = (args.vendor.is_some(), args.defect);
-    let repro = Repro { rig: &args.rig, timeout: args.timeout, vendor_on_model, defect };
-    let hold_to = |job: &Job, report: &mut CaseReport| {
-        known_bug::name(row_of(job), report);
-        require::hold_to(&args.require, row_of(job), report);
-    };
-    let excuse = |job: &Job, ending: &mut Ending| {
-        quarantine.iter().for_each(|quarantine| quarantine.judge(row_of(job), ending));
-    };
-    let policy = Policy {
-        hold_to: Some(&hold_to),
-        excuse: Some(&excuse),
-        retries: args.retries,
-        max_fail: args.most_failures(),
-    };
-    let mut followers = Followers::begin(jobs, reports, artifacts, repro, policy, interrupt);
-    match (args.on, on) {
-        (On::Auto, On::Auto) => followers.placed(&chosen(jobs.iter().map(|job| &assigned[job.id.as_str()]))),
-        (On::Auto, On::Model) => followers.placed("auto: on the model, which is no hardware: --defect is a bug of it"),
-        (On::Auto, _) => {
-            followers.placed("auto: in the rig: --kernel, --machine, --module-param or --vendor describes one");
-        }
-        _ => {}
-    }
-    let mut due: Vec<usize> = (0..jobs.len()).collect();
-    while !due.is_empty() && interrupt.cause().is_none() {
-        dispatch.run(jobs, &assigned, &due, interrupt, &mut followers);
-        due = followers.due();
-    }
-
-    let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-    followers.end(duration_us).map_err(cannot_write)
 }
 
 /// The ids that the command line selects.
@@ -218,8 +144,4 @@ fn reports<'a>(format: Format, output: Option<&'a mut Output>, paint: Paint) -> 
         (None, format) if io::stdout().is_terminal() => vec![in_format(format, Box::new(io::stdout()))],
         (None, format) => vec![in_format(format, Box::new(io::stdout())), Box::new(Pretty::bar_only())],
     }
-}
-
-fn cannot_write(error: io::Error) -> Early {
-    Early::usage(format!("cannot write the report: {error}"))
 }

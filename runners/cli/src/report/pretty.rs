@@ -47,7 +47,7 @@ impl Pretty<io::Stdout> {
 }
 
 impl Pretty<io::Sink> {
-    /// Draws a progress bar if standard error is a terminal, and says nothing.
+    /// Draws a progress bar if standard error is a terminal, and says nothing else.
     pub fn bar_only() -> Self {
         Pretty { bar: bar(), ..Self::quiet(io::sink()) }
     }
