@@ -12,7 +12,7 @@ use privet_harness::guest_memfd::GuestMemfd;
 use privet_harness::mapping::{AccessError, MapOptions, Mapping};
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
-use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::outcome::{Lack, LackOf, Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::uapi::{Capability, GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP};
 use privet_harness::units::{PAGE_SIZE, PageCount};
@@ -514,9 +514,8 @@ fn no_huge_pages(t: &Case) -> Outcome {
     ordinary.fill(0, HUGE, 0xaa)?;
     if let Err(errno) = ordinary.collapse() {
         let missing = "enable transparent huge pages, or free memory";
-        return Err(Stop::Skip(format!(
-            "ordinary memory cannot be made a huge page here either ({errno:?}): {missing}"
-        )));
+        let reason = format!("ordinary memory cannot be made a huge page here either ({errno:?}): {missing}");
+        return Err(Stop::Skip(Lack { of: LackOf::Resource, reason }));
     }
     let file = t.vm()?.create_guest_memfd(2 * HUGE, MMAP | INIT_SHARED)?;
     let view = map(&file, 0, 2 * HUGE)?;

@@ -9,7 +9,7 @@ use privet_harness::case::{Case, PayloadFile};
 use privet_harness::host::Host;
 use privet_harness::leaks::Holdings;
 use privet_harness::need::Need;
-use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::outcome::{Lack, LackOf, Outcome, Stop};
 use privet_harness::platform::Platform;
 use privet_harness::vm_type::VmType;
 
@@ -55,18 +55,21 @@ impl Entry {
         platforms.map(entry).collect()
     }
 
-    /// Why `host` cannot run this row, if it cannot: one line that a person can act on.
-    pub fn unmet(&self, host: &Host) -> Option<String> {
+    /// Why `host` cannot run this row, if it cannot.
+    pub fn unmet(&self, host: &Host) -> Option<Lack> {
         // Without it a VM that can have private memory has none.
         let own = self.platform.has_private_memory().then_some(&Need::GuestMemfd);
-        let needs = own.into_iter().chain(&self.needs);
-        host.why_not(self.vm).or_else(|| needs.into_iter().find_map(|need| need.unmet(host, self.vm)))
+        let needs = || own.into_iter().chain(&self.needs);
+        // What is about the other vendor is that first of all, whatever this one lacks.
+        let vendor = needs().filter(|need| matches!(need, Need::Vendor(..))).find_map(|need| need.unmet(host, self.vm));
+        let of_type = || host.why_not(self.vm).map(|reason| Lack { of: LackOf::VmType, reason });
+        vendor.or_else(of_type).or_else(|| needs().find_map(|need| need.unmet(host, self.vm)))
     }
 
     /// Tells the story once, in this process, and holds it to leaving nothing behind.
     pub fn run(&self, host: Arc<Host>, seed: u64, limit: Duration) -> Ran {
-        if let Some(reason) = self.unmet(&host) {
-            return Ran { outcome: Err(Stop::Skip(reason)), exits: 0, details: Vec::new() };
+        if let Some(lack) = self.unmet(&host) {
+            return Ran { outcome: Err(Stop::Skip(lack)), exits: 0, details: Vec::new() };
         }
         let before = Holdings::now();
         let payload = PayloadFile { name: privet_payloads::GENERAL.name, elf: privet_payloads::GENERAL.elf };

@@ -13,7 +13,7 @@ use crate::errno;
 use crate::found::{Found, Proven};
 use crate::guest_memfd::GuestMemfd;
 use crate::module::Modules;
-use crate::outcome::{Outcome, Stop};
+use crate::outcome::{Lack, LackOf, Outcome, Stop};
 use crate::trace::Trace;
 use crate::uapi::{API_VERSION, Capability};
 use crate::units::PAGE_SIZE;
@@ -210,7 +210,7 @@ impl Host {
     /// What a refusal to create a VM of this type means.
     pub(crate) fn refused(&self, vm_type: VmType, errno: Errno) -> Stop {
         match self.why_not(vm_type) {
-            Some(reason) => Stop::Skip(reason),
+            Some(reason) => Stop::Skip(Lack { of: LackOf::VmType, reason }),
             None => Stop::Fail(format!("KVM_CREATE_VM of type {vm_type}: {errno:?}")),
         }
     }

@@ -3,6 +3,7 @@
 use std::{fmt, fs};
 
 use crate::host::Host;
+use crate::outcome::{Lack, LackOf};
 use crate::probe;
 use crate::uapi::Capability;
 use crate::vendor::Vendor;
@@ -42,13 +43,38 @@ pub enum Need {
 
 impl Need {
     /// Why `host` does not meet this requirement for VMs of type `vm`, if it does not.
-    pub fn unmet(&self, host: &Host, vm: VmType) -> Option<String> {
+    pub fn unmet(&self, host: &Host, vm: VmType) -> Option<Lack> {
+        match self {
+            Need::All(needs) => needs.iter().find_map(|need| need.unmet(host, vm)),
+            Need::Any(needs) => {
+                let lacks: Vec<Lack> = needs.iter().map(|need| need.unmet(host, vm)).collect::<Option<_>>()?;
+                let of =
+                    |lacks: &[Lack]| Some(lacks.iter().find(|lack| lack.of.is_the_other_half()).or(lacks.first())?.of);
+                let reasons: Vec<&str> = lacks.iter().map(|lack| lack.reason.as_str()).collect();
+                Some(Lack { of: of(&lacks)?, reason: reasons.join("; or ") })
+            }
+            one => one.reason_against(host, vm).map(|reason| Lack { of: one.about(), reason }),
+        }
+    }
+
+    /// What a place lacks that does not meet it.
+    fn about(&self) -> LackOf {
+        match self {
+            Need::Parameter(..) => LackOf::Setting,
+            Need::Vendor(..) => LackOf::Vendor,
+            Need::NoDecodeAssists => LackOf::Cpu,
+            Need::KernelSince(..) | Need::NoSystemCapability(_) => LackOf::Kernel,
+            _ => LackOf::Feature,
+        }
+    }
+
+    fn reason_against(&self, host: &Host, vm: VmType) -> Option<String> {
         match self {
             Need::GuestCode => {
                 probe::ring0(host).err().map(|why| format!("guest code in ring 0 is not usable here: {why}"))
             }
             Need::Hypercall => probe::hypercall(host).err().map(|why| format!("hypercalls are not usable here: {why}")),
-            Need::GuestMemfd => Need::Capability(Capability::GUEST_MEMFD, 1).unmet(host, vm).or_else(|| {
+            Need::GuestMemfd => Need::Capability(Capability::GUEST_MEMFD, 1).reason_against(host, vm).or_else(|| {
                 let Ok(Err(errno)) = host.guest_memfd(vm) else { return None };
                 Some(format!(
                     "KVM_CREATE_GUEST_MEMFD is refused ({errno:?}) although KVM_CAP_GUEST_MEMFD is there: look for a \
@@ -95,11 +121,7 @@ impl Need {
             }),
             Need::KernelSince((major, minor), reason) => (release(host.kernel()) < Some((*major, *minor)))
                 .then(|| format!("needs Linux {major}.{minor} or newer, this is {}: {reason}", host.kernel())),
-            Need::All(needs) => needs.iter().find_map(|need| need.unmet(host, vm)),
-            Need::Any(needs) => {
-                let reasons: Option<Vec<String>> = needs.iter().map(|need| need.unmet(host, vm)).collect();
-                reasons.map(|reasons| reasons.join("; or "))
-            }
+            Need::All(_) | Need::Any(_) => None,
         }
     }
 }

@@ -8,7 +8,7 @@ use privet_harness::guest::Guest;
 use privet_harness::mapping::{MapOptions, Mapping};
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
-use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::outcome::{Lack, LackOf, Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::uapi::MEM_LOG_DIRTY_PAGES;
 use privet_harness::units::{PAGE_SIZE, PageCount};
@@ -82,7 +82,8 @@ fn huge_memory(pages: u64) -> Outcome<Arc<Mapping>> {
 
 /// What a row does on a host that gave none.
 fn no_huge_page() -> Stop {
-    Stop::Skip("this host did not give a huge page; free memory, or enable transparent huge pages".into())
+    let reason = "this host did not give a huge page; free memory, or enable transparent huge pages".into();
+    Stop::Skip(Lack { of: LackOf::Resource, reason })
 }
 
 /// A guest whose 2 MiB of test range have host memory that can be mapped by one huge page, and no slot yet.

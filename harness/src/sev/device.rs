@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
-use crate::outcome::{Outcome, Stop};
+use crate::outcome::{Lack, LackOf, Outcome, Stop};
 
 const PATH: &str = "/dev/sev";
 
@@ -24,7 +24,7 @@ impl Device {
     pub fn open() -> Outcome<Device> {
         match OpenOptions::new().read(true).write(true).open(PATH) {
             Ok(file) => Ok(Device { file }),
-            Err(error) => Err(Stop::Skip(why_not(&error))),
+            Err(error) => Err(Stop::Skip(Lack { of: LackOf::Resource, reason: why_not(&error) })),
         }
     }
 

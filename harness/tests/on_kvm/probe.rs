@@ -1,7 +1,7 @@
 //! The probe: what it says agrees with what happens.
 
 use nix::errno::Errno;
-use privet_harness::outcome::Stop;
+use privet_harness::outcome::{Lack, LackOf, Stop};
 use privet_harness::probe;
 use privet_harness::uapi::Capability;
 use privet_harness::vm::Vm;
@@ -17,8 +17,9 @@ fn the_types_that_are_offered_can_be_made_and_the_others_say_why_not() {
             None => drop(Vm::create(&host, vm_type).unwrap()),
             Some(reason) => {
                 assert!(reason.starts_with(&format!("VM type {vm_type} is not offered: ")), "{reason}");
-                assert_eq!(Vm::create(&host, vm_type).map(drop), Err(Stop::Skip(reason.clone())));
-                assert_eq!(host.capability(vm_type, Capability::GUEST_MEMFD), Err(Stop::Skip(reason)));
+                let lack = Lack { of: LackOf::VmType, reason };
+                assert_eq!(Vm::create(&host, vm_type).map(drop), Err(Stop::Skip(lack.clone())));
+                assert_eq!(host.capability(vm_type, Capability::GUEST_MEMFD), Err(Stop::Skip(lack)));
             }
         }
     }

@@ -45,6 +45,6 @@ fn a_refused_guest_memfd_is_a_reason_to_skip() {
         let host = Host::open().unwrap();
         Need::GuestMemfd.unmet(&host, VmType::Plain)
     });
-    let why = why.join().unwrap().expect("a need that is not met");
+    let why = why.join().unwrap().expect("a need that is not met").reason;
     assert!(why.contains("EACCES") && why.contains("KVM_CREATE_GUEST_MEMFD"), "{why}");
 }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use privet_cases::Entry;
 use privet_harness::host::Host;
+use privet_harness::outcome::Lack;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
-use privet_report::{Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict};
 use privet_rig::MachineKind;
 
 use crate::args::{On, Run};
@@ -99,14 +100,15 @@ impl<'a> Dispatch<'a> {
                 Assigned::Host => on_host.push(index),
                 Assigned::Rig(_) => in_rig.push(index),
                 Assigned::Model(_) => on_model.push(index),
-                Assigned::Skip(place, reason) => {
+                Assigned::Skip(place, Lack { of, reason }) => {
                     let place = match place {
                         Place::Host => &self.here,
                         Place::Rig => &Context::rig_without_guest("", self.machine(jobs[index].vendor)),
                         Place::Model => &Context::nowhere(Place::Model),
                     };
                     followers.started(index);
-                    followers.finished(index, place.report(&jobs[index], Verdict::Skip, reason.clone()), &[], &[]);
+                    let report = place.report(&jobs[index], Verdict::Skip, reason.clone());
+                    followers.finished(index, CaseReport { lacks: Some(*of), ..report }, &[], &[]);
                 }
             }
         }

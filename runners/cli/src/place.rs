@@ -5,6 +5,7 @@ use std::sync::Arc;
 use privet_cases::Entry;
 use privet_harness::host::Host;
 use privet_harness::module::Modules;
+use privet_harness::outcome::{Lack, LackOf};
 use privet_report::{CaseReport, Place, Verdict};
 use privet_rig::MachineKind;
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,7 @@ impl Context {
             schedule: None,
             verdict,
             reason,
+            lacks: None,
             duration_us: 0,
             exits: 0,
             seed: job.seed,
@@ -109,8 +111,8 @@ pub enum Assigned {
     Rig(Option<String>),
     /// A worker runs it on the model; the text says why not on a real kernel, where `auto` had the choice.
     Model(Option<String>),
-    /// It cannot run, for this reason.
-    Skip(Place, String),
+    /// It cannot run, for want of this.
+    Skip(Place, Lack),
 }
 
 /// Decides where `row` runs. `host`, `rig` and `model` say why they cannot be used, and are only asked if need be.
@@ -122,18 +124,23 @@ pub fn assign(
     rig: impl FnOnce() -> Result<(), String>,
     model: impl FnOnce() -> Result<(), String>,
 ) -> Assigned {
-    let unmet_on_host = || host().map_or_else(Some, |host| row.unmet(&host));
+    let without = |of| move |reason| Lack { of, reason };
+    let unmet_on_host = || host().map_err(without(LackOf::VmType)).map_or_else(Some, |host| row.unmet(&host));
+    let skip = |place, why| Assigned::Skip(place, without(LackOf::Resource)(why));
     match on {
         On::Host => unmet_on_host().map_or(Assigned::Host, |why| Assigned::Skip(Place::Host, why)),
-        On::Rig => rig().map_or_else(|why| Assigned::Skip(Place::Rig, why), |()| Assigned::Rig(None)),
-        On::Model => model().map_or_else(|why| Assigned::Skip(Place::Model, why), |()| Assigned::Model(None)),
+        On::Rig => rig().map_or_else(|why| skip(Place::Rig, why), |()| Assigned::Rig(None)),
+        On::Model => model().map_or_else(|why| skip(Place::Model, why), |()| Assigned::Model(None)),
         On::Auto => {
             let Some(why_not_host) = unmet_on_host() else { return Assigned::Host };
+            let Lack { of, reason: why_not_host } = why_not_host;
             let Err(why_not_rig) = rig() else { return Assigned::Rig(Some(why_not_host)) };
             let why = format!("{why_not_host}; and no rig: {why_not_rig}");
             match model() {
                 Ok(()) => Assigned::Model(Some(why)),
-                Err(why_not_model) => Assigned::Skip(Place::Host, format!("{why}; and no model: {why_not_model}")),
+                Err(why_not_model) => {
+                    Assigned::Skip(Place::Host, Lack { of, reason: format!("{why}; and no model: {why_not_model}") })
+                }
             }
         }
     }
@@ -161,7 +168,7 @@ pub fn chosen<'a>(assigned: impl Iterator<Item = &'a Assigned> + Clone) -> Strin
             "on the model, which is no hardware",
             because(|one| if let Assigned::Model(why) = one { why.as_ref() } else { None }),
         ),
-        ("nowhere", because(|one| if let Assigned::Skip(_, why) = one { Some(why) } else { None })),
+        ("nowhere", because(|one| if let Assigned::Skip(_, why) = one { Some(&why.reason) } else { None })),
     ];
     let elsewhere = elsewhere.into_iter().filter(|(_, (count, _))| *count > 0);
     let elsewhere = elsewhere.map(|(place, (count, why))| format!("{} {place}, because {why}", rows(count)));
@@ -182,16 +189,17 @@ mod tests {
     fn a_row_goes_where_it_can_run_and_says_why_it_cannot() {
         let no_rig = || Err("no kernel".to_owned());
         let no_model = || Err("no library".to_owned());
-        assert_eq!(assigned(On::Host, Ok(()), Ok(())), Assigned::Skip(Place::Host, "no /dev/kvm".into()));
+        let skipped = |place, of, reason: &str| Assigned::Skip(place, Lack { of, reason: reason.to_owned() });
+        assert_eq!(assigned(On::Host, Ok(()), Ok(())), skipped(Place::Host, LackOf::VmType, "no /dev/kvm"));
         assert_eq!(assigned(On::Rig, Ok(()), Ok(())), Assigned::Rig(None));
-        assert_eq!(assigned(On::Rig, no_rig(), Ok(())), Assigned::Skip(Place::Rig, "no kernel".into()));
+        assert_eq!(assigned(On::Rig, no_rig(), Ok(())), skipped(Place::Rig, LackOf::Resource, "no kernel"));
         assert_eq!(assigned(On::Model, Ok(()), Ok(())), Assigned::Model(None));
-        assert_eq!(assigned(On::Model, Ok(()), no_model()), Assigned::Skip(Place::Model, "no library".into()));
+        assert_eq!(assigned(On::Model, Ok(()), no_model()), skipped(Place::Model, LackOf::Resource, "no library"));
         assert_eq!(assigned(On::Auto, Ok(()), Ok(())), Assigned::Rig(Some("no /dev/kvm".into())));
         let no_kernel = "no /dev/kvm; and no rig: no kernel".to_owned();
         assert_eq!(assigned(On::Auto, no_rig(), Ok(())), Assigned::Model(Some(no_kernel)));
         let all = "no /dev/kvm; and no rig: no kernel; and no model: no library".to_owned();
-        assert_eq!(assigned(On::Auto, no_rig(), no_model()), Assigned::Skip(Place::Host, all));
+        assert_eq!(assigned(On::Auto, no_rig(), no_model()), skipped(Place::Host, LackOf::VmType, &all));
     }
 
     #[test]

@@ -163,15 +163,15 @@ impl Pool<'_> {
     }
 
     fn report(&self, job: &Job, duration: Duration, said: Said) -> CaseReport {
-        let Said { verdict, reason, exits, details, .. } = said;
+        let Said { verdict, reason, lacks, exits, details, .. } = said;
         let duration_us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        CaseReport { duration_us, exits, details, ..self.context.report(job, verdict, reason) }
+        CaseReport { duration_us, exits, details, lacks, ..self.context.report(job, verdict, reason) }
     }
 }
 
 /// What the runner says for a worker that said nothing of use.
 fn unsaid(job: &Job, verdict: Verdict, reason: String) -> Said {
-    Said { id: job.id.clone(), verdict, reason, exits: 0, details: Vec::new() }
+    Said { id: job.id.clone(), verdict, reason, lacks: None, exits: 0, details: Vec::new() }
 }
 
 /// The one line that a worker should say, about the row that it was started for.

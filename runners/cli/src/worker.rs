@@ -10,6 +10,7 @@ use std::time::Duration;
 use privet_cases::Entry;
 use privet_harness::found::Proven;
 use privet_harness::host::Host;
+use privet_harness::outcome::{Lack, LackOf, Stop};
 use privet_harness::probe;
 use privet_report::Verdict;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,9 @@ pub struct Said {
     pub verdict: Verdict,
     /// One line that says why; empty for a pass.
     pub reason: String,
+    /// What the place lacks, for a skip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<LackOf>,
     /// How often KVM_RUN returned.
     pub exits: u64,
     /// What helps to understand a verdict other than pass, one line each.
@@ -117,22 +121,23 @@ fn write_report(line: &[u8]) -> io::Result<()> {
 
 fn say(args: &Worker, table: Vec<Entry>) -> Said {
     let id = &args.id;
-    let said = |verdict, reason| Said { id: id.clone(), verdict, reason, exits: 0, details: Vec::new() };
+    let said = |verdict, reason| Said { id: id.clone(), verdict, reason, lacks: None, exits: 0, details: Vec::new() };
     let Some(row) = table.into_iter().find(|row| row.id == *id) else {
         return said(Verdict::Error, format!("this worker has no row {id}: it is another build than its runner"));
     };
     let host = match Host::open() {
         Ok(host) => host,
-        Err(error) => return said(Verdict::Skip, error.to_string()),
+        Err(error) => return Said { lacks: Some(LackOf::VmType), ..said(Verdict::Skip, error.to_string()) },
     };
     let proven = [(args.ring0_works, Proven::Ring0), (args.hypercalls_work, Proven::Hypercall)];
     host.trust(&proven.into_iter().filter(|(works, _)| *works).map(|(_, proven)| proven).collect::<Vec<_>>());
     let ran = row.run(Arc::new(host), args.seed, Duration::from_millis(args.limit_ms));
     let is_told = ran.outcome.is_err() || args.keep;
     let details = if is_told { ran.details } else { Vec::new() };
-    let (verdict, reason) = match ran.outcome {
-        Ok(()) => (Verdict::Pass, String::new()),
-        Err(stop) => (Verdict::from(&stop), stop.to_string()),
+    let (verdict, reason, lacks) = match ran.outcome {
+        Ok(()) => (Verdict::Pass, String::new(), None),
+        Err(Stop::Skip(Lack { of, reason })) => (Verdict::Skip, reason, Some(of)),
+        Err(stop) => (Verdict::from(&stop), stop.to_string(), None),
     };
-    Said { exits: ran.exits, details, ..said(verdict, reason) }
+    Said { exits: ran.exits, details, lacks, ..said(verdict, reason) }
 }

@@ -91,6 +91,7 @@ fn report(job: &Job, verdict: Verdict, text: &str) -> CaseReport {
         schedule: None,
         verdict,
         reason: if verdict == Verdict::Pass { String::new() } else { text.into() },
+        lacks: None,
         duration_us: 1500,
         exits: 3,
         seed: job.seed,

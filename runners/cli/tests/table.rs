@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     let context = Arc::new(Context::here(Place::Host));
     let flag_matters = args.list || args.ignored;
     let why_not = |row: &Entry| match &host {
-        Ok(host) => row.unmet(host),
+        Ok(host) => row.unmet(host).map(|lack| lack.reason),
         Err(why) => Some(why.clone()),
     };
     let proven: Arc<[Proven]> = host.as_ref().map(Host::proven).unwrap_or_default().into();

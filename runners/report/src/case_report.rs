@@ -1,5 +1,6 @@
 //! The report of one row: its verdict and what belongs to it.
 
+use privet_harness::outcome::LackOf;
 use serde::{Deserialize, Serialize};
 
 use crate::{Place, Verdict};
@@ -32,6 +33,9 @@ pub struct CaseReport {
     pub verdict: Verdict,
     /// One line that says why; empty for a pass.
     pub reason: String,
+    /// What the place lacks, for a skip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<LackOf>,
     /// Wall-clock time from the start of the worker to its end, in microseconds.
     pub duration_us: u64,
     /// How often KVM_RUN returned.

@@ -164,6 +164,7 @@ mod tests {
             schedule: None,
             verdict,
             reason: String::new(),
+            lacks: None,
             duration_us: 1,
             exits: 1,
             seed: 0,

@@ -71,6 +71,7 @@ impl Blame {
             schedule: None,
             verdict: self.verdict,
             reason: self.reason.clone(),
+            lacks: None,
             duration_us: u64::try_from(passed.as_micros()).unwrap_or(u64::MAX),
             exits: 0,
             seed: case.seed,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
-use privet_harness::need::Need;
-use privet_report::{CaseReport, Verdict};
+use privet_harness::outcome::LackOf;
+use privet_report::{CaseReport, Place, Verdict};
 
 use super::run_on::run_on;
 use super::show::show;
@@ -56,7 +56,7 @@ pub fn diff(args: &Run, places: [On; 2], jobs: &[Job], interrupt: &Interrupt) ->
 
 /// What there is to say about the reports of each row in the two places, and the exit status that goes with it.
 fn compared(pairs: &[(&CaseReport, &CaseReport)]) -> (String, Status) {
-    let (elsewhere, pairs): (Vec<_>, Vec<_>) = pairs.iter().copied().partition(is_about_another_machine);
+    let (elsewhere, pairs): (Vec<_>, Vec<_>) = pairs.iter().copied().partition(can_run_in_one_only);
     let (differing, same): (Vec<_>, Vec<_>) = pairs.iter().partition(|(here, there)| here.verdict != there.verdict);
     let red: Vec<_> = same.into_iter().filter(|(here, _)| here.verdict.is_red()).collect();
     let ran = |(here, there): &&(&CaseReport, &CaseReport)| [here, there].iter().all(|r| r.verdict != Verdict::Skip);
@@ -67,8 +67,7 @@ fn compared(pairs: &[(&CaseReport, &CaseReport)]) -> (String, Status) {
         text += &format!(", {} red in both", red.len());
     }
     if !elsewhere.is_empty() {
-        text +=
-            &format!(", {} need a CPU without decode assists, which one of the two places has not", elsewhere.len());
+        text += &format!(", {} pass in one place and need what the other has not", elsewhere.len());
     }
     text.push('\n');
     if let Some((here, there)) = pairs.first() {
@@ -82,16 +81,20 @@ fn compared(pairs: &[(&CaseReport, &CaseReport)]) -> (String, Status) {
     (text, status)
 }
 
-/// Whether the row passes in one of the two places and is skipped in the other because its CPU has decode assists: no
-/// module parameter turns them off, so the two cannot be made alike. A skip for any other reason is a difference, and
-/// so is a pass that is none.
-fn is_about_another_machine((here, there): &(&CaseReport, &CaseReport)) -> bool {
+/// Whether the row passes in one of the two places and is skipped in the other for want of what cannot be had there: its
+/// processor is another, its memory is used up, or it is the model, which does not have everything. A skip for any other
+/// reason is a difference, and so is a pass that is none.
+fn can_run_in_one_only((here, there): &(&CaseReport, &CaseReport)) -> bool {
     let skip = match (here.verdict, there.verdict) {
         (Verdict::Skip, Verdict::Pass) => here,
         (Verdict::Pass, Verdict::Skip) => there,
         _ => return false,
     };
-    skip.reason.starts_with(&format!("needs {}", Need::NoDecodeAssists))
+    match skip.lacks {
+        Some(LackOf::Cpu | LackOf::Resource) => true,
+        Some(LackOf::VmType | LackOf::Feature) => skip.on == Place::Model,
+        _ => false,
+    }
 }
 
 fn side_by_side(here: &CaseReport, there: &CaseReport) -> String {
@@ -106,8 +109,6 @@ fn side_by_side(here: &CaseReport, there: &CaseReport) -> String {
 mod tests {
     use std::time::Duration;
 
-    use privet_report::Place;
-
     use super::*;
     use crate::place::Context;
     use crate::plan;
@@ -118,19 +119,23 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pass_beside_a_cpu_with_decode_assists_is_no_difference() {
+    fn only_a_pass_beside_a_place_that_cannot_is_no_difference() {
         use Verdict::{Fail, Pass, Skip};
-        let assists = "needs a CPU without decode assists: with them KVM does not fetch what it emulates";
-        for (reason, elsewhere, status) in [
-            (assists, Pass, Status::NothingRan),
-            (assists, Fail, Status::Failed),
-            ("no such VMs here", Pass, Status::Failed),
-            ("needs Linux 7.1 or newer, this is 7.0: so", Pass, Status::Failed),
+        for (on, lacks, elsewhere, status) in [
+            (Place::Model, LackOf::Cpu, Pass, Status::NothingRan),
+            (Place::Rig, LackOf::Cpu, Pass, Status::NothingRan),
+            (Place::Rig, LackOf::Resource, Pass, Status::NothingRan),
+            (Place::Model, LackOf::Cpu, Fail, Status::Failed),
+            (Place::Model, LackOf::Feature, Pass, Status::NothingRan),
+            (Place::Rig, LackOf::Feature, Pass, Status::Failed),
+            (Place::Rig, LackOf::VmType, Pass, Status::Failed),
+            (Place::Model, LackOf::Kernel, Pass, Status::Failed),
+            (Place::Model, LackOf::Setting, Pass, Status::Failed),
         ] {
-            let skip = CaseReport { reason: reason.to_owned(), ..report(Place::Model, Skip) };
-            let other = report(Place::Rig, elsewhere);
-            assert_eq!(compared(&[(&skip, &other)]).1, status, "{reason}");
-            assert_eq!(compared(&[(&other, &skip)]).1, status, "{reason}");
+            let skip = CaseReport { lacks: Some(lacks), ..report(on, Skip) };
+            let other = report(Place::Host, elsewhere);
+            assert_eq!(compared(&[(&skip, &other)]).1, status, "{lacks:?}");
+            assert_eq!(compared(&[(&other, &skip)]).1, status, "{lacks:?}");
         }
     }
 

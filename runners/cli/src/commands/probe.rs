@@ -82,7 +82,7 @@ fn tell(facts: impl IntoIterator<Item = Fact>, mut out: impl Write) -> Result<St
 
 fn host_facts(host: &Host) -> Vec<Fact> {
     let yes_or_why = |usable: Result<(), &str>| usable.map_or_else(|why| format!("no: {why}"), |()| "yes".to_owned());
-    let guest_memfd = Need::GuestMemfd.unmet(host, VmType::Plain);
+    let guest_memfd = Need::GuestMemfd.unmet(host, VmType::Plain).map(|lack| lack.reason);
     let mut facts = vec![
         ("guest ring 0".to_owned(), vec![yes_or_why(probe::ring0(host))]),
         ("hypercalls".to_owned(), vec![yes_or_why(probe::hypercall(host))]),
