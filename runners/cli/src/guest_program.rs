@@ -27,6 +27,8 @@ pub struct GuestProgram {
     pub path: PathBuf,
     /// Its arguments, without its name.
     pub arguments: Vec<OsString>,
+    /// Files that come along, by their absolute paths.
+    pub files: Vec<PathBuf>,
     /// What plays the machine.
     pub machine: MachineKind,
     /// What the machine is like if it is ours.
@@ -59,6 +61,8 @@ impl GuestProgram {
             module_params: options.module_param.clone(),
             patience: Patience { pause: DAYS, ..Patience::default() },
             sim: self.sim,
+            without_rule: None,
+            files: self.files,
             artifacts: None,
         };
         let program = privet_rig::GuestProgram { path: guest_path, arguments: self.arguments };

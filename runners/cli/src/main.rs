@@ -39,6 +39,9 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
         Command::Kselftests(Kselftests::Worker(args)) => reported(kselftest_worker::run(&args)),
         Command::Sim(args) => commands::sim::sim(args),
         Command::Model(args) => commands::model::model(&args),
+        Command::Mutants(args) if args.silicon => {
+            commands::silicon_mutants::silicon_mutants(&args, io::stdout().lock())
+        }
         Command::Mutants(args) => commands::mutants::mutants(&args, io::stdout().lock()),
         Command::Completions(args) => commands::completions::completions(&args, io::stdout().lock()),
         Command::Man(args) => commands::completions::man(&args, io::stdout().lock()),

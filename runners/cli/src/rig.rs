@@ -95,6 +95,8 @@ impl Rig<'_> {
                     module_params: self.options.module_param.clone(),
                     patience: Patience::default(),
                     sim: self.options.sim(),
+                    without_rule: None,
+                    files: Vec::new(),
                     artifacts: self.artifacts.map(Path::to_owned),
                 };
                 privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| match progress {
@@ -131,7 +133,8 @@ impl Rig<'_> {
     }
 }
 
-fn case_run(job: &Job) -> CaseRun {
+/// What the rig is told of a job.
+pub fn case_run(job: &Job) -> CaseRun {
     let limit_ms = u64::try_from(job.limit.as_millis()).unwrap_or(u64::MAX);
     let (id, label) = (job.id.clone(), job.label.clone());
     CaseRun { id, label, seed: job.seed, limit_ms, keep: job.keep, schedules: job.schedules.clone() }

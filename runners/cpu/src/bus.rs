@@ -38,6 +38,8 @@ pub struct Access {
     pub kind: AccessKind,
     /// Where in the page it begins.
     pub offset: u16,
+    /// Bytes of the page that the guest's own tables map it with; those of a small page without paging, and of a walk.
+    pub size: u64,
     /// At CPL 3 (walks and implicit accesses to descriptor tables are supervisor accesses).
     pub user: bool,
     /// To a paging structure of the guest, not to the final page (bit 33, GUEST_PAGE, of an NPF).

@@ -52,7 +52,7 @@ impl Core<'_> {
             let user = view == View::User;
             let next_rip = if kind == AccessKind::Fetch || self.s.vectoring.is_some() { 0 } else { self.next_rip };
             let access =
-                Access { linear, kind, offset, user, walk: false, private, emulated: self.emulating, next_rip };
+                Access { linear, kind, offset, size, user, walk: false, private, emulated: self.emulating, next_rip };
             let resolved = self.resolve(gpa, access)?;
             // A flush between the walk and here may have been for the page tables that were walked. But if each
             // walk has one, the page is the table (which has to be, say, encrypted anew for each of both).
@@ -186,6 +186,7 @@ impl Core<'_> {
             linear,
             kind: if write { AccessKind::Write } else { AccessKind::Read },
             offset: (gpa & 0xfff) as u16,
+            size: 0x1000,
             user: false,
             walk: true,
             private: self.s.encryption.walks_are_private(),

@@ -25,11 +25,16 @@ pub(crate) struct Initramfs {
 }
 
 impl Initramfs {
-    /// The root file system with `worker` as init, and `programs` and `modules` in it.
+    /// The root file system with `worker` as init, and `programs`, `others`, which are files, and `modules` in it.
     ///
     /// # Errors
-    /// If the worker, a program, a library or a module cannot be read.
-    pub(crate) fn new(worker: &Path, programs: &[Program], modules: &[Module]) -> Result<Self, RigError> {
+    /// If the worker, a program, a file, a library or a module cannot be read.
+    pub(crate) fn new(
+        worker: &Path,
+        programs: &[Program],
+        others: &[PathBuf],
+        modules: &[Module],
+    ) -> Result<Self, RigError> {
         let read = |path: &Path| fs::read(path).map_err(cannot("read", path));
         let mut files = Vec::new();
         let mut needed = BTreeSet::new();
@@ -41,6 +46,9 @@ impl Initramfs {
         }
         for program in programs {
             files.push((program.guest_path.clone(), without_debug_info(read(&program.path)?)));
+        }
+        for file in others {
+            files.push((file.clone(), read(file)?));
         }
         for module in modules {
             files.push((guest_path(module).into(), module.read()?));
@@ -160,7 +168,7 @@ mod tests {
         let worker = std::env::current_exe().unwrap();
         let program = Program { path: worker.clone(), guest_path: "/programs/x86/another".into() };
         let mut archive = Vec::new();
-        Initramfs::new(&worker, &[program], &[module]).unwrap().write(&plan(), &mut archive).unwrap();
+        Initramfs::new(&worker, &[program], &[], &[module]).unwrap().write(&plan(), &mut archive).unwrap();
 
         let entries = unpack(&archive);
         let mut seen = BTreeMap::new();

@@ -36,7 +36,7 @@ pub use plan::{
     CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleLoad, ModuleParam, Patience, Plan, Program, Progress,
     SimOptions, Stream, Work,
 };
-pub use privet_sim::Profile;
+pub use privet_sim::{Profile, Rule};
 pub use program::{ProgramEnd, run_program};
 pub use run::run;
 pub use sim_machine::sim_machine;

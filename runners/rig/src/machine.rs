@@ -150,6 +150,7 @@ impl Machine {
                     saved: saved.to_owned(),
                     case: case.clone(),
                     schedule,
+                    without_rule: plan.without_rule,
                     limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
                 },
             };
@@ -251,7 +252,7 @@ pub(crate) fn command_line(plan: &Plan) -> String {
     let of_profile = match plan.sim.profile {
         Profile::Plain => "",
         // The sim's IOMMU, without which there is no SNP, translates nothing.
-        Profile::Genoa => " iommu=pt",
+        Profile::Milan | Profile::Genoa => " iommu=pt",
     };
     format!("console=ttyS0 panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on norandmaps rdinit={WORKER}{of_profile}")
 }

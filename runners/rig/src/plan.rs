@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use privet_kernel::Kernel;
 use privet_report::CaseReport;
-use privet_sim::Profile;
+use privet_sim::{Profile, Rule};
 use serde::{Deserialize, Serialize};
 
 use crate::machine_kind::MachineKind;
@@ -113,6 +113,8 @@ pub struct Plan {
     pub worker: PathBuf,
     /// Other programs that the callback runs. They and their libraries come with the worker.
     pub programs: Vec<Program>,
+    /// Files that come along; in the guest they have the same paths, which are absolute.
+    pub files: Vec<PathBuf>,
     /// The rows in the order in which they shall run.
     pub cases: Vec<CaseRun>,
     /// How many machines may run side by side. Each runs one row at a time and keeps one core busy.
@@ -123,6 +125,8 @@ pub struct Plan {
     pub patience: Patience,
     /// What the machines are like if they are ours.
     pub sim: SimOptions,
+    /// A rule that the silicon of those machines forgets while rows run.
+    pub without_rule: Option<Rule>,
     /// Where the console of each boot is kept, as `<vendor>-boot-<n>.log`, and that of each row that ran in a copy of
     /// a booted machine, as `<vendor>-<label>.log`; nowhere if `None`.
     pub artifacts: Option<PathBuf>,

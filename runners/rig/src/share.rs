@@ -89,7 +89,7 @@ impl<'a> Common<'a> {
         let modules = modules(&plan.kernel, vendor)?;
         let drivers = plan.kernel.load_order_of_parts(emulator.drivers)?;
         let in_guest: Vec<_> = drivers.iter().chain(&modules).cloned().collect();
-        let initramfs = Initramfs::new(&plan.worker, &plan.programs, &in_guest)?;
+        let initramfs = Initramfs::new(&plan.worker, &plan.programs, &plan.files, &in_guest)?;
         let (drivers, modules) = (module_loads(plan, &drivers), module_loads(plan, &modules));
         Ok(Self { plan, emulator, initramfs, drivers, modules, boots: AtomicUsize::new(0), interrupt })
     }

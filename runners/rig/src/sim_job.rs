@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use privet_sim::Rule;
 use serde::{Deserialize, Serialize};
 
 use crate::error::RigError;
@@ -60,6 +61,8 @@ pub(crate) enum SimStart {
         case: CaseRun,
         /// How its processors take turns from here on, in short ones; long ones as before if there is no seed.
         schedule: Option<u64>,
+        /// A rule that its silicon forgets from here on.
+        without_rule: Option<Rule>,
         /// How long that may take in milliseconds, by the guest's clock.
         limit_ms: u64,
     },

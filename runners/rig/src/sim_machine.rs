@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use privet_sim::{Description, Limits, Machine, Outcome, SimError, Turns};
+use privet_sim::{Description, Limits, Machine, Outcome, Rules, SimError, Turns};
 
 use crate::plan::{Message, SimOptions};
 use crate::sim_job::{SimJob, SimStart};
@@ -28,10 +28,13 @@ pub fn sim_machine(job: &str) -> Result<(), String> {
             let description = describe(kernel, initramfs, command_line.clone(), options)?;
             (Machine::new(&description).map_err(one_line)?, None, save_to.as_deref())
         }
-        SimStart::Resume { saved, case, schedule, limit_ms } => {
+        SimStart::Resume { saved, case, schedule, without_rule, limit_ms } => {
             let mut machine = Machine::restore(saved).map_err(one_line)?;
             if let Some(seed) = schedule {
                 machine.reseed(*seed, Turns::Short);
+            }
+            if let Some(rule) = without_rule {
+                machine.set_rules(Rules::without(*rule));
             }
             let row = serde_json::to_string(&[case]).map_err(|error| error.to_string())?;
             machine.feed_port(format!("{row}\n").as_bytes());

@@ -100,6 +100,8 @@ fn run_in_child(directory: &Path) -> ExitCode {
             pause: Duration::from_millis(900),
         },
         sim: SimOptions::default(),
+        without_rule: None,
+        files: Vec::new(),
         artifacts: Some(directory.join("artifacts")),
     };
     // The test closes standard input when it wants the run to end.

@@ -10,6 +10,7 @@ mod event;
 mod memory;
 pub mod psp;
 pub mod rmp;
+mod rule;
 pub mod svm;
 #[cfg(test)]
 mod test_memory;
@@ -17,3 +18,4 @@ mod test_memory;
 pub use board::{Board, Flush};
 pub use encryption::KeyedMemory;
 pub use memory::{PhysicalMemory, read_array, read_u16, read_u32, read_u64, write_u32, write_u64};
+pub use rule::{Rule, Rules};

@@ -1,10 +1,10 @@
 //! What a board has whose processors encrypt guests: the secure processor, the IOMMU, and memory for the RMP.
 
 use privet_cpu::CpuidResult;
-use privet_silicon::KeyedMemory;
 use privet_silicon::psp::{Chip, Effect, HostSetup, Mailbox, Psp, Surroundings};
 use privet_silicon::rmp::Rmp;
 use privet_silicon::svm::SevFeatures;
+use privet_silicon::{KeyedMemory, Rules};
 use serde::{Deserialize, Serialize};
 
 use crate::devices::iommu::Iommu;
@@ -36,6 +36,8 @@ pub(crate) struct Encryption {
     pub(crate) rmp: (u64, u64),
     /// The processors that enforce the RMP, one bit each.
     enforcing: u64,
+    /// Which rules of the RMP hold.
+    rules: Rules,
 }
 
 impl Encryption {
@@ -48,7 +50,24 @@ impl Encryption {
         // The same machine has the same keys: a run can be repeated.
         let chip =
             Chip { seed: *b"the secure processor of this sim", asids: features.asids, processors, snp: features.snp };
-        Encryption { psp: Psp::new(&chip), mailbox: Mailbox::default(), iommu: Iommu::default(), rmp, enforcing: 0 }
+        Encryption {
+            psp: Psp::new(&chip),
+            mailbox: Mailbox::default(),
+            iommu: Iommu::default(),
+            rmp,
+            enforcing: 0,
+            rules: Rules::default(),
+        }
+    }
+
+    /// From here on only these rules hold.
+    pub(crate) fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+        self.psp.set_rules(rules);
+    }
+
+    fn table(&self) -> Option<Rmp> {
+        Rmp::new(self.rmp.0, self.rmp.1).map(|rmp| rmp.with_rules(self.rules))
     }
 
     /// How software has set up the processors, whose SYSCFG these are, and the IOMMU.
@@ -57,7 +76,7 @@ impl Encryption {
         HostSetup {
             memory_encryption: all(syscfg::MEM_ENCRYPT),
             snp_enabled: all(syscfg::SNP_EN | syscfg::VMPL_EN),
-            rmp: Rmp::new(self.rmp.0, self.rmp.1),
+            rmp: self.table(),
             smt: false,
             iommu: self.iommu.is_enabled(),
             iommu_pages: self.iommu.own_pages(),
@@ -66,7 +85,7 @@ impl Encryption {
 
     /// The table, if this processor enforces it.
     pub(crate) fn enforced_rmp(&self, cpu: usize) -> Option<Rmp> {
-        Rmp::new(self.rmp.0, self.rmp.1).filter(|_| self.enforcing >> cpu & 1 != 0)
+        self.table().filter(|_| self.enforcing >> cpu & 1 != 0)
     }
 
     /// A processor's SYSCFG was written.

@@ -46,6 +46,7 @@ pub use description::Description;
 pub use error::SimError;
 pub use log::{Finding, Unknown};
 pub use machine::{Limits, Machine, Outcome};
+pub use privet_silicon::{Rule, Rules};
 pub use profile::Profile;
 pub use record::{Block, Record};
 pub use scheduler::Turns;

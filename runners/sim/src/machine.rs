@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use privet_cpu::state::gpr;
 use privet_cpu::{Cpu, CpuExit, CpuState, Exception, Seg, Segment, flags};
+use privet_silicon::Rules;
 use serde::{Deserialize, Serialize};
 
 use crate::board::{Board, CONSOLE, PORT, PowerEvent};
@@ -286,6 +287,16 @@ impl Machine {
     /// What was executed since the last call, or since the recording started; nothing if it was not.
     pub fn take_record(&mut self) -> Record {
         self.recorder.as_mut().map(Recorder::take).unwrap_or_default()
+    }
+
+    /// From here on only these rules of the silicon hold: the machine is a mutant, which rows have to notice.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.board.svms.iter_mut().for_each(|svm| svm.set_rules(rules));
+        self.memory.keys.set_rules(rules);
+        if let Some(encryption) = &mut self.board.encryption {
+            encryption.set_rules(rules);
+        }
+        self.processors.iter_mut().for_each(|processor| processor.cpu.flush_tlb());
     }
 
     /// Virtual time since power-on.

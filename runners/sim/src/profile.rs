@@ -15,6 +15,8 @@ use crate::error::SimError;
 pub enum Profile {
     /// An AMD EPYC of family 19h with SVM, without memory encryption.
     Plain,
+    /// An AMD EPYC of the third generation ("Milan"), with SEV, SEV-ES and SEV-SNP, and narrower addresses.
+    Milan,
     /// An AMD EPYC of the fourth generation ("Genoa"), with SEV, SEV-ES and SEV-SNP.
     #[default]
     Genoa,
@@ -22,13 +24,14 @@ pub enum Profile {
 
 impl Profile {
     /// All profiles.
-    pub const ALL: &'static [Profile] = &[Profile::Plain, Profile::Genoa];
+    pub const ALL: &'static [Profile] = &[Profile::Plain, Profile::Milan, Profile::Genoa];
 
     /// Its name on command lines and in files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Profile::Plain => "plain",
+            Profile::Milan => "milan",
             Profile::Genoa => "genoa",
         }
     }
@@ -52,14 +55,14 @@ impl Profile {
     /// Whether x2APIC mode exists.
     pub(crate) fn has_x2apic(self) -> bool {
         match self {
-            Profile::Plain | Profile::Genoa => false,
+            Profile::Plain | Profile::Milan | Profile::Genoa => false,
         }
     }
 
     /// Family 19h: model and stepping.
     pub(crate) fn signature(self) -> u32 {
         match self {
-            Profile::Plain => 0x00a0_0f11,
+            Profile::Plain | Profile::Milan => 0x00a0_0f11,
             Profile::Genoa => 0x00a1_0f11,
         }
     }
@@ -68,9 +71,10 @@ impl Profile {
     pub(crate) fn sev(self) -> Option<SevFeatures> {
         match self {
             Profile::Plain => None,
-            Profile::Genoa => {
+            Profile::Milan | Profile::Genoa => {
                 let asids = ENCRYPTED_ASIDS;
-                Some(SevFeatures { c_bit: 51, reduced_bits: 6, asids, encrypted_state: true, snp: true })
+                let reduced_bits = if self == Profile::Milan { 5 } else { 6 };
+                Some(SevFeatures { c_bit: 51, reduced_bits, asids, encrypted_state: true, snp: true })
             }
         }
     }
@@ -78,7 +82,7 @@ impl Profile {
     /// The width of physical addresses that CPUID tells.
     pub(crate) fn physical_bits(self) -> u8 {
         match self {
-            Profile::Plain => 48,
+            Profile::Plain | Profile::Milan => 48,
             Profile::Genoa => 52,
         }
     }

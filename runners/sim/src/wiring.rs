@@ -201,6 +201,8 @@ impl Bus for Wiring<'_> {
 
     fn wrmsr(&mut self, state: &mut CpuState, index: u32, value: u64) -> Result<(), Exception> {
         self.touch(state);
+        let (svm, mut surroundings) = self.svm(state);
+        svm.check_wrmsr(&mut surroundings, index, value)?;
         let written = self.board.msr_write(self.cpu, state, index, value);
         self.touched(state);
         written

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use privet_harness::vendor::Vendor;
 use privet_machine::Defect;
-use privet_rig::ModuleParam;
+use privet_rig::{ModuleParam, Rule};
 
 use super::Selection;
 use super::values::{seconds, whole};
@@ -19,6 +19,13 @@ pub struct Mutants {
     /// Which rows.
     #[command(flatten)]
     pub selection: Selection,
+    /// Not defects of the model but rules that the sim's silicon forgets, one at a time. Without FILTER rows of SEV,
+    /// SEV-ES and SEV-SNP are tried
+    #[arg(long, conflicts_with = "defect")]
+    pub silicon: bool,
+    /// Try without this rule of the silicon only; can be given several times
+    #[arg(long, value_name = "NAME", value_parser = rule, requires = "silicon")]
+    pub rule: Vec<Rule>,
     /// Try this defect only; can be given several times
     #[arg(long, value_name = "NAME", value_parser = defect)]
     pub defect: Vec<Defect>,
@@ -67,6 +74,14 @@ impl From<OneVendor> for Vendor {
             OneVendor::Intel => Vendor::Intel,
         }
     }
+}
+
+/// A rule of the silicon by its name.
+fn rule(name: &str) -> Result<Rule, String> {
+    Rule::named(name).ok_or_else(|| {
+        let names: Vec<String> = Rule::ALL.iter().map(|rule| rule.name().to_owned()).collect();
+        no_such("no rule has the name", &names, name, "runners/silicon/src/rule.rs").message
+    })
 }
 
 /// A defect of the model by its name.

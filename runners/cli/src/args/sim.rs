@@ -29,6 +29,9 @@ pub struct Sim {
     /// Decides how the processors take turns: the same seed gives the same run
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,
+    /// A file that comes along, at the same path; can be given several times
+    #[arg(long, value_name = "PATH")]
+    pub file: Vec<PathBuf>,
     /// The program and its arguments
     #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub program: Vec<OsString>,

@@ -17,4 +17,5 @@ pub mod rig_snapshots;
 pub mod run;
 mod run_on;
 mod show;
+pub mod silicon_mutants;
 pub mod sim;

@@ -107,7 +107,7 @@ fn some_of(ids: &[String]) -> String {
 
 /// The job of a row that passed without a defect. A defect may make it wait for what never comes, and nobody
 /// wants to wait with it for longer than it takes to be sure of that.
-fn with_a_defect(job: &Job, passed: &CaseReport) -> Job {
+pub(super) fn with_a_defect(job: &Job, passed: &CaseReport) -> Job {
     let long = Duration::from_micros(passed.duration_us * 10).max(Duration::from_secs(3));
     Job { limit: long.min(job.limit), ..job.clone() }
 }

@@ -37,8 +37,8 @@ fn rig(options: &RigOptions, mut out: impl Write) -> Result<Status, Early> {
     let name = ("machine".to_owned(), vec![format!("{machine}, which is no hardware")]);
     tell([name], &mut out)?;
     drop(out);
-    GuestProgram { path, arguments: ["probe", "--on", "in-rig"].map(Into::into).into(), machine, sim: options.sim() }
-        .run(options)
+    let arguments = ["probe", "--on", "in-rig"].map(Into::into).into();
+    GuestProgram { path, arguments, files: Vec::new(), machine, sim: options.sim() }.run(options)
 }
 
 /// A name, and what is to be said of it, in lines.

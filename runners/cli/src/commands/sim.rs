@@ -26,7 +26,14 @@ pub fn sim(args: Sim) -> Result<Status, Early> {
         return Err(Early::usage("name a program to run".to_owned()));
     };
     let path = found(program)?;
-    GuestProgram { path, arguments: arguments.to_vec(), machine: MachineKind::Sim, sim }.run(&options)
+    let files = args.file.iter().map(|file| absolute(file)).collect::<Result<_, _>>()?;
+    GuestProgram { path, files, arguments: arguments.to_vec(), machine: MachineKind::Sim, sim }.run(&options)
+}
+
+/// The absolute path of a file that comes along.
+fn absolute(file: &Path) -> Result<PathBuf, Early> {
+    let cannot = |error| Early::usage(format!("cannot take {} along: {error}", file.display()));
+    std::fs::metadata(file).and_then(|_| std::path::absolute(file)).map_err(cannot)
 }
 
 /// The file of a program, by its path or the first of its name in the search path.

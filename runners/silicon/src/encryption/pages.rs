@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::cipher::{decrypt, encrypt};
+use crate::{Rule, Rules};
 
 /// The unit in which memory changes its key, bytes.
 pub const PAGE_SIZE: usize = 4096;
@@ -33,13 +34,19 @@ impl Key {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncryptedPages {
     keys: Vec<Key>,
+    rules: Rules,
 }
 
 impl EncryptedPages {
     /// For so many pages from system-physical address 0 on, all plain for the host.
     #[must_use]
     pub fn new(pages: usize) -> EncryptedPages {
-        EncryptedPages { keys: vec![Key::PLAIN; pages] }
+        EncryptedPages { keys: vec![Key::PLAIN; pages], rules: Rules::default() }
+    }
+
+    /// From here on only these rules hold.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
     }
 
     /// For which key the page is plain. Beyond RAM nothing is encrypted.
@@ -53,7 +60,7 @@ impl EncryptedPages {
     pub fn present(&mut self, frame: u64, page: &mut [u8; PAGE_SIZE], key: Key) -> bool {
         let Some(slot) = self.slot(frame) else { return false };
         let old = std::mem::replace(&mut self.keys[slot], key);
-        if old != key {
+        if old != key && self.rules.hold(Rule::Ciphertext) {
             convert(frame, page, old, key);
         }
         old != key
@@ -63,7 +70,7 @@ impl EncryptedPages {
     #[must_use]
     pub fn seen_with(&self, frame: u64, page: &[u8; PAGE_SIZE], key: Key) -> [u8; PAGE_SIZE] {
         let mut seen = *page;
-        if self.key(frame) != key {
+        if self.key(frame) != key && self.rules.hold(Rule::Ciphertext) {
             convert(frame, &mut seen, self.key(frame), key);
         }
         seen

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Status;
 use crate::encryption::Key;
+use crate::{Rule, Rules};
 
 /// An ASID that is not clean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,11 +33,16 @@ pub(super) struct Asids {
     used: BTreeMap<u16, Asid>,
     /// For each processor whether it has executed WBINVD since an ASID became dirty.
     written_back: Vec<bool>,
+    rules: Rules,
 }
 
 impl Asids {
     pub(super) fn new(range: AsidRange, processors: usize) -> Asids {
-        Asids { range, used: BTreeMap::new(), written_back: vec![false; processors] }
+        Asids { range, used: BTreeMap::new(), written_back: vec![false; processors], rules: Rules::default() }
+    }
+
+    pub(super) fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
     }
 
     /// Gives `asid` and its key to a guest: `encrypted_state` for SEV-ES and SNP.
@@ -53,10 +59,10 @@ impl Asids {
             false => self.range.min_sev.max(1)..self.range.max + 1,
         };
         match self.used.get(&asid) {
-            _ if !range.contains(&asid) => Err(Status::InvalidAsid),
-            Some(Asid::Owned { .. }) => Err(Status::AsidOwned),
-            Some(Asid::Dirty) => Err(Status::DfFlushRequired),
-            None => {
+            _ if !range.contains(&asid) && self.rules.hold(Rule::AsidRange) => Err(Status::InvalidAsid),
+            Some(Asid::Owned { .. }) if self.rules.hold(Rule::AsidOwned) => Err(Status::AsidOwned),
+            Some(Asid::Dirty) if self.rules.hold(Rule::DirtyAsid) => Err(Status::DfFlushRequired),
+            _ => {
                 self.used.insert(asid, Asid::Owned { key, runnable });
                 Ok(asid)
             }
@@ -92,7 +98,7 @@ impl Asids {
 
     /// DF_FLUSH: makes dirty ASIDs clean (55766, DF_FLUSH; 56860, SNP_DF_FLUSH).
     pub(super) fn flush(&mut self) -> Result<(), Status> {
-        if self.written_back.contains(&false) {
+        if self.written_back.contains(&false) && self.rules.hold(Rule::WriteBack) {
             return Err(Status::WbinvdRequired);
         }
         self.used.retain(|_, asid| *asid != Asid::Dirty);
@@ -116,7 +122,7 @@ impl Asids {
     /// The key of an ASID with which VMRUN may be executed.
     pub(super) fn runnable_key(&self, asid: u16) -> Option<Key> {
         match self.used.get(&asid) {
-            Some(&Asid::Owned { key, runnable: true }) => Some(key),
+            Some(&Asid::Owned { key, runnable }) if runnable || !self.rules.hold(Rule::RunnableGuest) => Some(key),
             _ => None,
         }
     }

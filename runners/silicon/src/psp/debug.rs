@@ -4,6 +4,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Psp, Status, Surroundings};
+use crate::Rule;
 use crate::encryption::Key;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -33,11 +34,9 @@ impl Psp {
 
     fn debug_key(&mut self, parameters: &DebugParameters) -> Result<Key, Status> {
         let guest = self.guest(parameters.handle)?;
-        if guest.policy.no_debug() {
-            return Err(Status::PolicyFailure);
-        }
-        guest.check_active()?;
-        Ok(guest.key)
+        let allowed = !guest.policy.no_debug();
+        self.demand(Rule::DebugPolicy, allowed, Status::PolicyFailure)?;
+        Ok(self.active_guest(parameters.handle, |_| true)?.key)
     }
 
     fn copy(

@@ -1,9 +1,10 @@
 //! Keys and signatures of ECDSA on P-384 as AMD lays them out: numbers of 72 bytes, least significant first.
 
-use p384::ecdsa::signature::{Signer, Verifier};
+use p384::ecdh::diffie_hellman;
+use p384::ecdsa::signature::hazmat::{PrehashSigner, PrehashVerifier};
 use p384::ecdsa::{Signature, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha384};
+use sha2::{Digest, Sha256, Sha384};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -11,7 +12,26 @@ const CURVE_P384: u32 = 2;
 /// Bytes of a number on the curve.
 const NUMBER: usize = 48;
 
-/// Public key in an ID authentication block (56860, "Format for an ECDSA P-384 Public Key").
+/// What a message is hashed with before it is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hash {
+    /// Of SEV's certificates and reports.
+    Sha256,
+    /// Of SNP's.
+    Sha384,
+}
+
+impl Hash {
+    fn of(self, message: &[u8]) -> Vec<u8> {
+        match self {
+            Hash::Sha256 => Sha256::digest(message).to_vec(),
+            Hash::Sha384 => Sha384::digest(message).to_vec(),
+        }
+    }
+}
+
+/// Public key in a certificate or an ID authentication block (56860, "Format for an ECDSA P-384 Public Key"; 55766,
+/// C.2).
 #[derive(Debug, Clone, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(super) struct PublicKeyBlock {
@@ -21,8 +41,8 @@ pub(super) struct PublicKeyBlock {
     reserved: [u8; 880],
 }
 
-/// Signature in an ID authentication block or a report.
-#[derive(Debug, Clone, FromBytes, IntoBytes, KnownLayout, Immutable)]
+/// Signature in a certificate, an ID authentication block or a report.
+#[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(super) struct SignatureBlock {
     r: [u8; 72],
@@ -58,15 +78,23 @@ impl PrivateKey {
         }
     }
 
-    /// Signs with ECDSA and SHA-384, the same message always alike.
-    pub(super) fn sign(&self, message: &[u8]) -> SignatureBlock {
-        let signature: Signature = self.0.sign(message);
+    /// Signs with ECDSA, the same message always alike.
+    pub(super) fn sign(&self, message: &[u8], hash: Hash) -> SignatureBlock {
+        // A digest is too short for no curve here, which is all that could go wrong.
+        let Ok(signature) = PrehashSigner::<Signature>::sign_prehash(&self.0, &hash.of(message)) else {
+            return SignatureBlock::NONE;
+        };
         let (r, s) = signature.split_bytes();
         SignatureBlock { r: little_endian(&r), s: little_endian(&s), reserved: [0; 368] }
     }
 
+    /// What only the owners of both keys know (ECDH): the coordinate x, most significant byte first.
+    pub(super) fn shared_secret(&self, other: &PublicKeyBlock) -> Option<[u8; NUMBER]> {
+        let secret = diffie_hellman(self.0.as_nonzero_scalar(), other.key()?.as_affine());
+        secret.raw_secret_bytes().as_slice().try_into().ok()
+    }
+
     /// The public key.
-    #[cfg(test)]
     pub(super) fn public(&self) -> PublicKeyBlock {
         let point = self.0.verifying_key().to_sec1_point(false);
         let (x, y) = point.as_bytes()[1..].split_at(NUMBER);
@@ -81,6 +109,11 @@ fn little_endian(number: &[u8]) -> [u8; 72] {
 }
 
 impl SignatureBlock {
+    /// The numbers r and s, of 72 bytes each.
+    pub(super) fn numbers(&self) -> [u8; 144] {
+        std::array::from_fn(|index| if index < 72 { self.r[index] } else { self.s[index - 72] })
+    }
+
     /// No signature.
     pub(super) const NONE: SignatureBlock = SignatureBlock { r: [0; 72], s: [0; 72], reserved: [0; 368] };
 }
@@ -108,12 +141,12 @@ impl PublicKeyBlock {
         self.key().is_some()
     }
 
-    /// Whether `signature` is this key's over `message`, hashed with SHA-384.
-    pub(super) fn verifies(&self, message: &[u8], signature: &SignatureBlock) -> bool {
+    /// Whether `signature` is this key's over `message`.
+    pub(super) fn verifies(&self, message: &[u8], hash: Hash, signature: &SignatureBlock) -> bool {
         let signature = big_endian(&signature.r).zip(big_endian(&signature.s));
         let signature = signature.and_then(|(r, s)| Signature::from_scalars(r, s).ok());
         match (self.key(), signature) {
-            (Some(key), Some(signature)) => key.verify(message, &signature).is_ok(),
+            (Some(key), Some(signature)) => key.verify_prehash(&hash.of(message), &signature).is_ok(),
             _ => false,
         }
     }

@@ -6,7 +6,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::launch::LaunchDigest;
 use super::policy::SevPolicy;
+use super::session::TransportKeys;
 use super::{Psp, Status, Surroundings};
+use crate::Rule;
 use crate::encryption::Key;
 
 /// Names a guest to the firmware; 0 names none.
@@ -24,6 +26,12 @@ pub(super) enum Phase {
     },
     /// RUNNING.
     Running,
+    /// SUPDATE: it runs, and its memory goes to another platform.
+    Sending,
+    /// RUPDATE: its memory comes from another platform.
+    Receiving,
+    /// SENT: it runs on another platform.
+    Sent,
 }
 
 impl Phase {
@@ -33,17 +41,11 @@ impl Phase {
             Phase::LaunchUpdate(_) => 1,
             Phase::LaunchSecret { .. } => 2,
             Phase::Running => 3,
+            Phase::Sending => 4,
+            Phase::Receiving => 5,
+            Phase::Sent => 6,
         }
     }
-}
-
-/// Keys of the channel between firmware and guest owner.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct TransportKeys {
-    /// Encryption: TEK.
-    pub(super) encryption: [u8; 16],
-    /// Integrity: TIK.
-    pub(super) integrity: [u8; 16],
 }
 
 /// A guest's context.
@@ -54,14 +56,10 @@ pub(super) struct Guest {
     pub(super) key: Key,
     pub(super) asid: Option<u16>,
     pub(super) phase: Phase,
+    /// The channel to its owner, or to the platform that it goes to or comes from.
     pub(super) transport: TransportKeys,
-}
-
-impl Guest {
-    /// Its memory can be used: it has an ASID.
-    pub(super) fn check_active(&self) -> Result<(), Status> {
-        if self.asid.is_some() { Ok(()) } else { Err(Status::Inactive) }
-    }
+    /// Of all that was launched, once that is measured.
+    pub(super) digest: [u8; 32],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -86,15 +84,23 @@ impl Psp {
         self.sev()?.guests.get_mut(&handle.get()).ok_or(Status::InvalidGuest)
     }
 
+    /// The guest of this handle, in a phase that a command takes, with the ASID that its memory is reached with.
+    pub(super) fn active_guest(&mut self, handle: U32, in_order: fn(&Phase) -> bool) -> Result<&mut Guest, Status> {
+        let guest = self.guest(handle)?;
+        let (in_order, active) = (in_order(&guest.phase), guest.asid.is_some());
+        self.demand(Rule::LaunchOrder, in_order, Status::InvalidGuestState)?;
+        self.demand(Rule::ActiveGuest, active, Status::Inactive)?;
+        self.guest(handle)
+    }
+
     /// ACTIVATE (55766, 6.4): binds a guest's key to an ASID.
     pub(super) fn activate(&mut self, around: &mut Surroundings<'_>, at: u64) -> Result<(), Status> {
         let ActivateParameters { handle, asid } = around.parameters(at)?;
         let guest = self.guest(handle)?;
-        if guest.asid.is_some() {
-            return Err(Status::Active);
-        }
-        let running = matches!(guest.phase, Phase::Running);
+        let idle = guest.asid.is_none();
+        let running = matches!(guest.phase, Phase::Running | Phase::Sending);
         let (key, encrypted_state) = (guest.key, guest.policy.encrypted_state());
+        self.demand(Rule::OneActivation, idle, Status::Active)?;
         let asid = self.asids.activate(asid.get(), key, encrypted_state, running)?;
         self.guest(handle)?.asid = Some(asid);
         around.memory.flush_asid(asid);
@@ -112,9 +118,8 @@ impl Psp {
     /// DECOMMISSION (55766, 6.7): forgets a guest that has no ASID.
     pub(super) fn decommission(&mut self, around: &mut Surroundings<'_>, at: u64) -> Result<(), Status> {
         let handle: U32 = around.parameters(at)?;
-        if self.guest(handle)?.asid.is_some() {
-            return Err(Status::Active);
-        }
+        let idle = self.guest(handle)?.asid.is_none();
+        self.demand(Rule::DecommissionIdle, idle, Status::Active)?;
         self.sev()?.guests.remove(&handle.get());
         Ok(())
     }

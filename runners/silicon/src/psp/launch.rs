@@ -1,15 +1,17 @@
 //! Launch of SEV and SEV-ES guests (55766, chapter 6).
 
-use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::digest::common::hazmat::SerializableState;
 use sha2::{Digest, Sha256};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::guest::{Guest, Phase, TransportKeys};
+use super::certificate::{CERTIFICATE_LENGTH, Certificate, Usage};
+use super::guest::{Guest, Phase};
 use super::policy::SevPolicy;
+use super::session::{SESSION_LENGTH, Session, TransportKeys};
 use super::{API_MAJOR, API_MINOR, BUILD, Psp, Status, Surroundings};
+use crate::Rule;
 use crate::encryption::Key;
 
 /// SHA-256 over all that LAUNCH_UPDATE_DATA and LAUNCH_UPDATE_VMSA have encrypted, in order.
@@ -71,41 +73,65 @@ impl Psp {
     pub(super) fn launch_start(&mut self, around: &mut Surroundings<'_>, at: u64) -> Result<(), Status> {
         let mut parameters: LaunchStartParameters = around.parameters(at)?;
         let policy = SevPolicy(parameters.policy.get());
-        let offers_encrypted_state = self.sev()?.encrypted_state;
+        self.check_policy(policy)?;
         self.check_output(around, at, size_of::<LaunchStartParameters>() as u64)?;
-        if policy.encrypted_state() && !offers_encrypted_state {
-            return Err(Status::Unsupported);
-        }
-        policy.check_version()?;
-        // Sessions with a guest's owner are not offered.
-        if parameters.certificate_address.get() != 0 || parameters.session_address.get() != 0 {
-            return Err(Status::Unsupported);
-        }
+        let certificate = (parameters.certificate_address.get(), parameters.certificate_length.get());
+        let session = (parameters.session_address.get(), parameters.session_length.get());
+        let transport = match (certificate, session) {
+            // Nobody but the firmware knows the keys of the channel then: no measurement can be checked and no secret
+            // injected.
+            ((0, _), (0, _)) => TransportKeys::fresh(&mut self.entropy),
+            _ => self.accept_session(around, certificate, session, policy)?,
+        };
         let key = self.launch_key(parameters.handle, policy)?;
-        // Without a session nobody but the firmware knows the keys of the channel: no measurement can be checked and
-        // no secret injected.
-        let transport = TransportKeys { encryption: self.entropy.bytes(), integrity: self.entropy.bytes() };
         let phase = Phase::LaunchUpdate(LaunchDigest::default());
-        let handle = self.sev()?.add(Guest { policy, key, asid: None, phase, transport });
+        let handle = self.sev()?.add(Guest { policy, key, asid: None, phase, transport, digest: [0; 32] });
         parameters.handle = U32::new(handle);
         around.store(at, &parameters);
         Ok(())
     }
 
+    /// Whether guests of this policy can be here at all.
+    pub(super) fn check_policy(&mut self, policy: SevPolicy) -> Result<(), Status> {
+        if policy.encrypted_state() && !self.sev()?.encrypted_state {
+            return Err(Status::Unsupported);
+        }
+        self.sev()?;
+        self.demand(Rule::FirmwareVersion, policy.version_is_here(), Status::PolicyFailure)
+    }
+
+    /// The keys of a session that comes with the PDH certificate of whoever offers it; address and length of both.
+    pub(super) fn accept_session(
+        &self,
+        around: &mut Surroundings<'_>,
+        certificate: (u64, u32),
+        session: (u64, u32),
+        policy: SevPolicy,
+    ) -> Result<TransportKeys, Status> {
+        if certificate.1 != CERTIFICATE_LENGTH || session.1 != SESSION_LENGTH {
+            return Err(Status::InvalidLength);
+        }
+        let certificate: Certificate = around.load(certificate.0)?;
+        let session: Session = around.load(session.0)?;
+        let key = certificate.key(Usage::Pdh).ok_or(Status::InvalidCertificate)?;
+        session.accept(&self.pdh(), key, policy, self.rules)
+    }
+
     /// A key of the guest's own, or that of the guest that it shares it with: both policies have to allow it.
-    fn launch_key(&mut self, handle: U32, policy: SevPolicy) -> Result<Key, Status> {
+    pub(super) fn launch_key(&mut self, handle: U32, policy: SevPolicy) -> Result<Key, Status> {
         if handle.get() == 0 {
             return Ok(self.new_key());
         }
         let other = self.guest(handle)?;
-        let forbidden = policy.no_key_sharing() || other.policy.no_key_sharing();
-        if forbidden { Err(Status::PolicyFailure) } else { Ok(other.key) }
+        let (allowed, key) = (!policy.no_key_sharing() && !other.policy.no_key_sharing(), other.key);
+        self.demand(Rule::KeySharing, allowed, Status::PolicyFailure)?;
+        Ok(key)
     }
 
     /// LAUNCH_UPDATE_DATA (55766, 6.3).
     pub(super) fn launch_update_data(&mut self, around: &mut Surroundings<'_>, at: u64) -> Result<(), Status> {
         let parameters: RegionParameters = around.parameters(at)?;
-        self.check_launch_update(&parameters)?;
+        self.active_guest(parameters.handle, |phase| matches!(phase, Phase::LaunchUpdate(_)))?;
         if !parameters.address.get().is_multiple_of(16) {
             return Err(Status::InvalidAddress);
         }
@@ -118,8 +144,8 @@ impl Psp {
     /// LAUNCH_UPDATE_VMSA (55766, 6.3).
     pub(super) fn launch_update_vmsa(&mut self, around: &mut Surroundings<'_>, at: u64) -> Result<(), Status> {
         let parameters: RegionParameters = around.parameters(at)?;
-        self.check_launch_update(&parameters)?;
-        if !self.guest(parameters.handle)?.policy.encrypted_state() {
+        let guest = self.active_guest(parameters.handle, |phase| matches!(phase, Phase::LaunchUpdate(_)))?;
+        if !guest.policy.encrypted_state() {
             return Err(Status::InvalidGuestState);
         }
         if !parameters.address.get().is_multiple_of(4096) {
@@ -131,14 +157,6 @@ impl Psp {
         self.encrypt_and_measure(around, &parameters)
     }
 
-    fn check_launch_update(&mut self, parameters: &RegionParameters) -> Result<(), Status> {
-        let guest = self.guest(parameters.handle)?;
-        match guest.phase {
-            Phase::LaunchUpdate(_) => guest.check_active(),
-            _ => Err(Status::InvalidGuestState),
-        }
-    }
-
     /// Encrypts memory where it is: what the host wrote is what the guest will read.
     fn encrypt_and_measure(
         &mut self,
@@ -148,8 +166,11 @@ impl Psp {
         let (address, length) = (parameters.address.get(), parameters.length.get());
         self.check_output(around, address, length.into())?;
         let plain = around.bytes(Key::PLAIN, address, length)?;
+        let measured = self.rules.hold(Rule::MeasuredData);
         let guest = self.guest(parameters.handle)?;
-        if let Phase::LaunchUpdate(digest) = &mut guest.phase {
+        if let Phase::LaunchUpdate(digest) = &mut guest.phase
+            && measured
+        {
             digest.0.update(&plain);
         }
         around.memory.write_as(guest.key, address, &plain);
@@ -171,11 +192,14 @@ impl Psp {
         let address = parameters.address.get();
         self.check_output(around, address, MEASUREMENT_LENGTH.into())?;
         let nonce: [u8; 16] = self.entropy.bytes();
-        let measurement = measurement(&guest, digest, &nonce);
+        let digest: [u8; 32] = digest.0.clone().finalize().into();
+        let measurement = measurement(&guest, &digest, &nonce);
         around.store(address, &measurement);
         around.store(address + 32, &nonce);
         around.store(at, &parameters);
-        self.guest(parameters.handle)?.phase = Phase::LaunchSecret { measurement };
+        let guest = self.guest(parameters.handle)?;
+        guest.digest = digest;
+        guest.phase = Phase::LaunchSecret { measurement };
         Ok(())
     }
 
@@ -192,28 +216,9 @@ impl Psp {
 }
 
 /// HMAC of the launch (55766, 6.5.1).
-fn measurement(guest: &Guest, digest: &LaunchDigest, nonce: &[u8; 16]) -> [u8; 32] {
-    mac(
-        &guest.transport,
-        &[
-            &[MEASUREMENT_CONTEXT, API_MAJOR, API_MINOR, BUILD],
-            &guest.policy.0.to_le_bytes(),
-            &digest.0.clone().finalize(),
-            nonce,
-        ],
-    )
-}
-
-/// HMAC-SHA-256 with the integrity key of a channel.
-pub(super) fn mac(keys: &TransportKeys, parts: &[&[u8]]) -> [u8; 32] {
-    // HMAC itself pads a key to the hash's block.
-    let mut block = [0; 64];
-    block[..16].copy_from_slice(&keys.integrity);
-    let mut mac = Hmac::<Sha256>::new(&block.into());
-    for part in parts {
-        mac.update(part);
-    }
-    mac.finalize().into_bytes().into()
+fn measurement(guest: &Guest, digest: &[u8; 32], nonce: &[u8; 16]) -> [u8; 32] {
+    let version = [MEASUREMENT_CONTEXT, API_MAJOR, API_MINOR, BUILD];
+    guest.transport.mac(&[&version, &guest.policy.0.to_le_bytes(), digest, nonce])
 }
 
 #[cfg(test)]
@@ -276,7 +281,7 @@ mod tests {
         let transport = machine.psp.guest(U32::new(1)).unwrap().transport.clone();
         let blob = machine.measure(1);
         let digest = Sha256::new().chain_update([0xF4; 4096]).chain_update([0; 4096]).finalize();
-        let expected = mac(&transport, &[&[4, 1, 55, 25, 4, 0, 0, 0], &digest, &blob[32..]]);
+        let expected = transport.mac(&[&[4, 1, 55, 25, 4, 0, 0, 0], &digest, &blob[32..]]);
         assert_eq!(blob[..32], expected);
     }
 
@@ -307,14 +312,34 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_refused_and_not_ignored() {
+    fn an_owner_agrees_on_the_keys_of_the_channel() {
+        use crate::psp::ecdsa::PrivateKey;
         let mut machine = TestMachine::new();
         machine.init_sev();
-        for address in [8, 24] {
-            let mut parameters = [0; 36];
-            parameters[address + 1] = 0x50;
-            assert_eq!(machine.execute(Command::LaunchStart, &parameters), Status::Unsupported);
-        }
+        let owner = PrivateKey::derived(&[9; 32], b"owner");
+        let mut entropy = crate::psp::entropy::Entropy::new([5; 32]);
+        let keys = TransportKeys::fresh(&mut entropy);
+        let platform = machine.psp.pdh().public();
+        let session = Session::offer(&owner, &platform, SevPolicy(1), &keys, &mut entropy).unwrap();
+        let certificate = Certificate::new(Usage::Pdh, owner.public());
+        machine.memory.write(0x3000, certificate.as_bytes());
+        machine.memory.write(0x4000, session.as_bytes());
+        let mut start = |policy: u64, certificate: u64, length| {
+            machine.execute_words(Command::LaunchStart, &[policy << 32, certificate, length, 0x4000, 128])
+        };
+        assert_eq!(start(1, 0x3000, 2083), Status::InvalidLength);
+        assert_eq!(start(1, 0x5000, 2084), Status::InvalidCertificate);
+        assert_eq!(start(0, 0x3000, 2084), Status::BadMeasurement, "of another policy");
+        assert_eq!(start(1, 0x3000, 2084), Status::Success);
+        assert_eq!(machine.psp.guest(U32::new(1)).unwrap().transport, keys);
+    }
+
+    #[test]
+    fn a_policy_that_demands_newer_firmware_launches_nothing() {
+        let mut machine = TestMachine::new();
+        machine.init_sev();
+        let newer = 0x3801_0000_u64 << 32;
+        assert_eq!(machine.execute_words(Command::LaunchStart, &[newer, 0, 0, 0, 0]), Status::PolicyFailure);
     }
 
     #[test]

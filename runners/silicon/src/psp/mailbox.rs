@@ -115,7 +115,7 @@ mod tests {
         let unknown = mailbox.write(register::COMMAND_RESPONSE, 0x7FF << 16, psp, &mut around);
         assert_eq!(unknown, Effect::default(), "nobody asked for an interrupt");
         assert_eq!(mailbox.read(register::COMMAND_RESPONSE), 0x87FF_0011);
-        let known = mailbox.write(register::COMMAND_RESPONSE, 0x40 << 16, psp, &mut around);
-        assert_eq!(known, Effect { interrupt: false, unoffered: Some(0x40) });
+        let known = mailbox.write(register::COMMAND_RESPONSE, 0x42 << 16, psp, &mut around);
+        assert_eq!(known, Effect { interrupt: false, unoffered: Some(0x42) });
     }
 }

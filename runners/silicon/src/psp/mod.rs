@@ -4,17 +4,25 @@
 //! happens between commands.
 
 mod asid;
+mod attestation;
+mod certificate;
 mod command;
 mod debug;
 mod ecdsa;
 mod entropy;
 mod guest;
+mod identity;
 mod launch;
 mod mailbox;
+mod packet;
 mod platform;
 mod policy;
 #[cfg(test)]
 mod random;
+mod receive;
+mod secret;
+mod send;
+mod session;
 mod snp;
 mod status;
 mod surroundings;
@@ -30,8 +38,10 @@ pub use status::Status;
 pub use surroundings::{HostSetup, Surroundings};
 
 use crate::encryption::Key;
+use crate::{Rule, Rules};
 use asid::Asids;
 use entropy::Entropy;
+use identity::Identity;
 use platform::Sev;
 use snp::{Snp, SnpSettings};
 
@@ -59,6 +69,7 @@ pub struct Psp {
     seed: [u8; 32],
     entropy: Entropy,
     keys: u32,
+    identity: Identity,
     asids: Asids,
     /// The platform of SEV and SEV-ES, if it is initialised.
     sev: Option<Sev>,
@@ -66,6 +77,7 @@ pub struct Psp {
     snp: Option<Snp>,
     offers_snp: bool,
     snp_settings: SnpSettings,
+    rules: Rules,
 }
 
 impl Psp {
@@ -76,12 +88,25 @@ impl Psp {
             seed: chip.seed,
             entropy: Entropy::new(chip.seed),
             keys: 0,
+            identity: Identity::default(),
             asids: Asids::new(chip.asids, chip.processors),
             sev: None,
             snp: None,
             offers_snp: chip.snp,
             snp_settings: SnpSettings::default(),
+            rules: Rules::default(),
         }
+    }
+
+    /// From here on only these rules hold.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+        self.asids.set_rules(rules);
+    }
+
+    /// Answers `status` where a rule demands what is not so.
+    fn demand(&self, rule: Rule, is_so: bool, status: Status) -> Result<(), Status> {
+        if is_so || !self.rules.hold(rule) { Ok(()) } else { Err(status) }
     }
 
     /// The key with which VMRUN runs a guest of this ASID; none before its launch is finished.
@@ -118,6 +143,12 @@ impl Psp {
             Command::Init => self.init(around, at),
             Command::InitEx => self.init_ex(around, at),
             Command::Shutdown => self.shutdown(),
+            Command::FactoryReset => self.factory_reset(),
+            Command::PekGen => self.pek_gen(),
+            Command::PekCsr => self.pek_csr(around, at),
+            Command::PekCertImport => self.pek_cert_import(around, at),
+            Command::PdhCertExport => self.pdh_cert_export(around, at),
+            Command::PdhGen => self.pdh_gen(),
             Command::PlatformStatus => self.platform_status(around, at),
             Command::DfFlush | Command::SnpDfFlush => self.asids.flush(),
             Command::GetId => self.get_id(around, at),
@@ -129,7 +160,16 @@ impl Psp {
             Command::LaunchUpdateData => self.launch_update_data(around, at),
             Command::LaunchUpdateVmsa => self.launch_update_vmsa(around, at),
             Command::LaunchMeasure => self.launch_measure(around, at),
+            Command::LaunchSecret => self.launch_secret(around, at),
+            Command::AttestationReport => self.attestation_report(around, at),
             Command::LaunchFinish => self.launch_finish(around, at),
+            Command::SendStart => self.send_start(around, at),
+            Command::SendUpdateData => self.send_update_data(around, at),
+            Command::SendFinish => self.send_finish(around, at),
+            Command::SendCancel => self.send_cancel(around, at),
+            Command::ReceiveStart => self.receive_start(around, at),
+            Command::ReceiveUpdateData => self.receive_update_data(around, at),
+            Command::ReceiveFinish => self.receive_finish(around, at),
             Command::DbgDecrypt => self.dbg_decrypt(around, at),
             Command::DbgEncrypt => self.dbg_encrypt(around, at),
             Command::SnpInit => self.snp_init(around),
@@ -166,7 +206,7 @@ impl Psp {
         use crate::rmp::PageState;
         around.check_range(pa, length)?;
         let pages = (pa & !0xFFF..pa + length).step_by(4096);
-        for page in pages.take_while(|_| self.snp.is_some()) {
+        for page in pages.take_while(|_| self.snp.is_some() && self.rules.hold(Rule::FirmwarePages)) {
             match around.entry(page).map(|entry| entry.state) {
                 None | Some(PageState::Firmware) => {}
                 Some(_) => return Err(Status::InvalidPageState),

@@ -59,6 +59,7 @@ struct PlatformStatus {
     api_major: u8,
     api_minor: u8,
     state: u8,
+    /// Bit 0: somebody else owns the platform. Bit 8: SEV-ES is configured.
     flags: U32,
     build: u8,
     guest_count: U32,
@@ -72,7 +73,7 @@ struct GetIdParameters {
 }
 
 const FLAG_ENCRYPTED_STATE: u32 = 1 << 0;
-/// PLATFORM_STATUS: SEV-ES is configured.
+const STATUS_OWNED: u32 = 1 << 0;
 const STATUS_ENCRYPTED_STATE: u32 = 1 << 8;
 /// Storage that INIT_EX gets in memory, bytes, and how it looks before its first use.
 const NV_LENGTH: u32 = 0x8000;
@@ -162,11 +163,12 @@ impl Psp {
     pub(super) fn platform_status(&mut self, around: &mut Surroundings<'_>, at: u64) -> Result<(), Status> {
         self.check_output(around, at, size_of::<PlatformStatus>() as u64)?;
         let encrypted_state = self.sev.as_ref().is_some_and(|sev| sev.encrypted_state);
+        let flags = [(self.is_externally_owned(), STATUS_OWNED), (encrypted_state, STATUS_ENCRYPTED_STATE)];
         let status = PlatformStatus {
             api_major: API_MAJOR,
             api_minor: API_MINOR,
             state: self.sev.as_ref().map_or(0, Sev::state),
-            flags: U32::new(if encrypted_state { STATUS_ENCRYPTED_STATE } else { 0 }),
+            flags: U32::new(flags.iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum()),
             build: BUILD,
             guest_count: U32::new(self.sev.as_ref().map_or(0, |sev| sev.guests.len() as u32)),
         };

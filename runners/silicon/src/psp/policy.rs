@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{API_MAJOR, API_MINOR, Status};
+use super::{API_MAJOR, API_MINOR};
 
 /// Policy of an SEV or SEV-ES guest (55766, "Guest Policy Structure").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,10 +22,25 @@ impl SevPolicy {
         self.0 & 1 << 2 != 0
     }
 
+    /// NOSEND.
+    pub(super) fn no_send(self) -> bool {
+        self.0 & 1 << 3 != 0
+    }
+
+    /// DOMAIN: sent to platforms of the same owner only.
+    pub(super) fn only_within_domain(self) -> bool {
+        self.0 & 1 << 4 != 0
+    }
+
+    /// SEV: sent to platforms only that AMD vouches for.
+    pub(super) fn only_to_amd(self) -> bool {
+        self.0 & 1 << 5 != 0
+    }
+
     /// The firmware is as new as the policy demands.
-    pub(super) fn check_version(self) -> Result<(), Status> {
+    pub(super) fn version_is_here(self) -> bool {
         let [_, _, major, minor] = self.0.to_le_bytes();
-        check_version(major, minor)
+        is_here(major, minor)
     }
 }
 
@@ -46,18 +61,22 @@ impl SnpPolicy {
         self.0 & Self::DEBUG != 0
     }
 
-    /// Whether a guest of this policy may be launched here (56860, SNP_LAUNCH_START).
-    pub(super) fn check(self, smt: bool) -> Result<(), Status> {
+    /// The firmware is as new as the policy demands.
+    pub(super) fn version_is_here(self) -> bool {
         let [minor, major, ..] = self.0.to_le_bytes();
-        check_version(major, minor)?;
+        is_here(major, minor)
+    }
+
+    /// Whether this host can grant what the policy demands otherwise (56860, SNP_LAUNCH_START).
+    pub(super) fn can_be_granted(self, smt: bool) -> bool {
         let granted = self.0 & Self::MUST_BE_ONE != 0 && self.0 & !Self::KNOWN == 0;
         let smt_allowed = self.0 & Self::SMT != 0 || !smt;
-        if granted && smt_allowed { Ok(()) } else { Err(Status::PolicyFailure) }
+        granted && smt_allowed
     }
 }
 
-fn check_version(major: u8, minor: u8) -> Result<(), Status> {
-    if (major, minor) <= (API_MAJOR, API_MINOR) { Ok(()) } else { Err(Status::PolicyFailure) }
+fn is_here(major: u8, minor: u8) -> bool {
+    (major, minor) <= (API_MAJOR, API_MINOR)
 }
 
 #[cfg(test)]
@@ -66,19 +85,19 @@ mod tests {
 
     #[test]
     fn a_policy_may_demand_newer_firmware_than_there_is() {
-        assert_eq!(SevPolicy(0x3701_0000).check_version(), Ok(()));
-        assert_eq!(SevPolicy(0x3801_0000).check_version(), Err(Status::PolicyFailure));
-        assert_eq!(SevPolicy(0x0002_0000).check_version(), Err(Status::PolicyFailure));
-        assert_eq!(SnpPolicy(0x2_0138).check(false), Err(Status::PolicyFailure));
+        assert!(SevPolicy(0x3701_0000).version_is_here());
+        assert!(!SevPolicy(0x3801_0000).version_is_here());
+        assert!(!SevPolicy(0x0002_0000).version_is_here());
+        assert!(!SnpPolicy(0x2_0138).version_is_here());
     }
 
     #[test]
     fn an_snp_policy_has_to_fit_the_host() {
-        assert_eq!(SnpPolicy(0x3_0000).check(true), Ok(()));
-        assert_eq!(SnpPolicy(0x2_0000).check(false), Ok(()));
-        assert_eq!(SnpPolicy(0x2_0000).check(true), Err(Status::PolicyFailure), "SMT is on");
-        assert_eq!(SnpPolicy(0x1_0000).check(false), Err(Status::PolicyFailure), "bit 17 must be one");
-        assert_eq!(SnpPolicy(0x2_0000 | 1 << 40).check(false), Err(Status::PolicyFailure), "reserved");
-        assert_eq!(SnpPolicy(0x2_0000 | 1 << 18).check(false), Err(Status::PolicyFailure), "migration agent");
+        assert!(SnpPolicy(0x3_0000).can_be_granted(true));
+        assert!(SnpPolicy(0x2_0000).can_be_granted(false));
+        assert!(!SnpPolicy(0x2_0000).can_be_granted(true), "SMT is on");
+        assert!(!SnpPolicy(0x1_0000).can_be_granted(false), "bit 17 must be one");
+        assert!(!SnpPolicy(0x2_0000 | 1 << 40).can_be_granted(false), "reserved");
+        assert!(!SnpPolicy(0x2_0000 | 1 << 18).can_be_granted(false), "migration agent");
     }
 }

@@ -5,9 +5,9 @@
 
 use privet_cpu::AccessKind;
 
-use super::entry::{Entry, PageSize, PageState};
+use super::entry::{Entry, Owned, PageSize, PageState};
 use super::table::Rmp;
-use crate::KeyedMemory;
+use crate::{KeyedMemory, Rule, Rules};
 
 /// Bits of a page fault's error code and of EXITINFO1 of an NPF that say it was the RMP's.
 pub mod error_code {
@@ -58,11 +58,12 @@ impl Refusal {
 /// [`error_code::RMP`]), another guest's, an SNP guest's to shared memory (else NPF with it), of data or of accessed
 /// and dirty bits. `mapping` is what the page tables map it with: every page of it has to be the hypervisor's.
 pub fn may_write_shared(rmp: &Rmp, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, mapping: PageSize) -> bool {
-    let first = pa & !(mapping.bytes() - 1);
-    (0..mapping.frames()).all(|frame| {
-        let entry = rmp.own_entry(memory, first + (frame << 12));
-        entry.is_none_or(|entry| entry.state.hypervisor_owned())
-    })
+    if !rmp.rules.hold(Rule::HostWrites) {
+        return true;
+    }
+    let entry = rmp.own_entry(memory, pa);
+    let owned = entry.is_none_or(|entry| entry.state.hypervisor_owned());
+    owned && (mapping == PageSize::Size4K || rmp.assigned_nearby(memory, pa) == 0)
 }
 
 /// The check of an SNP guest's access to private memory at system-physical address `pa`: data behind a C-bit,
@@ -77,26 +78,36 @@ pub fn check_private(
     access: &PrivateAccess,
 ) -> Result<(), Refusal> {
     let entry = rmp.lookup(memory, pa).ok_or(Refusal::RMP)?;
-    let state = ownership(&entry, access)?;
-    size(&entry, access.mapping)?;
-    let PageState::GuestValid(owned) = state else { return Err(Refusal::NotValidated) };
+    let (owned, valid) = ownership(&entry, access, rmp.rules)?;
+    if rmp.rules.hold(Rule::AccessSize) {
+        size(&entry, access.mapping)?;
+    }
+    if !valid && rmp.rules.hold(Rule::AccessValidated) {
+        return Err(Refusal::NotValidated);
+    }
     let rights = owned.permissions[usize::from(access.vmpl & 3)];
-    if !rights.allow(access.kind, access.user) {
+    if !rights.allow(access.kind, access.user) && rmp.rules.hold(Rule::AccessVmpl) {
         return Err(Refusal::Nested(error_code::RMP | error_code::VMPL));
     }
     Ok(())
 }
 
-/// Covered, owned, at its place and mutable.
-pub(super) fn ownership(entry: &Entry, access: &PrivateAccess) -> Result<PageState, Refusal> {
-    let (PageState::GuestInvalid(owned) | PageState::GuestValid(owned)) = entry.state else {
-        return Err(Refusal::RMP);
+/// Owned, at its place and mutable. What the guest has of the page, and whether it has validated it.
+pub(super) fn ownership(entry: &Entry, access: &PrivateAccess, rules: Rules) -> Result<(Owned, bool), Refusal> {
+    let (owned, valid) = match entry.state {
+        PageState::GuestInvalid(owned) => (owned, false),
+        PageState::GuestValid(owned) => (owned, true),
+        PageState::PreGuest(owned) | PageState::PreSwap(owned) if !rules.hold(Rule::AccessMutable) => (owned, true),
+        _ => return Err(Refusal::RMP),
     };
     let place = access.gpa & !(entry.size.bytes() - 1);
-    if owned.asid != access.asid || owned.gpa != place {
+    if owned.asid != access.asid && rules.hold(Rule::AccessOwner) {
         return Err(Refusal::RMP);
     }
-    Ok(entry.state)
+    if owned.gpa != place && rules.hold(Rule::AccessPlace) {
+        return Err(Refusal::RMP);
+    }
+    Ok((owned, valid))
 }
 
 /// A mapping and the entry have to be of one size. AMD's table has the RMP bit for it; bit SIZEM is for instructions
@@ -108,7 +119,7 @@ fn size(entry: &Entry, mapping: PageSize) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rmp::{Owned, Permissions};
+    use crate::rmp::Permissions;
     use crate::test_memory::TestMemory;
 
     const LARGE: u64 = 0x20_0000;

@@ -8,7 +8,7 @@ use super::code::Code;
 use super::entry::{Entry, Owned, PageSize, PageState};
 use super::permissions::Permissions;
 use super::table::Rmp;
-use crate::KeyedMemory;
+use crate::{KeyedMemory, Rule};
 
 /// The page that the operand of such an instruction names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,10 @@ fn entry(
         kind: privet_cpu::AccessKind::Read,
         user: false,
     };
-    ownership(&entry, &access)?;
+    ownership(&entry, &access, rmp.rules)?;
+    if !rmp.rules.hold(Rule::ValidateSize) {
+        return Ok(Ok(entry));
+    }
     match (operand.size, entry.size) {
         // Part of a large page: the hypervisor has to smash it (15.36.11).
         (PageSize::Size4K, PageSize::Size2M) => Err(Refusal::Nested(error_code::RMP | error_code::SIZEM)),
@@ -108,7 +111,7 @@ pub fn pvalidate(
     validate: bool,
 ) -> Result<Pvalidated, Refusal> {
     let failed = |code| Ok(Pvalidated { code, unchanged: false });
-    if caller.vmpl != 0 {
+    if caller.vmpl != 0 && rmp.rules.hold(Rule::ValidateVmpl) {
         return failed(Code::FailPermission);
     }
     if !operand.size.aligned(operand.gpa) {
@@ -123,7 +126,8 @@ pub fn pvalidate(
         let state = if validate { PageState::GuestValid(owned) } else { PageState::GuestInvalid(owned) };
         rmp.store(memory, operand.pa & !(entry.size.bytes() - 1), &Entry { state, ..entry });
     }
-    Ok(Pvalidated { code: Code::Success, unchanged: was == validate })
+    let unchanged = was == validate && rmp.rules.hold(Rule::ValidateCarry);
+    Ok(Pvalidated { code: Code::Success, unchanged })
 }
 
 /// RMPADJUST (APM volume 3, RMPADJUST): a VMPL gives rights to those below it, or makes a page a VMSA.
@@ -141,24 +145,31 @@ pub fn rmpadjust(
     if !operand.size.aligned(operand.gpa) {
         return Ok(Code::FailInput);
     }
-    if adjustment.target <= caller.vmpl {
+    if adjustment.target <= caller.vmpl && rmp.rules.hold(Rule::AdjustDown) {
         return Ok(Code::FailPermission);
     }
     let entry = match entry(rmp, memory, caller, operand)? {
         Ok(entry) => entry,
         Err(code) => return Ok(code),
     };
-    let PageState::GuestValid(mut owned) = entry.state else { return Err(Refusal::NotValidated) };
-    if entry.in_use {
+    let Some((mut owned, valid)) = owned_page(entry.state) else { return Err(Refusal::NotValidated) };
+    if !valid && rmp.rules.hold(Rule::AdjustValidated) {
+        return Err(Refusal::NotValidated);
+    }
+    if entry.in_use && rmp.rules.hold(Rule::AdjustInUse) {
         return Ok(Code::FailInUse);
     }
     let own = owned.permissions[usize::from(caller.vmpl & 3)];
-    if !adjustment.permissions.within(own) || adjustment.vmsa && caller.vmpl != 0 {
+    if !adjustment.permissions.within(own) && rmp.rules.hold(Rule::AdjustWithin) {
+        return Ok(Code::FailPermission);
+    }
+    let makes_vmsas = caller.vmpl == 0 || !rmp.rules.hold(Rule::AdjustVmsa);
+    if adjustment.vmsa && !makes_vmsas {
         return Ok(Code::FailPermission);
     }
     owned.permissions[usize::from(adjustment.target)] = adjustment.permissions;
-    // Only VMPL 0 has a say in whether a page is a VMSA.
-    if caller.vmpl == 0 {
+    // Nobody else has a say in whether a page is a VMSA.
+    if makes_vmsas {
         owned.vmsa = adjustment.vmsa;
     }
     let state = PageState::GuestValid(owned);

@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Entry, MAX_ASID, PageSize, PageState};
-use crate::{KeyedMemory, read_u64, write_u64};
+use crate::{KeyedMemory, Rule, Rules, read_u64, write_u64};
 
 /// Bytes of bookkeeping before the first entry, which are the processors' own.
 const BOOKKEEPING: u64 = 0x4000;
 const ENTRY_SIZE: u64 = 16;
+/// Where in the second word of the first of 512 entries the number of those is that are assigned.
+const NEARBY_SHIFT: u32 = 48;
 
 /// The reverse map table: one entry for each page of memory that it covers, in the memory that the MSRs RMP_BASE and
 /// RMP_END name (APM volume 2, 15.36.3 and 15.36.4).
@@ -15,13 +17,21 @@ const ENTRY_SIZE: u64 = 16;
 pub struct Rmp {
     base: u64,
     end: u64,
+    /// Which rules about it hold.
+    pub(super) rules: Rules,
 }
 
 impl Rmp {
     /// The table from `base` up to the byte at `end`, or none where no entry fits.
     #[must_use]
     pub fn new(base: u64, end: u64) -> Option<Rmp> {
-        (base & 0x1FFF == 0 && end > base + BOOKKEEPING).then_some(Rmp { base, end })
+        (base & 0x1FFF == 0 && end > base + BOOKKEEPING).then_some(Rmp { base, end, rules: Rules::default() })
+    }
+
+    /// The same, where only these rules hold.
+    #[must_use]
+    pub fn with_rules(self, rules: Rules) -> Rmp {
+        Rmp { rules, ..self }
     }
 
     /// Memory of the table itself: first byte, last byte.
@@ -50,6 +60,11 @@ impl Rmp {
             PageSize::Size2M if self.covers(pa) => Some(large),
             _ => self.own_entry(memory, pa),
         }
+    }
+
+    /// How many of the 512 pages around `pa` are assigned.
+    pub(super) fn assigned_nearby(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> u64 {
+        self.address(pa & !(PageSize::Size2M.bytes() - 1)).map_or(0, |at| read_u64(memory, at + 8) >> NEARBY_SHIFT)
     }
 
     /// The entry of this page alone.
@@ -111,13 +126,30 @@ impl Rmp {
         }
     }
 
+    /// The first of 512 entries knows how many of them are assigned (15.36.3: the sub-page count).
+    fn count_nearby(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, old: &Entry, new: &Entry) {
+        let change = match (old.state.hypervisor_owned(), new.state.hypervisor_owned()) {
+            (true, false) => 1 << NEARBY_SHIFT,
+            (false, true) => u64::MAX << NEARBY_SHIFT,
+            _ => return,
+        };
+        if let Some(at) = self.address(pa & !(PageSize::Size2M.bytes() - 1)) {
+            let word = read_u64(memory, at + 8).wrapping_add(change);
+            write_u64(memory, at + 8, word);
+        }
+    }
+
     fn store_one(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, entry: &Entry) {
         if let Some((at, old)) = self.address(pa).zip(self.own_entry(memory, pa)) {
             self.count(memory, &old, entry);
+            let nearby = read_u64(memory, at + 8) >> NEARBY_SHIFT << NEARBY_SHIFT;
             let [low, high] = entry.encode();
             write_u64(memory, at, low);
-            write_u64(memory, at + 8, high);
-            memory.flush_page(pa & !0xFFF);
+            write_u64(memory, at + 8, high | nearby);
+            self.count_nearby(memory, pa, &old, entry);
+            if self.rules.hold(Rule::StaleTranslations) {
+                memory.flush_page(pa & !0xFFF);
+            }
         }
     }
 
@@ -156,6 +188,23 @@ mod tests {
         assert_eq!(own, Entry::of(PageState::GuestInvalid(Owned { gpa: 0x4000_3000, ..owned })));
         assert_eq!(rmp.lookup(&mut memory, 0x40_0000), Some(Entry::HYPERVISOR));
         assert_eq!(memory.flushed.len(), 512);
+    }
+
+    #[test]
+    fn assigned_pages_are_counted_in_each_2_mib() {
+        let rmp = Rmp::new(0x10_0000, 0x10_8FFF).unwrap();
+        let mut memory = TestMemory::new(0x20_0000);
+        for (pa, state, count) in [
+            (0x20_0000, PageState::Firmware, 1),
+            (0x20_5000, PageState::Firmware, 2),
+            (0x20_5000, PageState::Reclaim, 2),
+            (0x20_0000, PageState::Hypervisor, 1),
+            (0x20_5000, PageState::HvFixed, 0),
+        ] {
+            rmp.store(&mut memory, pa, &Entry::of(state));
+            assert_eq!(rmp.assigned_nearby(&mut memory, 0x3F_F000), count, "{pa:#x} {state:?}");
+            assert_eq!(rmp.assigned_nearby(&mut memory, 0x1000), 0);
+        }
     }
 
     #[test]

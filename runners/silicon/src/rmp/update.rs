@@ -6,7 +6,7 @@ use super::code::Code;
 use super::entry::{Entry, MAX_ASID, Owned, PageSize, PageState};
 use super::permissions::Permissions;
 use super::table::Rmp;
-use crate::KeyedMemory;
+use crate::{KeyedMemory, Rule, Rules};
 
 /// The 16 bytes in memory that RMPUPDATE takes and RMPREAD gives (arch/x86/include/asm/sev.h: struct rmp_state).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl RmpState {
     }
 
     /// The entry that it asks for, with validated and VMSA clear and all rights VMPL 0's; none if there is none.
-    fn entry(&self) -> Option<Entry> {
+    fn entry(&self, rules: Rules) -> Option<Entry> {
         let asid = u16::try_from(self.asid).ok().filter(|&asid| asid <= MAX_ASID)?;
         let owned = Owned { asid, gpa: self.gpa, vmsa: false, permissions: Permissions::INITIAL };
         let state = match (self.assigned, asid, self.immutable) {
@@ -63,6 +63,7 @@ impl RmpState {
             (true, 0, false) => PageState::Reclaim,
             (true, 0, true) if self.gpa == 0 => PageState::Firmware,
             (true, 0, true) => PageState::Metadata { gpa: self.gpa },
+            (true, _, false) if !rules.hold(Rule::UpdateInvalidates) => PageState::GuestValid(owned),
             (true, _, false) => PageState::GuestInvalid(owned),
             (true, _, true) => PageState::PreGuest(owned),
         };
@@ -75,9 +76,10 @@ impl RmpState {
 /// RMPUPDATE of the page at `pa` (APM volume 3, RMPUPDATE).
 pub fn rmpupdate(rmp: &Rmp, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, state: Option<RmpState>) -> Code {
     let Some(state) = state else { return Code::FailInput };
-    let Some(new) = state.entry() else { return Code::FailInput };
+    let Some(new) = state.entry(rmp.rules) else { return Code::FailInput };
     let last = pa.saturating_add(state.size.bytes() - 1);
-    if !state.size.aligned(pa) || !state.size.aligned(state.gpa) || !rmp.covers(last) {
+    let sound = state.size.aligned(pa) && state.size.aligned(state.gpa) && rmp.covers(last);
+    if !sound && rmp.rules.hold(Rule::UpdateInput) {
         return Code::FailInput;
     }
     let Some(old) = rmp.own_entry(memory, pa) else { return Code::FailInput };
@@ -93,11 +95,14 @@ pub fn rmpupdate(rmp: &Rmp, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, s
 
 /// Why the entries of a page may not be replaced by one of `size`.
 fn refusal(rmp: &Rmp, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, size: PageSize, old: &Entry) -> Option<Code> {
-    if old.state.immutable() {
+    if old.state.immutable() && rmp.rules.hold(Rule::UpdateImmutable) {
         return Some(Code::FailPermission);
     }
-    if old.in_use {
+    if old.in_use && rmp.rules.hold(Rule::UpdateInUse) {
         return Some(Code::FailInUse);
+    }
+    if !rmp.rules.hold(Rule::UpdateOverlap) {
+        return None;
     }
     let large = rmp.own_entry(memory, pa & !(PageSize::Size2M.bytes() - 1))?;
     match (size, large.size) {
@@ -129,10 +134,10 @@ pub fn psmash(rmp: &Rmp, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> C
     if entry.size != PageSize::Size2M {
         return Code::FailInput;
     }
-    if entry.state.immutable() {
+    if entry.state.immutable() && rmp.rules.hold(Rule::SmashImmutable) {
         return Code::FailPermission;
     }
-    if entry.in_use {
+    if entry.in_use && rmp.rules.hold(Rule::SmashInUse) {
         return Code::FailInUse;
     }
     smash(rmp, memory, pa, &entry);
@@ -143,7 +148,8 @@ pub fn psmash(rmp: &Rmp, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> C
 pub(super) fn smash(rmp: &Rmp, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, entry: &Entry) {
     for frame in 0..PageSize::Size2M.frames() {
         let offset = frame << 12;
-        rmp.store(memory, pa + offset, &Entry::of(entry.state.advanced(offset)));
+        let inside = if rmp.rules.hold(Rule::SmashPlaces) { offset } else { 0 };
+        rmp.store(memory, pa + offset, &Entry::of(entry.state.advanced(inside)));
     }
 }
 

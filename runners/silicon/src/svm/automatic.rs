@@ -6,6 +6,7 @@ use privet_cpu::vector;
 
 use super::exit::{self, Exit};
 use super::intercepts::Code;
+use crate::{Rule, Rules};
 
 /// Bit of a nested page fault: a reserved bit in the nested tables, which is how hypervisors mark devices.
 const PF_RESERVED: u64 = 1 << 3;
@@ -22,7 +23,7 @@ pub(super) enum Fate {
 }
 
 /// What becomes of an exit of a guest whose registers are encrypted.
-pub(super) fn fate(exit: &Exit) -> Fate {
+pub(super) fn fate(exit: &Exit, rules: Rules) -> Fate {
     const MACHINE_CHECK: u64 = 0x52;
     const INTR: u64 = Code::INTR.number();
     const VINTR: u64 = Code::VINTR.number();
@@ -34,7 +35,8 @@ pub(super) fn fate(exit: &Exit) -> Fate {
     match exit.code {
         MACHINE_CHECK | INTR..=VINTR | SHUTDOWN | FIRST_TRAP..=LAST_TRAP => Fate::Exits,
         exit::VMGEXIT | PAUSE | HLT => Fate::ExitsBehind,
-        exit::NPF if exit.info1 & PF_RESERVED == 0 => Fate::Exits,
+        exit::NPF if exit.info1 & PF_RESERVED == 0 || !rules.hold(Rule::VcForDevices) => Fate::Exits,
+        code if code != exit::NPF && !rules.hold(Rule::VcForExits) => Fate::Exits,
         code => Fate::Exception(Exception::with_code(vector::VC, code as u32)),
     }
 }
@@ -44,7 +46,7 @@ mod tests {
     use super::*;
 
     fn of_code(code: u64) -> Fate {
-        fate(&Exit { code, info1: 0, info2: 0, next_rip: 0, with_bytes: false })
+        fate(&Exit { code, info1: 0, info2: 0, next_rip: 0, with_bytes: false }, Rules::default())
     }
 
     /// Table 15-35.
@@ -68,6 +70,6 @@ mod tests {
     #[test]
     fn a_nested_page_fault_on_a_device_is_the_guests_to_ask_for() {
         let mmio = Exit::nested_page_fault(0x1_0000_000f, 0xfee0_0000, 0);
-        assert_eq!(fate(&mmio), Fate::Exception(Exception::with_code(29, 0x400)));
+        assert_eq!(fate(&mmio, Rules::default()), Fate::Exception(Exception::with_code(29, 0x400)));
     }
 }

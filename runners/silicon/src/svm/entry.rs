@@ -13,6 +13,7 @@ use super::protection::{Protection, Refused};
 use super::save::Swapped;
 use super::vmcb::{SAVE, at, int_ctl, misc, misc2};
 use super::{Guest, Svm};
+use crate::Rule;
 use crate::board::{Board, Flush};
 use crate::memory::write_u64;
 
@@ -29,7 +30,7 @@ impl Svm {
         host.write(board, self.hsave_pa + SAVE);
         let control = Control::read(board, vmcb);
         let protection = match self.features.sev {
-            Some(sev) => Protection::of(board, &control, &sev),
+            Some(sev) => Protection::of(board, &control, &sev, self.features.rules),
             None => Ok(None),
         };
         let protection = match protection {
@@ -61,6 +62,9 @@ impl Svm {
     /// meanwhile (15.36.12).
     pub(super) fn mark_in_use(&self, board: &mut impl Board, in_use: bool) {
         let (Some(rmp), Some(guest)) = (board.rmp(), &self.guest) else { return };
+        if !self.holds(Rule::InUse) {
+            return;
+        }
         let vmsa = guest.protection.and_then(|protection| protection.vmsa()).map(|vmsa| vmsa.pa);
         for page in [Some(guest.vmcb), vmsa].into_iter().flatten() {
             rmp.set_in_use(board, page, in_use);

@@ -5,6 +5,7 @@ use privet_cpu::state::{cr4, efer};
 use serde::{Deserialize, Serialize};
 
 use super::sev_features::SevFeatures;
+use crate::Rules;
 
 /// Features of SVM and the limits of the processor that it is checked against.
 ///
@@ -39,6 +40,8 @@ pub struct Features {
     pub efer: u64,
     /// Encryption of guests.
     pub sev: Option<SevFeatures>,
+    /// Which rules hold.
+    pub rules: Rules,
 }
 
 impl Features {
@@ -59,6 +62,7 @@ impl Features {
             cr4: cr4::BASELINE | cr4::UMIP | cr4::LA57 | cr4::FSGSBASE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP,
             efer: efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::SVME,
             sev: None,
+            rules: Rules::default(),
         }
     }
 

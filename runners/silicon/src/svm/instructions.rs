@@ -8,6 +8,7 @@ use super::exit::Exit;
 use super::intercepts::Code;
 use super::save;
 use super::vmcb::SAVE;
+use crate::Rule;
 use crate::board::{Board, Flush};
 use crate::rmp::{self, PageSize};
 use privet_cpu::state::World;
@@ -70,7 +71,9 @@ impl Svm {
 
     fn execute(&mut self, board: &mut impl Board, state: &mut CpuState, call: Call, length: u8) -> Intercepted {
         match call {
-            Call::Vmrun if !hypervisor_owns(board, address(state)) => return Intercepted::Reflect(Exception::gp(0)),
+            Call::Vmrun if self.holds(Rule::VmcbOwned) && !hypervisor_owns(board, address(state)) => {
+                return Intercepted::Reflect(Exception::gp(0));
+            }
             Call::Vmrun => {
                 self.vmrun(board, state, address(state), next_rip(state, length));
                 return Intercepted::Switched;
@@ -93,8 +96,8 @@ impl Svm {
     }
 }
 
-/// With SNP enabled a VMCB has to be the hypervisor's page (table 15-41).
-fn hypervisor_owns(board: &mut impl Board, pa: u64) -> bool {
+/// With SNP enabled a VMCB and the host save area have to be the hypervisor's pages (15.36.16 and table 15-41).
+pub(super) fn hypervisor_owns(board: &mut impl Board, pa: u64) -> bool {
     board.rmp().is_none_or(|rmp| rmp::may_write_shared(&rmp, board, pa, PageSize::Size4K))
 }
 

@@ -10,6 +10,7 @@ use super::instructions::next_rip;
 use super::intercepts::Code;
 use super::msr::SEV_STATUS;
 use super::permission_maps::{intercepts_msr, intercepts_port};
+use crate::Rule;
 use crate::board::Board;
 
 /// Bit 63 of EXITINFO1: the register of a MOV to or from a control register is in bits 3:0 (15.8.1).
@@ -49,7 +50,7 @@ impl Svm {
         let plain = |svm: &Svm, code: Code| svm.intercepts(code).then(|| Exit::instruction(code, 0, 0, next));
         match what {
             // In an SNP guest CPUID and ports are taken for intercepted whatever the VMCB says (15.36.8).
-            Intercept::Cpuid if self.snp_active() => Some(Exit::instruction(Code::CPUID, 0, 0, next)),
+            Intercept::Cpuid if self.snp_intercepts() => Some(Exit::instruction(Code::CPUID, 0, 0, next)),
             Intercept::Cpuid => plain(self, Code::CPUID),
             Intercept::Hlt => plain(self, Code::HLT),
             Intercept::Iret => plain(self, Code::IRET),
@@ -113,7 +114,7 @@ impl Svm {
     fn exit_of_msr(&self, board: &mut impl Board, state: &CpuState, write: bool, next: u64) -> Option<Exit> {
         let index = state.gpr[gpr::RCX] as u32;
         // An encrypted guest learns what it is from its processor alone (15.34.10).
-        if index == SEV_STATUS && !write && self.protection().is_some() {
+        if index == SEV_STATUS && !write && self.protection().is_some() && self.holds(Rule::StatusRegister) {
             return None;
         }
         let guest = self.guest.as_ref().filter(|guest| guest.control.intercepts.has(Code::MSR))?;
@@ -125,7 +126,7 @@ impl Svm {
     fn exit_of_port(&self, board: &mut impl Board, what: Intercept, next: u64) -> Option<Exit> {
         let Intercept::PortIo { port, size, input, string, rep, address_size, segment } = what else { return None };
         let guest =
-            self.guest.as_ref().filter(|guest| self.snp_active() || guest.control.intercepts.has(Code::IOIO))?;
+            self.guest.as_ref().filter(|guest| self.snp_intercepts() || guest.control.intercepts.has(Code::IOIO))?;
         let info = u64::from(input)
             | u64::from(string) << 2
             | u64::from(rep) << 3
@@ -133,7 +134,7 @@ impl Svm {
             | u64::from(address_size >> 1 & 7) << 7
             | if string { (segment as u64) << 10 } else { 0 }
             | u64::from(port) << 16;
-        (self.snp_active() || intercepts_port(board, guest.control.iopm, port, size))
+        (self.snp_intercepts() || intercepts_port(board, guest.control.iopm, port, size))
             .then(|| Exit::instruction(Code::IOIO, info, next, next))
     }
 
@@ -163,7 +164,7 @@ impl Svm {
             vector::BP | vector::OF => exit.next_rip = next_rip(state, 1),
             _ => {}
         }
-        match fate(&exit) {
+        match fate(&exit, self.features.rules) {
             // The guest's handler takes its place: #VC, before anything of the exception is delivered.
             Fate::Exception(exception) if self.registers_encrypted() => {
                 state.injection = Some(Injection::Exception(exception));
@@ -182,15 +183,17 @@ impl Svm {
             Trap::WriteCr(4) => (Code::cr_write_trap(4), state.cr4),
             Trap::WriteCr(number) => (Code::cr_write_trap(number), state.cr8),
         };
-        if !self.registers_encrypted() || !self.intercepts(code) {
+        if !self.registers_encrypted() || !self.intercepts(code) || !self.holds(Rule::WriteTraps) {
             return Reaction::Native;
         }
         self.vmexit(board, state, Exit::instruction(code, value, 0, 0));
         Reaction::Switched
     }
 
-    fn snp_active(&self) -> bool {
-        self.protection().is_some_and(|protection| protection.vmpl().is_some())
+    /// CPUID and ports exit whatever the VMCB says.
+    fn snp_intercepts(&self) -> bool {
+        let active = self.protection().is_some_and(|protection| protection.vmpl().is_some());
+        active && self.holds(Rule::SnpIntercepts)
     }
 
     /// A triple fault (15.14.3).

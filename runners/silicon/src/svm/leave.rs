@@ -8,6 +8,7 @@ use super::exit::Exit;
 use super::save::Swapped;
 use super::vmcb::{SAVE, at, int_ctl};
 use super::{Guest, Svm, vmsa};
+use crate::Rule;
 use crate::board::Board;
 use crate::event::{KIND_EXCEPTION, VALID, encode};
 use crate::memory::{PhysicalMemory, read_u32, write_u32, write_u64};
@@ -17,9 +18,10 @@ impl Svm {
     /// have to be asked first (15.35.4).
     pub(super) fn switch(&mut self, board: &mut impl Board, state: &mut CpuState, exit: Exit) -> Intercepted {
         if self.registers_encrypted() {
-            match fate(&exit) {
+            match fate(&exit, self.features.rules) {
                 Fate::Exits => {}
-                Fate::ExitsBehind => state.rip = exit.next_rip,
+                Fate::ExitsBehind if self.holds(Rule::RipBehind) => state.rip = exit.next_rip,
+                Fate::ExitsBehind => {}
                 Fate::Exception(exception) => return Intercepted::Reflect(exception),
             }
         }
@@ -32,7 +34,7 @@ impl Svm {
         let encrypted = self.registers_encrypted();
         self.mark_in_use(board, false);
         // What a hypervisor cannot read it cannot emulate either.
-        if self.features.decode_assists && !encrypted {
+        if self.features.decode_assists && !(encrypted && self.holds(Rule::DecodeBytes)) {
             self.store_instruction_bytes(board, state, exit.with_bytes);
         }
         let Some(guest) = self.guest.take() else { return };
@@ -44,7 +46,9 @@ impl Svm {
             None => Swapped::of(state).write(board, guest.vmcb + SAVE),
             Some(vmsa) => {
                 vmsa.store(board, state);
-                vmsa::load_host(board, self.hsave_pa + SAVE, state);
+                if self.holds(Rule::HiddenRegisters) {
+                    vmsa::load_host(board, self.hsave_pa + SAVE, state);
+                }
             }
         }
         let host = Swapped::read(board, self.hsave_pa + SAVE);
@@ -70,7 +74,7 @@ impl Svm {
         // RFLAGS.IF, which the hypervisor cannot see otherwise.
         let interrupts = registers.map_or(0, |_| u64::from(state.rflags & flags::IF != 0) << 1);
         write_u64(memory, vmcb + at::INTERRUPT_STATE, shadow | interrupts);
-        if let Some(registers) = registers {
+        if let Some(registers) = registers.filter(|_| self.holds(Rule::GhcbRegister)) {
             write_u64(memory, vmcb + at::GHCB, registers.ghcb);
         }
         let (event, error) = state.vectoring.map_or((0, 0), |event| encode(event, KIND_EXCEPTION));

@@ -50,6 +50,7 @@ pub use sev_features::SevFeatures;
 pub use translation::Translation;
 
 use crate::board::Board;
+use crate::{Rule, Rules};
 use control::Control;
 use nested_paging::NestedTables;
 use pause::PauseFilter;
@@ -105,6 +106,16 @@ impl Svm {
     pub fn init(&mut self) {
         self.gif = true;
         self.guest = None;
+    }
+
+    /// From here on only these rules hold.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.features.rules = rules;
+    }
+
+    /// Whether this rule holds.
+    fn holds(&self, rule: Rule) -> bool {
+        self.features.rules.hold(rule)
     }
 
     /// What this processor can do.

@@ -4,6 +4,9 @@ use privet_cpu::state::{efer, gpr};
 use privet_cpu::{CpuState, Exception};
 
 use super::Svm;
+use super::instructions::hypervisor_owns;
+use crate::Rule;
+use crate::board::Board;
 
 const EFER: u32 = 0xc000_0080;
 const TSC_RATIO: u32 = 0xc000_0104;
@@ -59,6 +62,16 @@ impl Svm {
         }
         *slot = value;
         Some(Ok(()))
+    }
+
+    /// What is wrong with a value that an MSR could have otherwise: with SNP enabled the host save area has to be the
+    /// hypervisor's page (15.30.4).
+    ///
+    /// # Errors
+    /// #GP.
+    pub fn check_wrmsr(&self, board: &mut impl Board, index: u32, value: u64) -> Result<(), Exception> {
+        let foreign = index == VM_HSAVE_PA && self.holds(Rule::SaveAreaOwned) && !hypervisor_owns(board, value);
+        if foreign { Err(Exception::gp(0)) } else { Ok(()) }
     }
 
     /// Whether a WRMSR would set EFER.SVME although VM_CR.SVMDIS is set (15.30.1).

@@ -11,6 +11,7 @@ use crate::board::Board;
 use crate::encryption::Key;
 use crate::event::{KIND_EXCEPTION, KIND_SOFTWARE, VALID};
 use crate::rmp::{Entry, PageState};
+use crate::{Rule, Rules};
 
 /// How much of the guest that runs is encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,16 +54,17 @@ impl Protection {
         board: &mut impl Board,
         control: &Control,
         features: &SevFeatures,
+        rules: Rules,
     ) -> Result<Option<Protection>, Refused> {
         if control.misc & misc::SEV == 0 {
             // SEV_ES without SEV means nothing that could be entered.
             return if control.misc & misc::SEV_ES == 0 { Ok(None) } else { Err(Refused::Invalid) };
         }
-        let asid = encrypted_asid(control, features).ok_or(Refused::Invalid)?;
+        let asid = encrypted_asid(control, features, rules).ok_or(Refused::Invalid)?;
         let key = board.guest_key(asid).ok_or(Refused::Invalid)?;
         let registers = match control.misc & misc::SEV_ES {
             0 => None,
-            _ => Some(encrypted_registers(board, control, asid, key)?),
+            _ => Some(encrypted_registers(board, control, (asid, key), rules)?),
         };
         Ok(Some(Protection { asid, key, registers }))
     }
@@ -83,34 +85,34 @@ impl Protection {
 }
 
 /// The ASID, if it is one of those for such guests and nested paging is on (15.34.3).
-fn encrypted_asid(control: &Control, features: &SevFeatures) -> Option<u16> {
+fn encrypted_asid(control: &Control, features: &SevFeatures, rules: Rules) -> Option<u16> {
     let asid = u16::try_from(control.asid).ok().filter(|&asid| asid >= 1 && asid <= features.asids.max)?;
     let with_es = control.misc & misc::SEV_ES != 0;
-    let for_es = asid < features.asids.min_sev;
-    (control.nested_paging() && with_es == for_es && (features.encrypted_state || !with_es)).then_some(asid)
+    let fits = with_es == (asid < features.asids.min_sev) || !rules.hold(Rule::AsidKind);
+    (control.nested_paging() && fits && (features.encrypted_state || !with_es)).then_some(asid)
 }
 
 fn encrypted_registers(
     board: &mut impl Board,
     control: &Control,
-    asid: u16,
-    key: Key,
+    (asid, key): (u16, Key),
+    rules: Rules,
 ) -> Result<EncryptedRegisters, Refused> {
     let vmsa = Vmsa { pa: control.vmsa, key };
     let valid = vmsa.pa & 0xfff == 0
         && vmsa.pa.saturating_add(0x1000) <= board.size()
         // LBR virtualization has to be on (15.35.3).
-        && control.misc2 & misc2::LBR != 0
-        && !injects_software_event(control);
+        && (control.misc2 & misc2::LBR != 0 || !rules.hold(Rule::LbrVirtualization))
+        && (!injects_software_event(control) || !rules.hold(Rule::InjectedSoftware));
     if !valid {
         return Err(Refused::Invalid);
     }
     let sev_features = vmsa.features(board);
-    if sev_features & !SNP_ACTIVE != 0 {
+    if sev_features & !SNP_ACTIVE != 0 && rules.hold(Rule::VmsaFeatures) {
         return Err(Refused::Invalid);
     }
     let snp = sev_features & SNP_ACTIVE != 0;
-    check_vmsa_page(board, vmsa.pa, snp.then_some(asid))?;
+    check_vmsa_page(board, vmsa.pa, snp.then_some(asid), rules)?;
     let vmpl = snp.then(|| vmsa.vmpl(board) & 3);
     Ok(EncryptedRegisters { vmsa: vmsa.pa, sev_features, ghcb: control.ghcb, vmpl })
 }
@@ -129,19 +131,21 @@ fn injects_software_event(control: &Control) -> bool {
 
 /// A VMSA is the hypervisor's page, or for an SNP guest the guest's own, mutable and marked as VMSA (table 15-41). Its
 /// guest-physical address is nothing that VMRUN knows.
-fn check_vmsa_page(board: &mut impl Board, vmsa: u64, owner: Option<u16>) -> Result<(), Refused> {
+fn check_vmsa_page(board: &mut impl Board, vmsa: u64, owner: Option<u16>, rules: Rules) -> Result<(), Refused> {
     let Some(rmp) = board.rmp() else {
         return if owner.is_some() { Err(Refused::Invalid) } else { Ok(()) };
     };
     let entry = rmp.lookup(board, vmsa);
     let allowed = match (owner, entry.map(|entry| entry.state)) {
         (None, state) => state.is_none_or(|state| state.hypervisor_owned()),
-        (Some(asid), Some(PageState::GuestValid(owned))) => owned.vmsa && owned.asid == asid,
+        (Some(asid), Some(PageState::GuestValid(owned))) => {
+            (owned.vmsa || !rules.hold(Rule::VmsaMarked)) && (owned.asid == asid || !rules.hold(Rule::VmsaOwner))
+        }
         (Some(_), _) => false,
     };
     match entry {
         _ if !allowed => Err(Refused::Invalid),
-        Some(Entry { in_use: true, .. }) => Err(Refused::Busy),
+        Some(Entry { in_use: true, .. }) if rules.hold(Rule::VmsaBusy) => Err(Refused::Busy),
         _ => Ok(()),
     }
 }

@@ -1,12 +1,13 @@
 //! Where an access to memory goes, and whether the reverse map table lets it.
 
 use privet_cpu::paging::{PF_PRESENT, PF_USER, PF_WRITE};
-use privet_cpu::{Access, AccessKind, CpuState, Exception};
+use privet_cpu::{Access, AccessKind, CpuState, Exception, PAGE_SIZE};
 
 use super::Svm;
 use super::automatic::{Fate, fate};
 use super::exit::Exit;
 use super::snp_instructions::{not_validated, rmp_fault};
+use crate::Rule;
 use crate::board::Board;
 use crate::encryption::Key;
 use crate::rmp::{self, PageSize, PrivateAccess, Refusal, error_code};
@@ -38,7 +39,7 @@ impl Svm {
                 return self.end_access(board, state, exit);
             }
         };
-        let protection = self.protection().filter(|_| access.private);
+        let protection = self.protection().filter(|_| self.is_private(access));
         if let Some(rmp) = board.rmp() {
             let snp = protection.and_then(|protection| Some((protection.asid, protection.vmpl()?)));
             let refusal = match snp {
@@ -46,9 +47,8 @@ impl Svm {
                     let private = PrivateAccess { asid, vmpl, gpa, mapping, kind: access.kind, user: access.user };
                     rmp::check_private(&rmp, board, page, &private).err()
                 }
-                // The host's tables are not known here: the page that is written counts, not all of its mapping.
                 None if access.kind == AccessKind::Write => {
-                    let allowed = rmp::may_write_shared(&rmp, board, page, PageSize::Size4K);
+                    let allowed = rmp::may_write_shared(&rmp, board, page, self.written_size(access, mapping));
                     (!allowed).then_some(Refusal::Nested(error_code::RMP))
                 }
                 None => None,
@@ -58,6 +58,21 @@ impl Svm {
             }
         }
         Translation::Page { page, key: protection.map_or(Key::PLAIN, |protection| protection.key) }
+    }
+
+    /// What a page is written as: in the host as its own tables map it, in a guest as the nested ones do.
+    fn written_size(&self, access: Access, nested: PageSize) -> PageSize {
+        let large = if self.guest.is_some() { nested == PageSize::Size2M } else { access.size > PAGE_SIZE };
+        PageSize::of_bit(large && self.holds(Rule::LargeWrites))
+    }
+
+    /// Whether an access of an encrypted guest uses its key. The CPU has decided it by its own page tables.
+    fn is_private(&self, access: Access) -> bool {
+        match access.kind {
+            _ if access.walk => access.private && self.holds(Rule::PrivateWalks),
+            AccessKind::Fetch => access.private && self.holds(Rule::PrivateFetches),
+            _ => access.private || !self.holds(Rule::SharedWithoutCBit),
+        }
     }
 
     fn refuse_access(
@@ -80,13 +95,14 @@ impl Svm {
         let Some(nested) = self.guest.as_ref().and_then(|guest| guest.nested) else {
             return Ok((gpa, PageSize::Size4K));
         };
-        let private = if self.protection().is_some() && access.private { error_code::ENC } else { 0 };
+        let told = self.protection().is_some() && self.holds(Rule::EncryptedFaults);
+        let private = if told && access.private { error_code::ENC } else { 0 };
         nested.translate(board, gpa, access).map_err(|error| error | private)
     }
 
     /// Ends the guest's access with this exit, or with the #VC that the guest gets in place of it.
     fn end_access(&mut self, board: &mut impl Board, state: &mut CpuState, exit: Exit) -> Translation {
-        match fate(&exit) {
+        match fate(&exit, self.features.rules) {
             Fate::Exception(exception) if self.registers_encrypted() => Translation::Reflect(exception),
             _ => {
                 self.vmexit(board, state, exit);

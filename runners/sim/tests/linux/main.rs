@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let tests = vec![
         test("linux_boots_talks_over_its_port_and_switches_off", boots_and_switches_off),
         test("one_processor_and_eight", one_and_eight),
-        test("a_genoa_has_what_snp_hosts_need", genoa),
+        test("a_genoa_and_a_milan_have_what_snp_hosts_need", snp_hosts),
         test("a_seed_is_a_run_to_the_last_instruction", seeds),
         test("who_is_recorded_does_the_same", recorded),
         test("a_saved_machine_goes_on_as_the_one_that_was_saved", save_and_restore),
@@ -84,9 +84,15 @@ fn one_and_eight(description: &Description) {
 }
 
 /// The kernel's own words at each stage of its start as a host of SNP guests.
-fn genoa(description: &Description) {
+fn snp_hosts(description: &Description) {
+    for profile in [Profile::Genoa, Profile::Milan] {
+        snp_host(description, profile);
+    }
+}
+
+fn snp_host(description: &Description, profile: Profile) {
     let command_line = format!("{} iommu=pt", description.command_line);
-    let description = Description { profile: Profile::Genoa, command_line, ..description.clone() };
+    let description = Description { profile, command_line, ..description.clone() };
     let mut machine = Machine::new(&description).unwrap();
     let console = run_to_the_end(&mut machine);
     for word in [

@@ -6,6 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::digest::SnpDigest;
 use super::id_block::Identity;
+use crate::Rule;
 use crate::encryption::Key;
 use crate::psp::policy::SnpPolicy;
 use crate::psp::{Psp, Status, Surroundings};
@@ -117,16 +118,12 @@ impl Psp {
         let guest = self.context(around, context)?;
         let running = matches!(guest, Context::Running(..));
         let launched = guest.launched().ok_or(Status::InvalidGuestState)?;
-        if launched.asid.is_some() {
-            return Err(Status::Active);
-        }
-        let key = launched.key;
+        let (idle, key) = (launched.asid.is_none(), launched.key);
+        self.demand(Rule::OneActivation, idle, Status::Active)?;
         let pages = u16::try_from(asid.get())
             .ok()
             .and_then(|asid| around.setup.rmp.map(|rmp| rmp.assigned_pages(around.memory, asid)));
-        if pages.is_some_and(|pages| pages > 0) {
-            return Err(Status::InvalidConfig);
-        }
+        self.demand(Rule::AsidPages, pages.is_none_or(|pages| pages == 0), Status::InvalidConfig)?;
         let asid = self.asids.activate(asid.get(), key, true, running)?;
         if let Some(launched) = self.context(around, context)?.launched_mut() {
             launched.asid = Some(asid);

@@ -2,6 +2,7 @@
 
 use zerocopy::little_endian::U64;
 
+use crate::Rule;
 use crate::encryption::Key;
 use crate::psp::{Psp, Status, Surroundings};
 use crate::rmp::{Entry, PageSize};
@@ -30,9 +31,7 @@ impl Psp {
     fn debug_page(&mut self, around: &mut Surroundings<'_>, context: U64, pa: u64) -> Result<Key, Status> {
         let launched = self.context(around, context)?.launched().ok_or(Status::InvalidGuestState)?;
         let (policy, key, asid) = (launched.policy, launched.key, launched.asid);
-        if !policy.debug() {
-            return Err(Status::PolicyFailure);
-        }
+        self.demand(Rule::DebugPolicy, policy.debug(), Status::PolicyFailure)?;
         let asid = asid.ok_or(Status::Inactive)?;
         if !PageSize::Size4K.aligned(pa) {
             return Err(Status::InvalidAddress);

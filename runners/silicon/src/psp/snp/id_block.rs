@@ -6,7 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::context::Launched;
 use crate::psp::Status;
-use crate::psp::ecdsa::{KeyDigest, PublicKeyBlock, SignatureBlock};
+use crate::psp::ecdsa::{Hash, KeyDigest, PublicKeyBlock, SignatureBlock};
+use crate::{Rule, Rules};
 
 /// What the owner expects.
 #[derive(Debug, Clone, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -55,11 +56,13 @@ impl Identity {
         authentication: &IdAuthentication,
         with_author: bool,
         launched: &Launched,
+        rules: Rules,
     ) -> Result<Identity, Status> {
-        if block.launch_digest != *launched.digest.bytes() {
+        let careful = rules.hold(Rule::IdBlock);
+        if careful && block.launch_digest != *launched.digest.bytes() {
             return Err(Status::BadMeasurement);
         }
-        if block.policy.get() != launched.policy.0 {
+        if careful && block.policy.get() != launched.policy.0 {
             return Err(Status::PolicyFailure);
         }
         let known = |algorithm: U32, key: &PublicKeyBlock| algorithm.get() == ECDSA_P384_SHA384 && key.on_p384();
@@ -71,9 +74,10 @@ impl Identity {
             return Err(Status::InvalidParameter);
         }
         let id_key = &authentication.id_key;
-        let by_author =
-            !with_author || authentication.author_key.verifies(id_key.as_bytes(), &authentication.id_key_signature);
-        if !id_key.verifies(block.as_bytes(), &authentication.id_block_signature) || !by_author {
+        let by_author = !with_author
+            || authentication.author_key.verifies(id_key.as_bytes(), Hash::Sha384, &authentication.id_key_signature);
+        let by_key = id_key.verifies(block.as_bytes(), Hash::Sha384, &authentication.id_block_signature);
+        if careful && !(by_key && by_author) {
             return Err(Status::BadSignature);
         }
         Ok(Identity {
@@ -130,8 +134,8 @@ mod tests {
             id_key_algorithm: U32::new(1),
             author_key_algorithm: U32::new(1),
             reserved: [0; 56],
-            id_block_signature: id.sign(block.as_bytes()),
-            id_key_signature: author.sign(id_key.as_bytes()),
+            id_block_signature: id.sign(block.as_bytes(), Hash::Sha384),
+            id_key_signature: author.sign(id_key.as_bytes(), Hash::Sha384),
             id_key,
             reserved_2: [0; 60],
             author_key,
@@ -152,7 +156,8 @@ mod tests {
     fn a_block_that_fits_is_taken() {
         for with_author in [false, true] {
             let block = block();
-            let identity = Identity::check(&block, &authenticated(&block), with_author, &launched()).unwrap();
+            let identity =
+                Identity::check(&block, &authenticated(&block), with_author, &launched(), Rules::default()).unwrap();
             assert_eq!((identity.guest_svn, identity.family_id), (9, [1; 16]));
             assert_eq!(identity.author_key.is_some(), with_author);
         }
@@ -160,7 +165,9 @@ mod tests {
 
     #[test]
     fn a_block_of_another_launch_is_refused() {
-        let check = |block: &IdBlock| Identity::check(block, &authenticated(block), false, &launched()).unwrap_err();
+        let check = |block: &IdBlock| {
+            Identity::check(block, &authenticated(block), false, &launched(), Rules::default()).unwrap_err()
+        };
         let mut digest = block();
         digest.launch_digest[3] = 1;
         assert_eq!(check(&digest), Status::BadMeasurement);
@@ -173,11 +180,20 @@ mod tests {
         let block = block();
         let mut authentication = authenticated(&block);
         let changed = IdBlock { guest_svn: U32::new(10), ..block.clone() };
-        assert_eq!(Identity::check(&changed, &authentication, false, &launched()), Err(Status::BadSignature));
-        authentication.id_key_signature = key(3).0.sign(authentication.id_key.as_bytes());
-        assert!(Identity::check(&block, &authentication, false, &launched()).is_ok());
-        assert_eq!(Identity::check(&block, &authentication, true, &launched()), Err(Status::BadSignature));
+        assert_eq!(
+            Identity::check(&changed, &authentication, false, &launched(), Rules::default()),
+            Err(Status::BadSignature)
+        );
+        authentication.id_key_signature = key(3).0.sign(authentication.id_key.as_bytes(), Hash::Sha384);
+        assert!(Identity::check(&block, &authentication, false, &launched(), Rules::default()).is_ok());
+        assert_eq!(
+            Identity::check(&block, &authentication, true, &launched(), Rules::default()),
+            Err(Status::BadSignature)
+        );
         authentication.id_key_algorithm = U32::new(2);
-        assert_eq!(Identity::check(&block, &authentication, false, &launched()), Err(Status::InvalidParameter));
+        assert_eq!(
+            Identity::check(&block, &authentication, false, &launched(), Rules::default()),
+            Err(Status::InvalidParameter)
+        );
     }
 }

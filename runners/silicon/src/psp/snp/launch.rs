@@ -8,6 +8,7 @@ use super::cpuid;
 use super::digest::{PageType, SnpDigest};
 use super::id_block::{IdAuthentication, IdBlock, Identity};
 use super::secrets::secrets_page;
+use crate::Rule;
 use crate::encryption::Key;
 use crate::psp::policy::SnpPolicy;
 use crate::psp::{Psp, Status, Surroundings};
@@ -44,9 +45,9 @@ struct LaunchFinishParameters {
     context: U64,
     id_block: U64,
     id_authentication: U64,
-    /// Bit 0 ID block, bit 1 author key, bit 2 no chip key. Linux has reserved bits in the next 8 bytes.
+    /// Bit 0 ID block, bit 1 author key, bit 2 no chip key.
     flags: u8,
-    reserved: U64,
+    reserved: [u8; 7],
     host_data: [u8; 32],
 }
 
@@ -58,16 +59,15 @@ impl Psp {
     /// SNP_LAUNCH_START (56860, 8.16).
     pub(in crate::psp) fn snp_launch_start(&mut self, around: &mut Surroundings<'_>, at: u64) -> Result<(), Status> {
         let parameters: LaunchStartParameters = around.parameters(at)?;
-        match self.context(around, parameters.context)? {
-            Context::Created => {}
-            _ => return Err(Status::InvalidGuestState),
-        }
+        let fresh = *self.context(around, parameters.context)? == Context::Created;
+        self.demand(Rule::LaunchOrder, fresh, Status::InvalidGuestState)?;
         // Migration agents and images that they start are not offered; nor is a TSC of the guest's own.
         if parameters.flags.get() != 0 || parameters.agent_context.get() != 0 {
             return Err(Status::InvalidParameter);
         }
         let policy = SnpPolicy(parameters.policy.get());
-        policy.check(around.setup.smt)?;
+        self.demand(Rule::FirmwareVersion, policy.version_is_here(), Status::PolicyFailure)?;
+        self.demand(Rule::SnpPolicy, policy.can_be_granted(around.setup.smt), Status::PolicyFailure)?;
         let launched = Launched {
             policy,
             key: self.new_key(),
@@ -104,22 +104,28 @@ impl Psp {
         let (launched, asid) = self.launching(around, parameters.context)?;
         let launched = launched.clone();
         let pa = parameters.address.get();
-        let owned = pre_guest_page(around, pa, size, asid)?;
+        let owned = pre_guest_page(around, pa, size, asid, self.rules.hold(Rule::PreGuest))?;
         if size == PageSize::Size2M && !matches!(kind, PageType::Normal | PageType::Zero | PageType::Unmeasured) {
             return Err(Status::InvalidPageSize);
         }
         let mut digest = launched.digest.clone();
         for frame in 0..size.frames() {
             let offset = frame << 12;
-            let content = page_content(around, &launched, kind, pa + offset)?;
+            let content = page_content(around, &launched, kind, pa + offset, self.rules.hold(Rule::CpuidPage))?;
             let gpa = owned.gpa + offset;
-            digest.update(kind, &content, gpa, page & 1 << 4 != 0, parameters.lower_rights);
+            if self.rules.hold(Rule::MeasuredData) {
+                digest.update(kind, &content, gpa, page & 1 << 4 != 0, parameters.lower_rights);
+            }
             around.memory.write_as(launched.key, pa + offset, &content);
         }
         let [vmpl1, vmpl2, vmpl3] = parameters.lower_rights.map(Permissions::of_bits);
         let owned =
             Owned { vmsa: kind == PageType::Vmsa, permissions: [Permissions::ALL, vmpl1, vmpl2, vmpl3], ..owned };
-        around.set_entry(pa, &Entry { state: PageState::GuestValid(owned), size, in_use: false });
+        let state = match self.rules.hold(Rule::LaunchedValidated) {
+            true => PageState::GuestValid(owned),
+            false => PageState::GuestInvalid(owned),
+        };
+        around.set_entry(pa, &Entry { state, size, in_use: false });
         self.launching(around, parameters.context)?.0.digest = digest;
         Ok(())
     }
@@ -129,7 +135,7 @@ impl Psp {
         let parameters: LaunchFinishParameters = around.parameters(at)?;
         let (launched, asid) = self.launching(around, parameters.context)?;
         let launched = launched.clone();
-        let known = parameters.flags & !(ID_BLOCK | AUTHOR_KEY | NO_CHIP_KEY) == 0 && parameters.reserved.get() == 0;
+        let known = parameters.flags & !(ID_BLOCK | AUTHOR_KEY | NO_CHIP_KEY) == 0 && parameters.reserved == [0; 7];
         let author_key = parameters.flags & AUTHOR_KEY != 0;
         let with_block = parameters.flags & ID_BLOCK != 0;
         if !known || author_key && !with_block {
@@ -139,7 +145,7 @@ impl Psp {
             true => {
                 let block: IdBlock = around.load(parameters.id_block.get())?;
                 let authentication: IdAuthentication = around.load(parameters.id_authentication.get())?;
-                Some(Identity::check(&block, &authentication, author_key, &launched)?)
+                Some(Identity::check(&block, &authentication, author_key, &launched, self.rules)?)
             }
             false => None,
         };
@@ -152,7 +158,13 @@ impl Psp {
 }
 
 /// The page at `pa`, which has to be one of this guest's to launch.
-fn pre_guest_page(around: &mut Surroundings<'_>, pa: u64, size: PageSize, asid: u16) -> Result<Owned, Status> {
+fn pre_guest_page(
+    around: &mut Surroundings<'_>,
+    pa: u64,
+    size: PageSize,
+    asid: u16,
+    careful: bool,
+) -> Result<Owned, Status> {
     if !size.aligned(pa) {
         return Err(Status::InvalidAddress);
     }
@@ -160,6 +172,7 @@ fn pre_guest_page(around: &mut Surroundings<'_>, pa: u64, size: PageSize, asid: 
     match around.entry(pa) {
         Some(Entry { state: PageState::PreGuest(_), size: other, .. }) if other != size => Err(Status::InvalidPageSize),
         Some(Entry { state: PageState::PreGuest(owned), .. }) if owned.asid == asid => Ok(owned),
+        Some(Entry { state, .. }) if !careful => state.owned().copied().ok_or(Status::InvalidPageState),
         Some(Entry { state: PageState::PreGuest(_), .. }) => Err(Status::InvalidPageOwner),
         _ => Err(Status::InvalidPageState),
     }
@@ -171,6 +184,7 @@ fn page_content(
     launched: &Launched,
     kind: PageType,
     pa: u64,
+    filtered: bool,
 ) -> Result<Vec<u8>, Status> {
     match kind {
         PageType::Zero => Ok(vec![0; 4096]),
@@ -178,7 +192,7 @@ fn page_content(
         PageType::Normal | PageType::Vmsa | PageType::Unmeasured => around.bytes(Key::PLAIN, pa, 4096),
         PageType::Cpuid => {
             let given = around.bytes(Key::PLAIN, pa, 4096)?;
-            let Some(corrected) = cpuid::corrected(&given, around.cpuid) else { return Ok(given) };
+            let Some(corrected) = cpuid::corrected(&given, around.cpuid).filter(|_| filtered) else { return Ok(given) };
             // The host gets to see what the firmware would have taken.
             around.memory.write(pa, &corrected);
             Err(Status::InvalidParameter)
@@ -217,7 +231,7 @@ mod tests {
     }
 
     fn finish(machine: &mut TestMachine) -> Status {
-        let mut parameters = [0; 65];
+        let mut parameters = [0; 64];
         parameters[..8].copy_from_slice(&CONTEXT.to_le_bytes());
         machine.execute(Command::SnpLaunchFinish, &parameters)
     }
@@ -241,6 +255,24 @@ mod tests {
         assert_ne!(machine.output::<16>(PAGE), [7; 16]);
         assert_eq!(guest_sees(&mut machine, PAGE), [7; 4096]);
         assert_eq!(update(&mut machine, 1, PAGE), Status::InvalidPageState, "a second time");
+    }
+
+    /// include/linux/psp-sev.h: struct sev_data_snp_launch_finish.
+    #[test]
+    fn the_layout_is_the_one_that_linux_fills() {
+        assert_eq!(size_of::<LaunchFinishParameters>(), 64);
+        assert_eq!(std::mem::offset_of!(LaunchFinishParameters, host_data), 32);
+    }
+
+    #[test]
+    fn a_policy_that_the_host_cannot_grant_launches_nothing() {
+        let mut machine = TestMachine::with_snp();
+        machine.set_state(CONTEXT, PageState::Firmware);
+        machine.execute_words(Command::SnpGctxCreate, &[CONTEXT]);
+        for policy in [0x1_0000, 0x2_0138] {
+            let start = [CONTEXT, policy, 0, 0, 0, 0];
+            assert_eq!(machine.execute_words(Command::SnpLaunchStart, &start), Status::PolicyFailure, "{policy:#x}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use zerocopy::little_endian::U64;
 
+use crate::Rule;
 use crate::psp::{Psp, Status, Surroundings};
 use crate::rmp::{Entry, PageSize, PageState};
 
@@ -20,12 +21,13 @@ impl Psp {
             return Err(Status::InvalidPageSize);
         }
         let state = match entry.state {
-            PageState::Metadata { .. } | PageState::Firmware if self.holds(around, pa) => {
+            PageState::Metadata { .. } | PageState::Firmware if self.needs(around, pa) => {
                 return Err(Status::InvalidPageState);
             }
             PageState::Metadata { .. } | PageState::Firmware => PageState::Reclaim,
             PageState::PreGuest(owned) => PageState::GuestInvalid(owned),
             PageState::PreSwap(owned) => PageState::GuestValid(owned),
+            PageState::Context if !self.rules.hold(Rule::ReclaimState) => PageState::Reclaim,
             PageState::HvFixed | PageState::Context => return Err(Status::InvalidPageState),
             // What is not immutable the hypervisor can take by itself.
             PageState::Hypervisor | PageState::Reclaim | PageState::GuestInvalid(_) | PageState::GuestValid(_) => {
@@ -37,11 +39,12 @@ impl Psp {
     }
 
     /// Whether the firmware needs the page: it is part of the RMP.
-    fn holds(&self, around: &Surroundings<'_>, pa: u64) -> bool {
-        around.setup.rmp.is_some_and(|rmp| {
-            let (first, last) = rmp.range();
-            (first..=last).contains(&pa)
-        })
+    fn needs(&self, around: &Surroundings<'_>, pa: u64) -> bool {
+        self.rules.hold(Rule::ReclaimState)
+            && around.setup.rmp.is_some_and(|rmp| {
+                let (first, last) = rmp.range();
+                (first..=last).contains(&pa)
+            })
     }
 }
 

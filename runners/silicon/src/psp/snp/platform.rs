@@ -7,6 +7,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::context::Context;
+use crate::Rule;
 use crate::psp::{API_MAJOR, API_MINOR, BUILD, Psp, Status, Surroundings};
 use crate::rmp::{PageState, Rmp};
 
@@ -184,14 +185,18 @@ impl Psp {
         if self.snp.is_some() || self.sev.is_some() {
             return Err(Status::InvalidPlatformState);
         }
-        let rmp = check_setup(around)?;
+        let rmp = around.setup.rmp.ok_or(Status::InvalidConfig)?;
+        if self.rules.hold(Rule::InitSetup) {
+            check_setup(around, &rmp)?;
+        }
         rmp.clear(around.memory);
         for range in fixed {
             let pages = (0..u64::from(range.pages.get())).map(|page| range.base.get().saturating_add(page << 12));
             pages.for_each(|pa| around.set_state(pa, PageState::HvFixed));
         }
         let (first, last) = rmp.range();
-        (first..=last).step_by(4096).for_each(|pa| around.set_state(pa, PageState::Firmware));
+        let protected = (first..=last).step_by(4096).take_while(|_| self.rules.hold(Rule::RmpProtected));
+        protected.for_each(|pa| around.set_state(pa, PageState::Firmware));
         let iommu_pages = around.setup.iommu_pages.clone();
         iommu_pages.iter().for_each(|&pa| around.set_state(pa, PageState::Firmware));
         self.snp = Some(Snp { guests: BTreeMap::new(), iommu_pages });
@@ -222,9 +227,8 @@ impl Psp {
             return Err(Status::InvalidPlatformState);
         }
         let Some(snp) = &self.snp else { return Ok(()) };
-        if snp.guests.values().any(|guest| guest.asid().is_some()) || self.asids.any_dirty() {
-            return Err(Status::DfFlushRequired);
-        }
+        let idle = snp.guests.values().all(|guest| guest.asid().is_none()) && !self.asids.any_dirty();
+        self.demand(Rule::ShutdownIdle, idle, Status::DfFlushRequired)?;
         let Some(snp) = self.snp.take() else { return Ok(()) };
         for context in snp.guests.into_keys() {
             around.set_state(context, PageState::Firmware);
@@ -268,11 +272,10 @@ impl Psp {
         if flags & !(MASK_CHIP_ID | MASK_CHIP_KEY) != 0 || parameters.reserved != [0; 52] {
             return Err(Status::InvalidParameter);
         }
-        let settings = &mut self.snp_settings;
         let reported = TcbVersion::decode(parameters.reported_tcb).ok_or(Status::InvalidParameter)?;
-        if !reported.within(settings.committed) {
-            return Err(Status::InvalidParameter);
-        }
+        let committed = reported.within(self.snp_settings.committed);
+        self.demand(Rule::TcbCommitted, committed, Status::InvalidParameter)?;
+        let settings = &mut self.snp_settings;
         settings.reported = if reported.bytes() == [0; 8] { settings.committed } else { reported };
         settings.mask_chip_id = flags & MASK_CHIP_ID != 0;
         settings.mask_chip_key = flags & MASK_CHIP_KEY != 0;
@@ -309,17 +312,21 @@ impl Psp {
 }
 
 /// What SNP_INIT demands of processors and IOMMU (56860, 8.1).
-fn check_setup(around: &Surroundings<'_>) -> Result<Rmp, Status> {
+fn check_setup(around: &Surroundings<'_>, rmp: &Rmp) -> Result<(), Status> {
     let setup = around.setup;
-    let rmp = setup.rmp.filter(|_| setup.snp_enabled && setup.memory_encryption).ok_or(Status::InvalidConfig)?;
     let (first, last) = rmp.range();
-    if first % MIB != 0 || (last + 1) % MIB != 0 || last >= around.memory.size() {
+    if !setup.snp_enabled
+        || !setup.memory_encryption
+        || first % MIB != 0
+        || (last + 1) % MIB != 0
+        || last >= around.memory.size()
+    {
         return Err(Status::InvalidConfig);
     }
     if !setup.iommu {
         return Err(Status::HardwarePlatform);
     }
-    Ok(rmp)
+    Ok(())
 }
 
 fn range_list(around: &mut Surroundings<'_>, at: u64) -> Result<Vec<Range>, Status> {

@@ -5,7 +5,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::context::{Finished, Launched};
 use super::platform::{SnpSettings, TcbVersion};
-use crate::psp::ecdsa::{KeyDigest, PrivateKey, SignatureBlock};
+use crate::psp::ecdsa::{Hash, KeyDigest, PrivateKey, SignatureBlock};
 use crate::psp::{API_MAJOR, API_MINOR, BUILD};
 
 const VERSION: u32 = 3;
@@ -57,8 +57,8 @@ pub(super) struct ChipIdentity<'a> {
     pub(super) smt: bool,
     /// CPUID.1:EAX.
     pub(super) family_model_stepping: u32,
-    /// VCEK.
-    pub(super) key: &'a PrivateKey,
+    /// VCEK, which signs.
+    pub(super) key: Option<&'a PrivateKey>,
 }
 
 /// A digest in a report; zeros where there is none.
@@ -117,8 +117,8 @@ impl Report {
             reserved_3: [0; 168],
             signature: SignatureBlock::NONE,
         };
-        if !masked {
-            report.signature = chip.key.sign(&report.as_bytes()[..SIGNED]);
+        if let Some(key) = chip.key.filter(|_| !masked) {
+            report.signature = key.sign(&report.as_bytes()[..SIGNED], Hash::Sha384);
         }
         report
     }

@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::context::{Context, Finished, Launched};
 use super::report::{ChipIdentity, Report};
+use crate::Rule;
 use crate::encryption::Key;
 use crate::psp::ecdsa::PrivateKey;
 use crate::psp::{Psp, Status, Surroundings};
@@ -149,9 +150,7 @@ impl Psp {
             return Err(Status::InvalidParameter);
         }
         // A guest's requests are odd, the responses even; nobody repeats one.
-        if header.sequence.get() != count + 1 {
-            return Err(Status::AeadOverflow);
-        }
+        self.demand(Rule::MessageOrder, header.sequence.get() == count + 1, Status::AeadOverflow)?;
         let content = message.open(key)?;
         let (kind, answer) = self.answer(around, &header, content, &launched, &finished)?;
         let sealed = Message::seal(&header, kind, &answer, key)?;
@@ -171,7 +170,7 @@ impl Psp {
         launched: &Launched,
         finished: &Finished,
     ) -> Result<(u8, Vec<u8>), Status> {
-        let lowest = u32::from(header.message_key);
+        let lowest = if self.rules.hold(Rule::MessageVmpl) { u32::from(header.message_key) } else { 0 };
         match header.message_type {
             message_type::REPORT_REQUEST => {
                 let request = ReportRequest::read_from_bytes(content).map_err(|_| Status::InvalidParameter)?;
@@ -205,7 +204,7 @@ impl Psp {
             chip_id: self.chip_id(),
             smt: around.setup.smt,
             family_model_stepping: (around.cpuid)(1, 0).eax,
-            key: &key,
+            key: self.rules.hold(Rule::ReportSignature).then_some(&key),
         };
         Report::new(&chip, launched, finished, request.vmpl.get(), request.report_data)
     }
@@ -248,7 +247,7 @@ mod tests {
     use super::*;
     use crate::PhysicalMemory;
     use crate::psp::Command;
-    use crate::psp::ecdsa::{PublicKeyBlock, SignatureBlock};
+    use crate::psp::ecdsa::{Hash, PublicKeyBlock, SignatureBlock};
     use crate::psp::test_machine::TestMachine;
     use crate::rmp::PageState;
 
@@ -263,9 +262,9 @@ mod tests {
         machine.execute_words(Command::SnpGctxCreate, &[CONTEXT]);
         machine.snp_launch_start(CONTEXT, 0x2_0000);
         machine.execute_words(Command::SnpActivate, &[CONTEXT, 5]);
-        let mut parameters = [0; 65];
+        let mut parameters = [0; 64];
         parameters[..8].copy_from_slice(&CONTEXT.to_le_bytes());
-        parameters[33..].fill(0x77);
+        parameters[32..].fill(0x77);
         assert_eq!(machine.execute(Command::SnpLaunchFinish, &parameters), Status::Success);
         machine.set_state(RESPONSE, PageState::Firmware);
         machine
@@ -326,8 +325,8 @@ mod tests {
         assert_eq!(report[0x188..0x18B], [0x19, 0x11, 1]);
         let public: PublicKeyBlock = machine.psp.endorsement_key().public();
         let signature = SignatureBlock::read_from_bytes(&report[0x2A0..]).unwrap();
-        assert!(public.verifies(&report[..0x2A0], &signature));
-        assert!(!public.verifies(&report[1..0x2A1], &signature));
+        assert!(public.verifies(&report[..0x2A0], Hash::Sha384, &signature));
+        assert!(!public.verifies(&report[1..0x2A1], Hash::Sha384, &signature));
     }
 
     #[test]

@@ -8,11 +8,11 @@ use crate::psp::AsidRange;
 use crate::rmp::{Entry, Owned, PageSize, PageState, Permissions, Rmp, error_code};
 use crate::svm::{SevFeatures, Translation};
 
-const KEY: Key = Key::numbered(5);
-const VMSA: u64 = 0x3000;
+pub(super) const KEY: Key = Key::numbered(5);
+pub(super) const VMSA: u64 = 0x3000;
 const ROOT: u64 = 0x10_0000;
 /// A page of the guest, which nested tables map at its own address.
-const PAGE: u64 = 0x15_0000;
+pub(super) const PAGE: u64 = 0x15_0000;
 const RMP_BASE: u64 = 0x18_0000;
 const C_BIT: u8 = 51;
 const SEV: u64 = 1 << 1;
@@ -41,7 +41,7 @@ fn sev() -> Bench {
 }
 
 /// An SEV-ES guest of ASID 2, whose VMSA is like the save area of the plain guest.
-fn sev_es() -> Bench {
+pub(super) fn sev_es() -> Bench {
     let mut bench = sev();
     bench.set(0x90, 1 | SEV | SEV_ES);
     bench.set(0xb8, 1);
@@ -56,7 +56,7 @@ fn sev_es() -> Bench {
 }
 
 /// An SNP guest: the page of the VMSA is the guest's own.
-fn snp() -> Bench {
+pub(super) fn snp() -> Bench {
     let mut bench = sev_es();
     bench.board.rmp = Rmp::new(RMP_BASE, RMP_BASE + 0x5fff);
     bench.board.write_as(KEY, VMSA + 0x3b0, &[1]);
@@ -73,7 +73,7 @@ fn set_state(bench: &mut Bench, pa: u64, state: PageState) {
     rmp.store(&mut bench.board, pa, &Entry::of(state));
 }
 
-fn entry(bench: &mut Bench, pa: u64) -> Entry {
+pub(super) fn entry(bench: &mut Bench, pa: u64) -> Entry {
     let rmp = bench.board.rmp.expect("SNP is on");
     rmp.lookup(&mut bench.board, pa).expect("covered")
 }
@@ -87,7 +87,17 @@ fn refused(mut bench: Bench, code: u64) {
 const INVALID: u64 = u64::MAX;
 
 fn access(kind: AccessKind, private: bool) -> Access {
-    Access { linear: 0x1234_5000, kind, offset: 8, user: false, walk: false, private, emulated: false, next_rip: 0 }
+    Access {
+        linear: 0x1234_5000,
+        kind,
+        offset: 8,
+        size: 0x1000,
+        user: false,
+        walk: false,
+        private,
+        emulated: false,
+        next_rip: 0,
+    }
 }
 
 fn translate(bench: &mut Bench, gpa: u64, access: Access) -> Translation {
@@ -107,8 +117,38 @@ fn the_guests_key_is_for_its_private_accesses() {
     assert_eq!(private, Translation::Page { page: PAGE, key: KEY });
     let shared = translate(&mut bench, PAGE, access(AccessKind::Write, false));
     assert_eq!(shared, Translation::Page { page: PAGE, key: Key::PLAIN });
-    bench.intercept(Code::HLT);
-    assert_eq!(bench.svm.rdmsr(0xc001_0131), Some(1));
+    let fetched = translate(&mut bench, PAGE, access(AccessKind::Fetch, true));
+    assert_eq!(fetched, Translation::Page { page: PAGE, key: KEY });
+}
+
+/// Section 15.34.10.
+#[test]
+fn what_it_is_a_guest_learns_from_its_processor() {
+    let mut bench = sev_es();
+    bench.board.write(MSRPM, &[0xff; 0x2000]);
+    bench.intercept(Code::MSR);
+    bench.enter();
+    bench.state.gpr[gpr::RCX] = 0xc001_0131;
+    assert_eq!(bench.instruction(Intercept::Rdmsr, 2), Intercepted::Native);
+    assert_eq!(bench.svm.rdmsr(0xc001_0131), Some(3));
+    bench.state.gpr[gpr::RCX] = 0x10;
+    assert_eq!(bench.instruction(Intercept::Rdmsr, 2), Intercepted::Reflect(vc(0x7c)));
+}
+
+/// Section 15.35.8: nothing of a guest's memory but what it shows.
+#[test]
+fn a_nested_page_fault_shows_no_instruction_of_a_guest_with_encrypted_registers() {
+    for (mut bench, length) in [(sev(), 15), (sev_es(), 0)] {
+        write_u64(&mut bench.board, ROOT + 0x3000, 7);
+        write_u64(&mut bench.board, ROOT + 0x3000 + (PAGE >> 12) * 8, 0);
+        bench.enter();
+        bench.state.rip = 0x100;
+        bench.state.cr0 &= !privet_cpu::state::cr0::PG;
+        assert_eq!(translate(&mut bench, PAGE, access(AccessKind::Write, true)), Translation::Switched);
+        let mut stored = [0];
+        bench.board.read(VMCB + 0xd0, &mut stored);
+        assert_eq!(stored, [length]);
+    }
 }
 
 /// Section 15.34.3.
@@ -295,6 +335,66 @@ fn pages_that_a_processor_runs_with_are_in_use() {
     assert_eq!(bench.exit_code(), u64::MAX - 1, "busy");
     bench.call(Call::Vmgexit, 4);
     assert!(!entry(&mut bench, VMSA).in_use && !entry(&mut bench, VMCB).in_use);
+}
+
+/// A guest starts another processor of its own: RMPADJUST marks the page, VMRUN takes it, and it is in use meanwhile.
+#[test]
+fn a_vmsa_that_the_guest_has_made_runs_on_another_processor() {
+    let mut bench = snp();
+    with_tables(&mut bench);
+    bench.enter();
+    assert_eq!(snp_instruction(&mut bench, Call::Pvalidate, 0, 0, 1), Intercepted::Done);
+    let mut area = [0; 0x1000];
+    bench.board.read_as(KEY, VMSA, &mut area);
+    area[0x178..0x180].copy_from_slice(&0x4321_u64.to_le_bytes());
+    bench.board.write_as(KEY, PAGE, &area);
+    let second = 0x7000;
+    let mut control = [0; 0x1000];
+    bench.board.read(VMCB, &mut control);
+    bench.board.write(second, &control);
+    write_u64(&mut bench.board, second + 0x108, PAGE);
+    let mut other = Svm::new(features());
+    other.wrmsr(0xc001_0117, 0x1a_0000).expect("SVM's").expect("valid");
+    let mut run = |bench: &mut Bench| {
+        let mut state = host();
+        state.gpr[gpr::RAX] = second;
+        other.intercept(&mut bench.board, &mut state, Intercept::Call(Call::Vmrun), 3);
+        (other.in_guest(), state)
+    };
+    assert!(!run(&mut bench).0, "it is no VMSA yet");
+    assert_eq!(snp_instruction(&mut bench, Call::Rmpadjust, 0, 0, 0x1_0001), Intercepted::Done);
+    let (runs, mut state) = run(&mut bench);
+    assert!(runs && bench.svm.in_guest(), "both at once");
+    assert_eq!((state.rip, state.world), (0x4321, bench.state.world));
+    assert_eq!(snp_instruction(&mut bench, Call::Rmpadjust, 0, 0, 1), Intercepted::Done);
+    assert_eq!(bench.state.gpr[gpr::RAX], 3, "in use");
+    assert_eq!(entry(&mut bench, PAGE).state.owned().map(|owned| owned.vmsa), Some(true));
+    other.intercept(&mut bench.board, &mut state, Intercept::Call(Call::Vmgexit), 3);
+    assert!(!other.in_guest() && !entry(&mut bench, PAGE).in_use);
+    assert_eq!(snp_instruction(&mut bench, Call::Rmpadjust, 0, 0, 1), Intercepted::Done);
+    assert_eq!(bench.state.gpr[gpr::RAX], 0);
+    assert_eq!(entry(&mut bench, PAGE).state.owned().map(|owned| owned.vmsa), Some(false));
+}
+
+#[test]
+fn the_host_save_area_is_the_hypervisors_page() {
+    let mut bench = snp();
+    let check = |bench: &mut Bench, pa| bench.svm.check_wrmsr(&mut bench.board, 0xc001_0117, pa);
+    assert_eq!(check(&mut bench, VMSA), Err(Exception::gp(0)));
+    assert_eq!(check(&mut bench, HSAVE), Ok(()));
+    assert_eq!(bench.svm.check_wrmsr(&mut bench.board, 0xc001_0114, VMSA), Ok(()), "another register");
+}
+
+#[test]
+fn a_large_mapping_of_the_host_is_written_only_if_all_of_it_is_the_hosts() {
+    let mut bench = snp();
+    let write = |size| Access { size, ..access(AccessKind::Write, false) };
+    assert_eq!(translate(&mut bench, PAGE, write(0x1000)), Translation::Page { page: PAGE, key: Key::PLAIN });
+    let large = translate(&mut bench, PAGE, write(0x20_0000));
+    assert_eq!(large, Translation::Reflect(Exception::pf(0x1234_5000, 0x8000_0003)), "the VMSA is near");
+    set_state(&mut bench, VMSA, PageState::Hypervisor);
+    let large = translate(&mut bench, PAGE, write(0x20_0000));
+    assert_eq!(large, Translation::Page { page: PAGE, key: Key::PLAIN });
 }
 
 /// Section 15.36.10.

@@ -19,7 +19,17 @@ const FINAL: u64 = 1 << 32;
 const TABLE: u64 = 1 << 33;
 
 fn access(kind: AccessKind, walk: bool) -> Access {
-    Access { linear: 0, kind, offset: 0x123, user: false, walk, private: false, emulated: false, next_rip: 0 }
+    Access {
+        linear: 0,
+        kind,
+        offset: 0x123,
+        size: 0x1000,
+        user: false,
+        walk,
+        private: false,
+        emulated: false,
+        next_rip: 0,
+    }
 }
 
 /// Maps `GPA` with these bits in the last entry, and enters the guest.

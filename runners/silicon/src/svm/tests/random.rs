@@ -4,7 +4,10 @@ use privet_cpu::state::{Injection, World};
 use privet_cpu::{Access, AccessKind, CrAccess, Exception};
 use proptest::prelude::*;
 
+use super::encrypted::{KEY, PAGE, VMSA};
 use super::*;
+use crate::KeyedMemory;
+use crate::rmp::{self, PageSize};
 use crate::svm::Pending;
 use crate::svm::exit::INVALID;
 use board::MEMORY_BYTES;
@@ -41,6 +44,8 @@ fn intercept() -> impl Strategy<Value = Intercept> {
         }),
     ]
 }
+
+const NESTED_CR3: u64 = 0xb0;
 
 /// What happens to a processor.
 #[derive(Debug, Clone)]
@@ -79,8 +84,17 @@ fn take(bench: &mut Bench, step: Step) {
             svm.exception(board, state, Exception { vector, error_code, payload: 1 });
         }
         Step::Access(gpa, kind, walk) => {
-            let access =
-                Access { linear: 0, kind, offset: 8, user: false, walk, private: false, emulated: false, next_rip: 0 };
+            let access = Access {
+                linear: 0,
+                kind,
+                offset: 8,
+                size: 0x1000,
+                user: false,
+                walk,
+                private: false,
+                emulated: false,
+                next_rip: 0,
+            };
             svm.translate(board, state, gpa, access);
         }
         Step::Event(pending) => {
@@ -94,6 +108,50 @@ fn take(bench: &mut Bench, step: Step) {
 }
 
 proptest! {
+    /// Whatever a guest has written into its VMSA, and whatever the host says of it in the VMCB.
+    #[test]
+    fn a_vmsa_is_refused_or_runs_and_tells_the_host_nothing(
+        words in prop::collection::vec((0..0x200_u64, any::<u64>()), 0..8),
+        fields in prop::collection::vec(field(), 0..3),
+        steps in prop::collection::vec(step(), 0..20),
+        snp in any::<bool>(),
+    ) {
+        let mut bench = if snp { encrypted::snp() } else { encrypted::sev_es() };
+        for (word, value) in words {
+            bench.board.write_as(KEY, VMSA + word * 8, &value.to_le_bytes());
+        }
+        // Other nested tables could lie anywhere, and the processor marks what it walks.
+        for (at, value) in fields.into_iter().filter(|(at, _)| *at != NESTED_CR3) {
+            bench.set(at, value);
+        }
+        let secret = 0x5ec2_e75e_c2e7_5ec2_u64;
+        let host = bench.state.cr3;
+        prop_assert!(matches!(bench.vmrun(), Intercepted::Switched | Intercepted::Reflect(_)));
+        for step in steps {
+            let hidden = bench.svm.in_guest() && bench.svm.rdmsr(0xc001_0131).is_some_and(|status| status & 2 != 0);
+            if hidden {
+                bench.state.gpr[gpr::RBX] = secret;
+            }
+            bench.state.gpr[gpr::RAX] = VMCB;
+            take(&mut bench, step);
+            if hidden && !bench.svm.in_guest() {
+                prop_assert!(!bench.state.gpr.contains(&secret));
+            }
+            if !bench.svm.in_guest() {
+                prop_assert_eq!(bench.state.cr3, host);
+            }
+            if let Some(table) = bench.board.rmp {
+                let runs = bench.svm.in_guest();
+                prop_assert!(runs || !encrypted::entry(&mut bench, VMSA).in_use);
+                for page in [VMSA, PAGE] {
+                    let owned = encrypted::entry(&mut bench, page).state.owned().is_some();
+                    let writable = rmp::may_write_shared(&table, &mut bench.board, page, PageSize::Size4K);
+                    prop_assert!(!(owned && writable));
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_vmcb_is_refused_or_runs(
         fields in prop::collection::vec(field(), 0..6),

@@ -1,0 +1,148 @@
+//! `privet mutants --silicon`: do rows notice when the silicon of the sim forgets a rule?
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use privet_cases::Entry;
+use privet_harness::vm_type::VmType;
+use privet_kernel::Kernel;
+use privet_report::{CaseReport, Verdict};
+use privet_rig::{Event, MachineKind, Patience, Plan, Profile, Progress, RigError, Rule, SimOptions};
+
+use super::mutants::with_a_defect;
+use crate::args::{Mutants, Selection};
+use crate::dispatch::cores;
+use crate::exit::{Early, Status};
+use crate::interrupt::Interrupt;
+use crate::plan::{self, Job};
+use crate::report::one_line;
+use crate::rig::case_run;
+use crate::selection::select;
+
+/// Runs the rows on the sim, and those that pass again without each rule of its silicon, and writes to `out` what was
+/// caught: `Failed` if a row is red with all rules or a rule goes unmissed.
+///
+/// # Errors
+/// If the command line cannot be followed, there is no kernel for the sim, or the run is interrupted.
+pub fn silicon_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
+    let table = privet_cases::table();
+    let mut selected = select(&table, &args.selection)?;
+    if is_everything(&args.selection) {
+        let encrypted = |row: &&Entry| matches!(row.vm, VmType::Sev | VmType::SevEs | VmType::Snp);
+        let ids: BTreeSet<&str> = table.iter().filter(encrypted).map(|row| row.id.as_str()).collect();
+        selected.retain(|id| ids.contains(id.as_str()));
+    }
+    let seed = args.seed.unwrap_or_else(plan::fresh_seed);
+    let jobs = plan::jobs(&selected, 1, seed, args.timeout);
+    let worker =
+        std::env::current_exe().map_err(|error| Early::nothing_ran(format!("cannot find this program: {error}")))?;
+    let interrupt =
+        Interrupt::on_signals().map_err(|error| Early::nothing_ran(format!("cannot watch for signals: {error}")))?;
+    let kernel = Kernel::cached().map_err(|error| Early::nothing_ran(error.to_string()))?;
+    let at_a_time = args.jobs.map_or_else(cores, usize::from);
+    let machine = Mutant { kernel, worker, at_a_time };
+    let mut tell = |text: String| {
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        written.map_err(|error: io::Error| Early::usage(format!("cannot write to standard output: {error}")))
+    };
+
+    // Only a row that is green with all rules says something by being red.
+    let (clean, trouble) = machine.run(None, &jobs, &interrupt)?;
+    if let Some(trouble) = trouble {
+        return Err(Early { status: Status::Failed, message: format!("with all rules: {trouble}") });
+    }
+    let red: Vec<_> = clean.iter().filter(|report| report.verdict.is_red()).collect();
+    for report in &red {
+        let (verdict, id, reason) = (report.verdict, &report.id, one_line(&report.reason));
+        tell(format!("{verdict:<9} {id}, with all rules: {reason}\n"))?;
+    }
+    let passed = |job: &Job| {
+        let report = clean.iter().find(|report| report.id == job.id && report.verdict == Verdict::Pass);
+        report.map(|report| with_a_defect(job, report))
+    };
+    let green: Vec<Job> = jobs.iter().filter_map(passed).collect();
+    if green.is_empty() {
+        return Err(Early { status: Status::Failed, message: "no row passes on the sim with all rules".to_owned() });
+    }
+
+    let rules = if args.rule.is_empty() { Rule::ALL } else { &args.rule };
+    let mut unmissed = 0;
+    let mut useful: BTreeSet<String> = BTreeSet::new();
+    for &rule in rules {
+        let (reports, trouble) = machine.run(Some(rule), &green, &interrupt)?;
+        let red = reports.into_iter().filter(|report| report.verdict.is_red()).map(|report| report.id);
+        let mut caught: Vec<String> = red.collect();
+        useful.extend(caught.iter().cloned());
+        // The kernel itself can be who notices.
+        caught.extend(trouble.map(|trouble| format!("({})", one_line(&trouble))));
+        if caught.is_empty() {
+            unmissed += 1;
+            tell(format!("unmissed  {}: {}\n", rule.name(), rule.sentence()))?;
+        } else {
+            tell(format!("caught    {}: {}\n", rule.name(), caught.join(" ")))?;
+        }
+    }
+    tell(format!(
+        "on the sim, which is no hardware: {} rules, {} missed, {unmissed} not; {} rows, {} caught something, {} do not \
+         pass with all rules; seed {seed}\n",
+        rules.len(),
+        rules.len() - unmissed,
+        green.len(),
+        useful.len(),
+        red.len(),
+    ))?;
+    Ok(if red.is_empty() && unmissed == 0 { Status::Passed } else { Status::Failed })
+}
+
+/// Whether the command line has left all rows.
+fn is_everything(selection: &Selection) -> bool {
+    selection.filters.is_empty() && selection.filtersets.is_empty()
+}
+
+/// A sim whose silicon can forget a rule.
+struct Mutant {
+    kernel: Kernel,
+    worker: PathBuf,
+    at_a_time: usize,
+}
+
+impl Mutant {
+    /// The reports of all jobs, and trouble that none of them can be blamed for.
+    fn run(
+        &self,
+        without_rule: Option<Rule>,
+        jobs: &[Job],
+        interrupt: &Interrupt,
+    ) -> Result<(Vec<CaseReport>, Option<String>), Early> {
+        let plan = Plan {
+            kernel: self.kernel.clone(),
+            machine: MachineKind::Sim,
+            worker: self.worker.clone(),
+            programs: Vec::new(),
+            files: Vec::new(),
+            cases: jobs.iter().map(case_run).collect(),
+            machines: self.at_a_time,
+            module_params: Vec::new(),
+            patience: Patience::default(),
+            sim: SimOptions { profile: Profile::Genoa, ..SimOptions::default() },
+            without_rule,
+            artifacts: None,
+        };
+        let mut reports = Vec::new();
+        let ran = privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| {
+            if let Progress::Row(Event::Finished(_, report)) = progress {
+                reports.push(*report);
+            }
+        });
+        if let Some(signal) = interrupt.signal() {
+            return Err(Early { status: Status::Interrupted(signal), message: "interrupted".to_owned() });
+        }
+        match ran {
+            Ok(()) => Ok((reports, None)),
+            Err(RigError::Unattributed(trouble)) => Ok((reports, Some(trouble))),
+            Err(error) => Err(Early { status: Status::Failed, message: error.to_string() }),
+        }
+    }
+}
