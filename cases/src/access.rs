@@ -1,5 +1,6 @@
 //! Group `access`: which backing an access reaches.
 
+mod encrypted;
 mod shadow_paging;
 mod written_by_kvm;
 
@@ -34,7 +35,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["Documentation/virt/kvm/api.rst 4.35 KVM_SET_USER_MEMORY_REGION"]),
         Row::new(
             "access.shared_write_is_visible",
-            Types::UPM_AND_SNP,
+            Types::WITH_PRIVATE_MEMORY,
             "Where the attribute says shared, guest and host see each other's writes, at every width and offset.",
             |t| shared_both_ways(t, Backing::HostAndGuestMemfd),
         )
@@ -43,7 +44,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .exceeds("priv_memfd_test: SMSAT"),
         Row::new(
             "access.private_write_is_invisible",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "A private write reaches the guest_memfd only: the host's shared view keeps what it had, and so does \
              the guest's when the page becomes shared again.",
             private_write_is_invisible,
@@ -53,7 +54,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream("priv_memfd_test: PMPAT, PSAT"),
         Row::new(
             "access.host_write_is_invisible_to_private",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "What the host writes into its shared view of a private page never shows in the guest.",
             host_write_is_invisible,
         )
@@ -101,14 +102,14 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[FAULT_PATH]),
         Row::new(
             "access.vcpus_share_private_memory",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "What one vCPU writes privately another one reads, and the host does not.",
             vcpus_share_private_memory,
         )
         .basis(&[FAULT_PATH]),
         Row::new(
             "access.private_content_survives_the_slot",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "Deleting a slot and binding its guest_memfd again keeps attribute and private content.",
             content_survives_the_slot,
         )
@@ -144,7 +145,7 @@ pub(crate) fn rows() -> Vec<Row> {
         rows.push(
             Row::new(
                 format!("access.private_width.b{}", width.bytes()),
-                Types::UPM,
+                Types::WITH_PRIVATE_MEMORY,
                 "Accesses of one width at every offset of a private word change exactly their bytes, in the \
                  guest_memfd only.",
                 move |t| private_width(t, width),
@@ -154,6 +155,7 @@ pub(crate) fn rows() -> Vec<Row> {
     }
     rows.extend(shadow_paging::rows());
     rows.extend(written_by_kvm::rows());
+    rows.extend(encrypted::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
 }
 
@@ -188,7 +190,7 @@ fn private_write_is_invisible(t: &Case) -> Outcome {
     range.host_fill(range.all(), A)?;
     v.expect(range.shared_gva(0), 3, A, 0)?;
 
-    range.set_private(g.vm(), 1..2)?;
+    g.make_private(0, 1..2)?;
     v.fill(range.private_gva(1), 1, B, 1)?;
     v.expect(range.private_gva(1), 1, B, 1)?;
     range.host_expect(range.all(), A)?;
@@ -196,19 +198,19 @@ fn private_write_is_invisible(t: &Case) -> Outcome {
     v.expect(range.shared_gva(0), 1, A, 0)?;
     v.expect(range.shared_gva(2), 1, A, 2)?;
 
-    range.set_shared(g.vm(), 1..2)?;
+    g.make_shared(0, 1..2)?;
     v.expect(range.shared_gva(1), 1, A, 1)?;
     v.fill(range.shared_gva(1), 1, C, 1)?;
     range.host_expect(1..2, C)?;
     // Nor has the shared write reached the guest_memfd.
-    range.set_private(g.vm(), 1..2)?;
+    g.make_private(0, 1..2)?;
     v.expect(range.private_gva(1), 1, B, 1)
 }
 
 fn host_write_is_invisible(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(1)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    range.set_private(g.vm(), 0..1)?;
+    g.make_private(0, 0..1)?;
     v.fill(range.private_gva(0), 1, A, 0)?;
     range.host_fill(0..1, B)?;
     v.expect(range.private_gva(0), 1, A, 0)?;
@@ -305,7 +307,7 @@ fn vcpus_share_private_memory(t: &Case) -> Outcome {
     let g = t.guest().vcpus(4).range(RangeSpec::new(4)).boot()?;
     let range = g.range(0);
     range.host_fill(range.all(), A)?;
-    range.set_private(g.vm(), range.all())?;
+    g.make_private(0, range.all())?;
     for (page, v) in g.vcpus().iter().enumerate() {
         v.fill(range.private_gva(page as u64), 1, B, page as u64)?;
     }
@@ -319,7 +321,7 @@ fn content_survives_the_slot(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(2)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
-    range.set_private(g.vm(), 0..1)?;
+    g.make_private(0, 0..1)?;
     v.fill(range.private_gva(0), 1, B, 0)?;
     range.reinstall(g.vm())?;
     v.expect(range.private_gva(0), 1, B, 0)?;
@@ -365,7 +367,7 @@ fn private_width(t: &Case, width: Width) -> Outcome {
     let g = t.guest().range(RangeSpec::new(1)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
-    range.set_private(g.vm(), 0..1)?;
+    g.make_private(0, 0..1)?;
     for offset in 0..8 {
         let value = 0x8796_a5b4_c3d2_e1f0_u64.rotate_left(offset as u32);
         v.write(range.private_gva(0), Width::B8, u64::MAX)?;

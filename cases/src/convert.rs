@@ -1,18 +1,23 @@
 //! Group `convert`: the guest asks for a conversion and the host grants, refuses or delays it.
 
+mod c_bit;
+
 use std::ops::Range;
 use std::thread;
 
 use nix::errno::Errno;
 use privet_harness::case::Case;
-use privet_harness::conversion::{Backed, HYPERCALL_LONG_MODE, convert_op, expect_answer, hypercall_exit};
+use privet_harness::conversion::{Backed, HYPERCALL_LONG_MODE, conversion_exits, convert_op, expect_answer};
 use privet_harness::exit::Exit;
 use privet_harness::guest::Guest;
+use privet_harness::guest_vcpu::GuestVcpu;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::platform::ByType;
 use privet_harness::test_range::{RangeSpec, TestRange};
 use privet_harness::uapi::{Capability, HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 use privet_harness::units::PAGE_SIZE;
+use privet_protocol::Sharing::{Private, Shared};
 use privet_protocol::{Op, Order, Pattern, Sharing, Width};
 
 use crate::expect::{expect_eq, expect_errno, expect_ok};
@@ -49,7 +54,7 @@ pub(crate) fn rows() -> Vec<Row> {
                     rows.push(
                         Row::new(
                             format!("convert.explicit.{name}{suffix}.v{vcpus}.s{slots}"),
-                            Types::UPM,
+                            Types::WITH_PRIVATE_MEMORY,
                             "Each vCPU converts its range to private and back, twice. After every step each page \
                              of the range, each page around it and the host's view hold exactly what they should.",
                             move |t| explicit(t, first..first + count, backed, vcpus, slots),
@@ -65,7 +70,7 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.extend([
         Row::new(
             "convert.alternate_pages_of_2m",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "Every second page of a private 2 MiB range goes back to shared, one by one: the even pages stay \
              private, the odd ones show the host's view, and none changes its content.",
             alternate_pages,
@@ -75,7 +80,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .exceeds(CONVERSIONS),
         Row::new(
             "convert.focus_window",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "A 40 KiB window in the middle of a private 2 MiB range goes to shared and back; host and guest \
              exchange data through it and nothing around it changes.",
             focus_window,
@@ -84,7 +89,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream("private_mem_test: guest_conv_test_fn_explicit"),
         Row::new(
             "convert.in_place_order",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "The older order of the protocol, which asks the host while the mapping is present, converts just \
              as well when nothing touches the page meanwhile.",
             in_place_order,
@@ -92,7 +97,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[HYPERCALL, "arch/x86/mm/pat/set_memory.c: __set_memory_enc_pgtable"]),
         Row::new(
             "convert.host_refuses",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "The host answers EINVAL: the guest sees it in RAX, every page-table entry is as it was, and no \
              content has changed.",
             |t| host_does_not_grant(t, Errno::EINVAL as u64),
@@ -100,7 +105,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[HYPERCALL]),
         Row::new(
             "convert.host_asks_to_retry",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "The host answers EAGAIN: the guest sees it in RAX and nothing has changed; the second attempt is \
              granted.",
             |t| host_does_not_grant(t, Errno::EAGAIN as u64),
@@ -108,7 +113,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[HYPERCALL]),
         Row::new(
             "convert.invalid_code_is_passed_on",
-            Types::UPM,
+            Types::ALL,
             "Any return code of userspace reaches the RAX of a plain hypercall unchanged; KVM_RUN does not fail. \
              (Only SNP page-state changes and TDX MapGPA validate it.)",
             invalid_code_is_passed_on,
@@ -116,7 +121,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["arch/x86/kvm/x86.c: complete_hypercall_exit", "arch/x86/kvm/x86.h: kvm_is_valid_map_gpa_range_ret"]),
         Row::new(
             "convert.answer_is_zero_at_first",
-            Types::UPM,
+            Types::ALL,
             "Each time the hypercall arrives, its answer is zero: a VMM that forgets to answer grants, and what it \
              answered last time is gone.",
             answer_is_zero_at_first,
@@ -124,7 +129,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[HYPERCALL]),
         Row::new(
             "convert.one_allocation_at_a_time",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "Only one backing of the range is ever populated: the host's view is PROT_NONE and discarded while \
              the range is private, the guest_memfd is punched while it is shared.",
             one_allocation_at_a_time,
@@ -133,7 +138,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream("priv_memfd_test: PSAWDAT"),
         Row::new(
             "convert.one_page_flips_beside_a_busy_vcpu",
-            Types::UPM,
+            Types::WITH_PRIVATE_MEMORY,
             "One page of a 2 MiB range flips 64 times while two other vCPUs increment all the others: no \
              increment is lost and neither backing of the flipping page mixes with the other.",
             one_page_flips,
@@ -152,7 +157,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["virt/kvm/kvm_main.c: kvm_vm_set_mem_attributes, kvm_handle_gfn_range: KVM_REQ_TLB_FLUSH"]),
         Row::new(
             "convert.attributes_of_the_call_are_passed_on",
-            Types::UPM,
+            Types::ALL,
             "KVM hands the third argument of KVM_HC_MAP_GPA_RANGE to userspace as it is, reserved bits and size \
              hints included, and does nothing itself.",
             attributes_are_passed_on,
@@ -160,14 +165,14 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[HYPERCALL]),
         Row::new(
             "convert.bad_ranges_do_not_exit",
-            Types::UPM,
+            Types::ALL,
             "An unaligned GPA, no pages and a range that wraps give the guest -KVM_EINVAL without an exit.",
             bad_ranges_do_not_exit,
         )
         .basis(&[HYPERCALL]),
         Row::new(
             "convert.exit_must_be_enabled",
-            Types::UPM,
+            Types::ALL,
             "Without KVM_CAP_EXIT_HYPERCALL the guest gets -KVM_ENOSYS; enabling and disabling it takes effect \
              on a running VM.",
             exit_must_be_enabled,
@@ -175,7 +180,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["arch/x86/kvm/x86.c: kvm_vm_ioctl_enable_cap, KVM_CAP_EXIT_HYPERCALL"]),
         Row::new(
             "convert.hypercall_reaches_userspace",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "A VM without private memory hands KVM_HC_MAP_GPA_RANGE to userspace too; the answer is RAX.",
             |t| {
                 let g = t.guest().boot()?;
@@ -184,6 +189,7 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&[HYPERCALL]),
     ]);
+    rows.extend(c_bit::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode).needs(Need::Hypercall).needs(exit_hypercall())).collect()
 }
 
@@ -212,77 +218,94 @@ fn explicit(t: &Case, pages: Range<u64>, backed: Backed, vcpus: usize, slots: u3
 fn explicit_in_region(g: &Guest, vcpu: usize, region: Range<u64>, pages: Range<u64>, backed: Backed) -> Outcome {
     let around = [region.start..pages.start, pages.end..region.end];
     let (v, range) = (g.vcpu(vcpu), g.range(0));
-    let guest_sees = |pages: Range<u64>, pattern| {
+    let guest_sees = |kind: Sharing, pages: Range<u64>, pattern| {
         if pages.is_empty() {
             return Ok(());
         }
-        v.expect(range.private_gva(pages.start), pages.end - pages.start, pattern, pages.start)
+        v.expect(range.gva(kind, pages.start), pages.end - pages.start, pattern, pages.start)
     };
-    let guest_fills = |pages: Range<u64>, pattern| {
-        v.fill(range.private_gva(pages.start), pages.end - pages.start, pattern, pages.start)
+    let guest_fills = |kind: Sharing, pages: Range<u64>, pattern| {
+        v.fill(range.gva(kind, pages.start), pages.end - pages.start, pattern, pages.start)
     };
     let around_is = |pattern| {
         // A page that was converted by mistake may hide behind its old mapping.
         range.host().zap_guest_mappings(region.start * PAGE_SIZE, REGION * PAGE_SIZE)?;
         around.iter().try_for_each(|pages| {
-            guest_sees(pages.clone(), pattern)?;
+            guest_sees(Shared, pages.clone(), pattern)?;
             range.host_expect(pages.clone(), pattern)
         })
     };
 
-    guest_sees(region.clone(), INITIAL)?;
-    guest_fills(region.clone(), SHARED_1)?;
+    guest_sees(Shared, region.clone(), INITIAL)?;
+    guest_fills(Shared, region.clone(), SHARED_1)?;
     range.host_expect(region.clone(), SHARED_1)?;
 
-    // To private: fresh zeros; what the guest writes stays in the guest.
-    g.convert(vcpu, pages.clone(), Sharing::Private, backed)?;
-    guest_sees(pages.clone(), Pattern::ZERO)?;
-    guest_fills(pages.clone(), PRIVATE_1)?;
-    guest_sees(pages.clone(), PRIVATE_1)?;
+    // To private: fresh pages; what the guest writes stays in the guest.
+    g.convert(vcpu, pages.clone(), Private, backed)?;
+    expect_fresh(g, v, range, pages.clone(), SHARED_1)?;
+    guest_fills(Private, pages.clone(), PRIVATE_1)?;
+    guest_sees(Private, pages.clone(), PRIVATE_1)?;
     range.host_expect(pages.clone(), SHARED_1)?;
     around_is(SHARED_1)?;
 
     // Back to shared: the old shared content; writes travel both ways.
-    g.convert(vcpu, pages.clone(), Sharing::Shared, backed)?;
-    guest_sees(pages.clone(), SHARED_1)?;
-    guest_fills(pages.clone(), SHARED_2)?;
+    g.convert(vcpu, pages.clone(), Shared, backed)?;
+    guest_sees(Shared, pages.clone(), SHARED_1)?;
+    guest_fills(Shared, pages.clone(), SHARED_2)?;
     range.host_expect(pages.clone(), SHARED_2)?;
     range.host_fill(pages.clone(), HOST_2)?;
-    guest_sees(pages.clone(), HOST_2)?;
+    guest_sees(Shared, pages.clone(), HOST_2)?;
     around_is(SHARED_1)?;
 
-    // To private again: a VMM that punched gets zeros, one that left the file alone gets the old content.
-    g.convert(vcpu, pages.clone(), Sharing::Private, backed)?;
+    // To private again: a VMM that punched gets fresh pages, one that left the file alone gets the old content.
+    g.convert(vcpu, pages.clone(), Private, backed)?;
     match backed {
-        Backed::Fallocate => guest_sees(pages.clone(), Pattern::ZERO)?,
-        Backed::Leave => guest_sees(pages.clone(), PRIVATE_1)?,
+        Backed::Fallocate => expect_fresh(g, v, range, pages.clone(), PRIVATE_1)?,
+        Backed::Leave => guest_sees(Private, pages.clone(), PRIVATE_1)?,
     }
     range.host_expect(pages.clone(), HOST_2)?;
     around_is(SHARED_1)
 }
 
+/// Expects private pages that nobody has written to be zero, or, where they are encrypted, to be nothing that anybody
+/// knows: not what was `before` in them or in their place.
+fn expect_fresh(g: &Guest, v: &GuestVcpu, range: &TestRange, pages: Range<u64>, before: Pattern) -> Outcome {
+    let (gva, count) = (range.private_gva(pages.start), pages.end - pages.start);
+    if Types::SEV_FAMILY.contain(g.platform()) {
+        v.expect_not(gva, count, before, pages.start)?;
+        v.expect_not(gva, count, Pattern::ZERO, pages.start)
+    } else {
+        v.expect(gva, count, Pattern::ZERO, pages.start)
+    }
+}
+
 fn alternate_pages(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(LARGE)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    v.fill(range.private_gva(0), LARGE, SHARED_1, 0)?;
+    v.fill(range.shared_gva(0), LARGE, SHARED_1, 0)?;
     g.convert(0, 0..LARGE, Sharing::Private, Backed::Leave)?;
     v.fill(range.private_gva(0), LARGE, PRIVATE_1, 0)?;
     for page in (1..LARGE).step_by(2) {
         g.convert(0, page..page + 1, Sharing::Shared, Backed::Leave)?;
-        v.expect(range.private_gva(page), 1, SHARED_1, page)?;
-        v.fill(range.private_gva(page), 1, SHARED_2, page)?;
+        v.expect(range.shared_gva(page), 1, SHARED_1, page)?;
+        v.fill(range.shared_gva(page), 1, SHARED_2, page)?;
     }
     // A page that was converted by mistake may hide behind its old mapping.
     range.reinstall(g.vm())?;
     for page in 0..LARGE {
-        let (guest, host) = if page % 2 == 0 { (PRIVATE_1, SHARED_1) } else { (SHARED_2, SHARED_2) };
-        v.expect(range.private_gva(page), 1, guest, page)?;
+        let (kind, guest, host) =
+            if page % 2 == 0 { (Private, PRIVATE_1, SHARED_1) } else { (Shared, SHARED_2, SHARED_2) };
+        v.expect(range.gva(kind, page), 1, guest, page)?;
         range.host_expect(page..page + 1, host)?;
+    }
+    if Types::SNP.contain(g.platform()) {
+        // Pages that are shared cannot be rescinded once more.
+        return Ok(());
     }
     // The whole range at once, although half of it is shared already.
     g.convert(0, 0..LARGE, Sharing::Shared, Backed::Leave)?;
     for page in 0..LARGE {
-        v.expect(range.private_gva(page), 1, if page % 2 == 0 { SHARED_1 } else { SHARED_2 }, page)?;
+        v.expect(range.shared_gva(page), 1, if page % 2 == 0 { SHARED_1 } else { SHARED_2 }, page)?;
     }
     Ok(())
 }
@@ -315,7 +338,7 @@ fn focus_window(t: &Case) -> Outcome {
     around_is_private()?;
 
     g.convert(0, focus.clone(), Sharing::Private, Backed::Fallocate)?;
-    v.expect(range.private_gva(focus.start), len, Pattern::ZERO, focus.start)?;
+    expect_fresh(&g, v, range, focus.clone(), PRIVATE_1)?;
     v.fill(range.private_gva(focus.start), len, SHARED_1, focus.start)?;
     range.host_expect(focus.clone(), HOST_2)?;
     v.expect(range.private_gva(focus.start), len, SHARED_1, focus.start)?;
@@ -330,29 +353,36 @@ fn in_place_order(t: &Case) -> Outcome {
     v.fill(range.private_gva(1), 1, PRIVATE_1, 1)?;
     range.host_expect(range.all(), SHARED_1)?;
     g.convert_in_order(0, 1..2, Sharing::Shared, Backed::Leave, Order::InPlace)?;
-    v.expect(range.private_gva(0), 3, SHARED_1, 0)
+    v.expect(range.shared_gva(0), 3, SHARED_1, 0)
 }
+
+/// VMGEXIT_PSC_ERROR_GENERIC.
+const PSC_ERROR_GENERIC: u64 = 0x100 << 32;
 
 fn host_does_not_grant(t: &Case, ret: u64) -> Outcome {
     let g = t.guest().range(RangeSpec::new(3)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), SHARED_1)?;
+    // A page state change knows one failure, whatever the host says.
+    let told = t.by_type(ByType { plain: ret, upm: ret, sev: ret, sev_es: ret, snp: PSC_ERROR_GENERIC });
     let entries = page_table_entries(&g, range)?;
     for order in [Order::NotPresentFirst, Order::InPlace] {
         let asking = v.start(convert_op(range, 1..2, Sharing::Private, order))?;
-        asking.expect_exit(&hypercall_exit(range, 1..2, Sharing::Private))?;
+        for (_, exit) in conversion_exits(g.platform(), range, 1..2, Sharing::Private) {
+            asking.expect_exit(&exit)?;
+        }
         v.kvm().set_hypercall_ret(ret)?;
         asking.resume()?;
-        expect_answer(asking, ret, 1)?;
+        expect_answer(asking, told, 1)?;
         expect_eq("the page-table entries after the refusal", &page_table_entries(&g, range)?, &entries)?;
-        v.expect(range.private_gva(0), 3, SHARED_1, 0)?;
+        v.expect(range.shared_gva(0), 3, SHARED_1, 0)?;
         range.host_expect(range.all(), SHARED_1)?;
     }
     // The next attempt is granted, as a guest does that was told to retry.
     g.convert(0, 1..2, Sharing::Private, Backed::Leave)?;
-    v.expect(range.private_gva(1), 1, Pattern::ZERO, 1)?;
-    v.expect(range.private_gva(0), 1, SHARED_1, 0)?;
-    v.expect(range.private_gva(2), 1, SHARED_1, 2)
+    expect_fresh(&g, v, range, 1..2, SHARED_1)?;
+    v.expect(range.shared_gva(0), 1, SHARED_1, 0)?;
+    v.expect(range.shared_gva(2), 1, SHARED_1, 2)
 }
 
 fn page_table_entries(g: &Guest, range: &TestRange) -> Outcome<Vec<u64>> {
@@ -417,7 +447,7 @@ fn one_allocation_at_a_time(t: &Case) -> Outcome {
     };
     for (private, shared) in [(PRIVATE_1, SHARED_1), (SHARED_2, HOST_2)] {
         to_private()?;
-        v.expect(range.private_gva(0), 8, Pattern::ZERO, 0)?;
+        expect_fresh(&g, v, range, 0..8, PRIVATE_1)?;
         v.fill(range.private_gva(0), 8, private, 0)?;
         v.expect(range.private_gva(0), 8, private, 0)?;
         to_shared()?;
@@ -435,21 +465,24 @@ fn one_page_flips(t: &Case) -> Outcome {
     let g = t.guest().vcpus(3).range(RangeSpec::new(LARGE)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     v.fill(range.shared_gva(flipping), 1, SHARED_1, flipping)?;
-    let below = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private_gva(0).0, pages: flipping, limit: 0 })?;
+    let below = g.vcpu(1).hammer(Op::HammerAdd { gva: range.shared_gva(0).0, pages: flipping, limit: 0 })?;
     let above = g.vcpu(2).hammer(Op::HammerAdd {
-        gva: range.private_gva(flipping + 1).0,
+        gva: range.shared_gva(flipping + 1).0,
         pages: LARGE - flipping - 1,
         limit: 0,
     })?;
     let page = flipping..flipping + 1;
-    let mut private = Pattern::ZERO;
+    let mut private = None;
     for flip in 1..=32 {
         g.convert(0, page.clone(), Sharing::Private, Backed::Leave)?;
-        v.expect(range.private_gva(flipping), 1, private, flipping)?;
-        private = Pattern(0x1000 + flip);
-        v.fill(range.private_gva(flipping), 1, private, flipping)?;
+        match private {
+            None => expect_fresh(&g, v, range, page.clone(), SHARED_1)?,
+            Some(private) => v.expect(range.private_gva(flipping), 1, private, flipping)?,
+        }
+        private = Some(Pattern(0x1000 + flip));
+        v.fill(range.private_gva(flipping), 1, Pattern(0x1000 + flip), flipping)?;
         g.convert(0, page.clone(), Sharing::Shared, Backed::Leave)?;
-        v.expect(range.private_gva(flipping), 1, SHARED_1, flipping)?;
+        v.expect(range.shared_gva(flipping), 1, SHARED_1, flipping)?;
     }
     g.vcpu(1).stop()?;
     g.vcpu(2).stop()?;
@@ -485,7 +518,7 @@ fn attributes_are_passed_on(t: &Case) -> Outcome {
     for attributes in [0, 1, 2, MAP_GPA_RANGE_ENCRYPTED, MAP_GPA_RANGE_ENCRYPTED | 2, 1 << 5, 1 << 63, u64::MAX] {
         map_gpa_range(&g, range.gpa(0).0, 1, attributes, 0)?;
         // Userspace did nothing, so the page is shared as before.
-        v.expect(range.private_gva(0), 1, SHARED_1, 0)?;
+        v.expect(range.shared_gva(0), 1, SHARED_1, 0)?;
     }
     // No slot is needed either: KVM looks at none.
     map_gpa_range(&g, 0x7f_ffff_f000, 5, MAP_GPA_RANGE_ENCRYPTED, 0)

@@ -1,6 +1,8 @@
 //! Group `exits`: what KVM_RUN says about memory that it cannot map, and that the guest goes on once
 //! userspace has repaired it.
 
+mod implicit;
+
 use std::sync::Arc;
 use std::thread;
 
@@ -191,6 +193,7 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_handle_error_pfn returns EFAULT and fills in nothing"]),
     ]);
+    rows.extend(implicit::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode).needs(memory_fault())).collect()
 }
 
@@ -456,8 +459,8 @@ fn inaccessible_host_memory(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     for op in [
-        Op::Read { gva: range.private_gva(1).0, width: Width::B8 },
-        Op::Write { gva: range.private_gva(1).0, width: Width::B8, value: 0x5a5a },
+        Op::Read { gva: range.shared_gva(1).0, width: Width::B8 },
+        Op::Write { gva: range.shared_gva(1).0, width: Width::B8, value: 0x5a5a },
     ] {
         range.host().protect(false)?;
         let touching = v.start(op)?;
@@ -478,7 +481,7 @@ fn no_host_memory(t: &Case) -> Outcome {
     let slot = range.slots()[0].clone();
     g.vm().delete_slot(slot.slot)?;
     g.vm().add_slot(SlotSpec { mapping: None, ..slot.clone() })?;
-    let touching = v.start(Op::Read { gva: range.private_gva(0).0, width: Width::B8 })?;
+    let touching = v.start(Op::Read { gva: range.shared_gva(0).0, width: Width::B8 })?;
     touching.expect_exit(&UNEXPLAINED)?;
     g.vm().delete_slot(slot.slot)?;
     g.vm().add_slot(slot)?;

@@ -38,7 +38,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[QUIRK]),
         Row::new(
             "hypercalls.of_the_other_vendor",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "With the quirk, as it is by default, KVM writes the CPU's own instruction over the other vendor's: \
              the hypercall arrives like any other, and these three bytes of the guest's code have changed, once.",
             other_instruction_is_patched,
@@ -46,7 +46,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[QUIRK, PATCH, UPSTREAM]),
         Row::new(
             "hypercalls.of_the_other_vendor.quirk_off",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "Without the quirk the other vendor's instruction is undefined: the guest gets #UD there, nothing \
              reaches userspace, and not a byte of the guest's code changes.",
             other_instruction_is_undefined,

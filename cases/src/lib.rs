@@ -7,12 +7,14 @@ mod convert;
 mod counters;
 mod exits;
 mod expect;
+mod ghcb;
 mod hypercalls;
 mod launch;
 mod lifecycle;
 mod mmio;
 mod populate;
 mod prefault;
+mod psc;
 mod punch;
 mod random;
 mod row;
@@ -35,6 +37,8 @@ pub fn table() -> Vec<Entry> {
         punch::rows(),
         prefault::rows(),
         exits::rows(),
+        psc::rows(),
+        ghcb::rows(),
         slots::rows(),
         attributes::rows(),
         populate::rows(),

@@ -96,7 +96,7 @@ fn capabilities(t: &Case) -> Outcome {
         (Capability::MEMORY_FAULT_INFO, 1, 1),
         (Capability::VM_TYPES, types, types),
         (Capability::EXIT_HYPERCALL, 1 << HC_MAP_GPA_RANGE, 1 << HC_MAP_GPA_RANGE),
-        (Capability::READONLY_MEM, 1, 1),
+        (Capability::READONLY_MEM, 1, i32::from(Types::VISIBLE_REGISTERS.contain(t.platform()))),
         (Capability::NR_MEMSLOTS, USER_MEM_SLOTS as i32, USER_MEM_SLOTS as i32),
         (Capability::BINARY_STATS_FD, 1, 1),
         (Capability::IMMEDIATE_EXIT, 1, 1),

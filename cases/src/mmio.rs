@@ -8,6 +8,7 @@ mod cost;
 mod ioeventfd;
 mod memory;
 mod private;
+mod request;
 mod shadow;
 mod wide;
 
@@ -15,6 +16,7 @@ use privet_harness::exit::Exit;
 use privet_harness::guest_vcpu::{GuestVcpu, Running};
 use privet_harness::need::Need;
 use privet_harness::outcome::Outcome;
+use privet_harness::test_range::{TEST_BASE, shared_alias};
 use privet_harness::units::{Gpa, Gva};
 use privet_protocol::{Op, Width};
 
@@ -30,6 +32,7 @@ pub(crate) fn rows() -> Vec<Row> {
         coalesced::rows(),
         memory::rows(),
         private::rows(),
+        request::rows(),
         shadow::rows(),
     ];
     rows.into_iter().flatten().map(|row| row.needs(Need::GuestCode)).collect()
@@ -40,9 +43,9 @@ fn caching(on: bool) -> Need {
     Need::Parameter("kvm.mmio_caching", if on { "Y" } else { "N" })
 }
 
-/// Where the guest maps a GPA of the MMIO window, or of the private alias of a test range: at itself.
+/// Where the guest maps a GPA as shared memory: those of the MMIO window at themselves.
 fn gva(gpa: Gpa) -> Gva {
-    Gva(gpa.0)
+    if gpa < TEST_BASE { Gva(gpa.0) } else { shared_alias(gpa) }
 }
 
 fn read_op(gpa: Gpa, width: Width) -> Op {

@@ -49,9 +49,7 @@ enum Kind {
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
-    for (suffix, kind, types) in
-        [("shared", Kind::Shared, Types::ALL), ("private", Kind::Private, Types::WITH_PRIVATE_MEMORY)]
-    {
+    for (suffix, kind, types) in [("shared", Kind::Shared, Types::ALL), ("private", Kind::Private, Types::UPM)] {
         rows.extend([
             Row::new(
                 format!("prefault.maps.{suffix}"),
@@ -139,7 +137,7 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.extend([
         Row::new(
             "prefault.bad_arguments",
-            Types::ALL,
+            Types::ALL_BUT_SNP,
             "A GPA or a size that is not whole pages, no size at all, a range that wraps and any flag are \
              EINVAL, and nothing is done.",
             bad_arguments,
@@ -147,7 +145,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[GENERIC]),
         Row::new(
             "prefault.no_slot",
-            Types::ALL,
+            Types::ALL_BUT_SNP,
             "Where no slot is, shared memory cannot be mapped: ENOENT, and nothing of the range is done.",
             |t| nothing_there(t, &[TEST_BASE], Kind::Shared),
         )
@@ -155,7 +153,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream(UPSTREAM),
         Row::new(
             "prefault.out_of_range",
-            Types::ALL,
+            Types::ALL_BUT_SNP,
             "A GPA that no CPU can reach is one without a slot: ENOENT, and no warning in the kernel log.",
             |t| nothing_there(t, &OUT_OF_RANGE, Kind::Shared),
         )
@@ -225,8 +223,8 @@ fn guest(t: &Case, kind: Kind) -> Outcome<(Guest, Pattern)> {
     let g = t.guest().range(RangeSpec::new(PAGES + 1).backing(t.platform().backing())).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(0..PAGES, A)?;
-    v.fill(range.private_gva(PAGES), 1, A, 0)?;
-    v.expect(range.private_gva(PAGES), 1, A, 0)?;
+    v.fill(range.shared_gva(PAGES), 1, A, 0)?;
+    v.expect(range.shared_gva(PAGES), 1, A, 0)?;
     if kind == Kind::Shared {
         return Ok((g, A));
     }
@@ -261,8 +259,8 @@ fn maps(t: &Case, kind: Kind) -> Outcome {
         vm_counters.expect_growth("pages_4k", PAGES as i64, || {
             expect_all(v.kvm().pre_fault(range.gpa(0), PageCount(PAGES))?, range.gpa(PAGES))
         })?;
-        v.expect(range.private_gva(0), PAGES, seen, 0)?;
-        v.fill(range.private_gva(0), PAGES, B, 0)
+        v.expect(range.shared_gva(0), PAGES, seen, 0)?;
+        v.fill(range.shared_gva(0), PAGES, B, 0)
     })?;
     range.host_expect(0..PAGES, if kind == Kind::Shared { B } else { A })
 }
@@ -287,7 +285,7 @@ fn twice(t: &Case, kind: Kind) -> Outcome {
     let all = || expect_all(v.kvm().pre_fault(range.gpa(0), PageCount(PAGES))?, range.gpa(PAGES));
     all()?;
     Counters::of_vm(&g)?.expect_growth("pages_4k", 0, all)?;
-    v.expect(range.private_gva(0), PAGES, seen, 0)
+    v.expect(range.shared_gva(0), PAGES, seen, 0)
 }
 
 fn mixed(t: &Case) -> Outcome {
@@ -299,9 +297,9 @@ fn mixed(t: &Case) -> Outcome {
     Counters::of_vcpu(&g)?.expect_growth("pf_taken", 0, || {
         expect_all(v.kvm().pre_fault(range.gpa(0), PageCount(PAGES))?, range.gpa(PAGES))?;
         for page in 0..PAGES {
-            v.expect(range.private_gva(page), 1, if page % 2 == 0 { Pattern::ZERO } else { A }, page)?;
+            v.expect(range.shared_gva(page), 1, if page % 2 == 0 { Pattern::ZERO } else { A }, page)?;
         }
-        v.fill(range.private_gva(0), PAGES, B, 0)
+        v.fill(range.shared_gva(0), PAGES, B, 0)
     })?;
     for page in 0..PAGES {
         range.host_expect(page..page + 1, if page % 2 == 0 { A } else { B })?;
@@ -316,10 +314,10 @@ fn is_a_read(t: &Case) -> Outcome {
     let faults = Counters::of_vcpu(&g)?;
     faults.expect_growth("pf_taken", 0, || {
         expect_all(v.kvm().pre_fault(range.gpa(0), PageCount(PAGES))?, range.gpa(PAGES))?;
-        v.expect(range.private_gva(0), PAGES, Pattern::ZERO, 0)
+        v.expect(range.shared_gva(0), PAGES, Pattern::ZERO, 0)
     })?;
     let before = faults.get("pf_taken")?;
-    v.fill(range.private_gva(0), PAGES, B, 0)?;
+    v.fill(range.shared_gva(0), PAGES, B, 0)?;
     let taken = faults.get("pf_taken")? - before;
     expect_that(taken >= PAGES, || format!("the guest's writes to {PAGES} fresh pages took {taken} faults"))?;
     range.host_expect(0..PAGES, B)
@@ -330,7 +328,7 @@ fn conversion_zaps(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     expect_all(v.kvm().pre_fault(range.gpa(0), PageCount(PAGES))?, range.gpa(PAGES))?;
     Counters::of_vm(&g)?.expect_growth("pages_4k", -(PAGES as i64), || range.set_shared(g.vm(), 0..PAGES))?;
-    Counters::of_vcpu(&g)?.expect_growth("pf_taken", PAGES as i64, || v.expect(range.private_gva(0), PAGES, A, 0))
+    Counters::of_vcpu(&g)?.expect_growth("pf_taken", PAGES as i64, || v.expect(range.shared_gva(0), PAGES, A, 0))
 }
 
 fn racing_slot_deletion(t: &Case, kind: Kind) -> Outcome {
@@ -365,7 +363,7 @@ fn racing_slot_deletion(t: &Case, kind: Kind) -> Outcome {
         deletions.join().unwrap_or_else(|_| Err(Stop::Error("the thread that deletes panicked".into())))
     })?;
     expect_all(v.kvm().pre_fault(gpa, all)?, range.gpa(PAGES))?;
-    v.expect(range.private_gva(0), PAGES, seen, 0)
+    v.expect(range.shared_gva(0), PAGES, seen, 0)
 }
 
 fn bad_arguments(t: &Case) -> Outcome {
@@ -478,5 +476,5 @@ fn racing_fast_zap(t: &Case) -> Outcome {
     })?;
     range.host_fill(range.all(), A)?;
     expect_all(v.kvm().pre_fault(range.gpa(0), PageCount(LARGE))?, range.gpa(LARGE))?;
-    v.expect(range.private_gva(0), LARGE, A, 0)
+    v.expect(range.shared_gva(0), LARGE, A, 0)
 }

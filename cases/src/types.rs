@@ -7,15 +7,20 @@ use privet_harness::platform::Platform;
 pub struct Types(fn(Platform) -> bool);
 
 impl Types {
-    /// All that have guests with the general payload.
-    pub const ALL: Types = Types(|platform| matches!(platform, Platform::Plain | Platform::Upm));
-    /// Those of them whose pages can have the attribute PRIVATE.
-    pub const WITH_PRIVATE_MEMORY: Types =
-        Types(|platform| Types::ALL.contain(platform) && platform.has_private_memory());
+    /// All.
+    pub const ALL: Types = Types(|_| true);
+    /// Those whose pages can have the attribute PRIVATE: their private memory is a guest_memfd.
+    pub const WITH_PRIVATE_MEMORY: Types = Types(Platform::has_private_memory);
     /// Those of which all memory is the host's.
     pub const WITHOUT_PRIVATE_MEMORY: Types = Types(|platform| !platform.has_private_memory());
-    /// Those whose private memory is a guest_memfd.
-    pub const UPM_AND_SNP: Types = Types(Platform::has_private_memory);
+    /// Those whose memory KVM can read and write, page tables and code included.
+    pub const UNENCRYPTED: Types = Types(|platform| !Types::SEV_FAMILY.contain(platform));
+    /// Those whose registers the host sees, so that KVM can emulate an instruction for them.
+    pub const VISIBLE_REGISTERS: Types = Types(|platform| !Types::ES_AND_SNP.contain(platform));
+    /// Those in which code can run from a slot without a guest_memfd.
+    pub const ALL_BUT_SNP: Types = Types(|platform| !Types::SNP.contain(platform));
+    /// Those in which KVM either emulates an instruction with all that it needs, or does not try to.
+    pub const ALL_BUT_SEV: Types = Types(|platform| !Types::SEV.contain(platform));
     /// `plain` alone.
     pub const PLAIN: Types = Types(|platform| matches!(platform, Platform::Plain));
     /// `upm` alone: where the attribute decides, whatever the guest does.

@@ -86,6 +86,11 @@ impl Case {
         GuestBuilder::new(&self.host, self.platform, self.payload(), self.limit)
     }
 
+    /// A guest of another type than the row's, beside the row's own.
+    pub fn guest_of(&self, platform: Platform) -> GuestBuilder<'_> {
+        GuestBuilder::new(&self.host, platform, self.payload(), self.limit)
+    }
+
     /// How the payload is loaded.
     ///
     /// # Errors

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use privet_protocol::{Convert, Op, Order, Sharing};
+use privet_protocol::{Conversion, Convert, Op, Order, Sharing};
 
 use crate::exit::Exit;
 use crate::guest::Guest;
 use crate::guest_vcpu::Running;
 use crate::outcome::{Outcome, Stop};
+use crate::platform::Platform;
 use crate::test_range::TestRange;
 use crate::uapi::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 use crate::vm::Vm;
@@ -24,16 +25,40 @@ pub enum Backed {
     Leave,
 }
 
-/// The exit of a conversion hypercall of `pages` of `range`.
-pub fn hypercall_exit(range: &TestRange, pages: Range<u64>, to: Sharing) -> Exit {
+/// Entries that a page state change has room for: what an SNP guest asks for at once, and KVM makes one exit of.
+const PAGES_AT_ONCE: u64 = 253;
+
+/// The exit of a conversion hypercall of `pages` of `range`, or of one request for a page state change.
+fn request_exit(range: &TestRange, pages: Range<u64>, to: Sharing, flags: u64) -> Exit {
     let attributes = match to {
         Sharing::Private => MAP_GPA_RANGE_ENCRYPTED,
         Sharing::Shared => 0,
     };
-    Exit::Hypercall {
-        nr: HC_MAP_GPA_RANGE,
-        args: [range.gpa(pages.start).0, pages.end - pages.start, attributes],
-        flags: HYPERCALL_LONG_MODE,
+    let args = [range.gpa(pages.start).0, pages.end - pages.start, attributes];
+    Exit::Hypercall { nr: HC_MAP_GPA_RANGE, args, flags }
+}
+
+/// The exit of a conversion hypercall of `pages` of `range`.
+pub fn hypercall_exit(range: &TestRange, pages: Range<u64>, to: Sharing) -> Exit {
+    request_exit(range, pages, to, HYPERCALL_LONG_MODE)
+}
+
+/// The exits of a guest of `platform` that asks for the conversion of `pages` of `range`, with the pages of each. KVM does
+/// not write the flags of one that comes from a page state change.
+pub fn conversion_exits(
+    platform: Platform,
+    range: &TestRange,
+    pages: Range<u64>,
+    to: Sharing,
+) -> Vec<(Range<u64>, Exit)> {
+    match platform.conversion() {
+        Conversion::Hypercall => vec![(pages.clone(), hypercall_exit(range, pages, to))],
+        Conversion::PageStateChange => pages
+            .clone()
+            .step_by(PAGES_AT_ONCE as usize)
+            .map(|start| start..pages.end.min(start + PAGES_AT_ONCE))
+            .map(|part| (part.clone(), request_exit(range, part, to, 0)))
+            .collect(),
     }
 }
 
@@ -62,21 +87,58 @@ pub fn grant(vm: &Vm, range: &TestRange, pages: Range<u64>, to: Sharing, backed:
     }
 }
 
-/// Expects that a conversion that the host answered with `ret` ended with exactly that in the guest's RAX and
-/// with every page-table entry of the range present again.
-pub fn expect_answer(running: Running<'_>, ret: u64, pages: u64) -> Outcome {
-    let [rax, present, ..] = running.done()?;
-    if rax != ret {
-        return Err(Stop::Fail(format!("the guest's RAX is {rax:#x} after the hypercall, expected {ret:#x}")));
+/// Expects that a conversion of which the guest was told `answer` ended with exactly that, with every page-table entry of
+/// the range present again, and, in an SNP guest, with every page validated, or rescinded, that was not before.
+pub fn expect_answer(running: Running<'_>, answer: u64, pages: u64) -> Outcome {
+    let [seen, present, unchanged, pvalidate, ..] = running.done()?;
+    if seen != answer {
+        return Err(Stop::Fail(format!("the guest is told {seen:#x} about its request, expected {answer:#x}")));
     }
     if present != pages {
         return Err(Stop::Error(format!("{present} of {pages} page-table entries are present after the conversion")));
+    }
+    if (unchanged, pvalidate) != (0, 0) {
+        return Err(Stop::Fail(format!(
+            "PVALIDATE: EAX {pvalidate:#x}, {unchanged} pages were in the wanted state before"
+        )));
     }
     Ok(())
 }
 
 impl Guest {
-    /// The guest converts `pages` of test range 0 on vCPU `vcpu` and the host grants it: exactly one exit,
+    /// Makes pages of test range 0 private without being asked: sets the attribute where there is one, and has an SNP
+    /// guest validate them on vCPU `vcpu`.
+    pub fn make_private(&self, vcpu: usize, pages: Range<u64>) -> Outcome {
+        if self.platform().has_private_memory() {
+            self.range(0).set_private(self.vm(), pages.clone())?;
+        }
+        self.validate(vcpu, pages, true)
+    }
+
+    /// Makes pages of test range 0 shared again, likewise.
+    pub fn make_shared(&self, vcpu: usize, pages: Range<u64>) -> Outcome {
+        self.validate(vcpu, pages.clone(), false)?;
+        if self.platform().has_private_memory() {
+            self.range(0).set_shared(self.vm(), pages)?;
+        }
+        Ok(())
+    }
+
+    /// An SNP guest changes the validation of each of these pages; others have none.
+    fn validate(&self, vcpu: usize, pages: Range<u64>, validated: bool) -> Outcome {
+        if self.platform().conversion() != Conversion::PageStateChange {
+            return Ok(());
+        }
+        let (gva, count) = (self.range(0).private_gva(pages.start).0, pages.end - pages.start);
+        match self.vcpu(vcpu).call(Op::Validate { gva, pages: count, validated })? {
+            [0, done, 0, ..] if done == count => Ok(()),
+            [eax, done, unchanged, ..] => Err(Stop::Fail(format!(
+                "PVALIDATE ({validated}) of {count} pages: EAX {eax:#x} after {done}, {unchanged} unchanged"
+            ))),
+        }
+    }
+
+    /// The guest converts `pages` of test range 0 on vCPU `vcpu` and the host grants it: exactly the exits of its type,
     /// with exactly these arguments.
     pub fn convert(&self, vcpu: usize, pages: Range<u64>, to: Sharing, backed: Backed) -> Outcome {
         self.convert_in_order(vcpu, pages, to, backed, Order::NotPresentFirst)
@@ -94,10 +156,14 @@ impl Guest {
         let range = self.range(0);
         let count = pages.end - pages.start;
         let running = self.vcpu(vcpu).start(convert_op(range, pages.clone(), to, order))?;
-        running.expect_exit(&hypercall_exit(range, pages.clone(), to))?;
-        grant(self.vm(), range, pages, to, backed)?;
-        self.vcpu(vcpu).kvm().set_hypercall_ret(0)?;
-        running.resume()?;
+        for (part, exit) in conversion_exits(self.platform(), range, pages, to) {
+            running.expect_exit(&exit)?;
+            if self.platform().has_private_memory() {
+                grant(self.vm(), range, part, to, backed)?;
+            }
+            self.vcpu(vcpu).kvm().set_hypercall_ret(0)?;
+            running.resume()?;
+        }
         expect_answer(running, 0, count)
     }
 }

@@ -131,7 +131,7 @@ impl<'a> GuestBuilder<'a> {
             Ok(vcpu)
         };
         let vcpus = vcpus.into_iter().enumerate().map(into_guest).collect::<Outcome<_>>()?;
-        Ok(Guest { vcpus, ranges, tables, plan, own, vm })
+        Ok(Guest { platform: self.platform, vcpus, ranges, tables, plan, own, vm })
     }
 
     fn page_tables(&self, AliasBits { private, shared }: AliasBits) -> PageTables {
@@ -154,6 +154,7 @@ impl<'a> GuestBuilder<'a> {
 
 /// A VM with a payload whose vCPUs wait for operations.
 pub struct Guest {
+    platform: Platform,
     vcpus: Vec<GuestVcpu>,
     ranges: Vec<TestRange>,
     tables: PageTables,
@@ -169,6 +170,11 @@ impl Guest {
     /// If the guest was booted with fewer: an error of the row, reported as such by the worker.
     pub fn vcpu(&self, index: usize) -> &GuestVcpu {
         &self.vcpus[index]
+    }
+
+    /// The type of its VM.
+    pub fn platform(&self) -> Platform {
+        self.platform
     }
 
     /// All vCPUs.

@@ -170,6 +170,23 @@ impl GuestVcpu {
         )))
     }
 
+    /// Expects no word of pages to be as [`Self::fill`] would leave it.
+    ///
+    /// # Errors
+    /// [`Stop::Fail`] with the number of words that are.
+    pub fn expect_not(&self, gva: Gva, pages: u64, pattern: Pattern, first: u64) -> Outcome {
+        let [differing, ..] = self.call(Op::Check { gva: gva.0, pages, pattern, first })?;
+        let words = pages * PAGE_SIZE / 8;
+        if differing == words {
+            return Ok(());
+        }
+        Err(Stop::Fail(format!(
+            "the guest sees pattern {:#x} in {} of {words} words at gva {gva}, expected none",
+            pattern.0,
+            words - differing
+        )))
+    }
+
     /// The page-table entry (4 KiB) that maps `gva`, as the guest reads it.
     pub fn read_entry(&self, gva: Gva) -> Outcome<u64> {
         Ok(self.call(Op::ReadEntry { gva: gva.0 })?[0])

@@ -14,6 +14,7 @@ mod errno;
 pub mod exit;
 mod fault_catch;
 pub mod found;
+pub mod ghcb;
 pub mod guest;
 pub mod guest_memfd;
 pub mod guest_vcpu;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use privet_protocol::Pattern;
+use privet_protocol::{Pattern, Sharing};
 
 use crate::guest_memfd::GuestMemfd;
 use crate::mapping::{MapOptions, Mapping};
@@ -19,6 +19,11 @@ pub const TEST_BASE: Gpa = Gpa(0x1_0000_0000);
 /// The bit of a GVA that tells the shared alias of a test range from its private alias. In a UPM VM both map
 /// the same GPA; in SEV and TDX VMs the C-bit or the shared bit makes the difference.
 pub(crate) const SHARED_ALIAS: u64 = 1 << 39;
+
+/// Where a guest maps a GPA of a test range as shared memory.
+pub fn shared_alias(gpa: Gpa) -> Gva {
+    Gva(gpa.0 | SHARED_ALIAS)
+}
 
 /// First slot id of test ranges; smaller ids belong to the guest's own memory.
 pub const TEST_SLOT: u32 = 10;
@@ -128,7 +133,15 @@ impl TestRange {
 
     /// The GVA of page `page` in the shared alias.
     pub fn shared_gva(&self, page: u64) -> Gva {
-        Gva(self.gpa(page).0 | SHARED_ALIAS)
+        shared_alias(self.gpa(page))
+    }
+
+    /// The GVA of page `page` in the alias of this kind.
+    pub fn gva(&self, sharing: Sharing, page: u64) -> Gva {
+        match sharing {
+            Sharing::Private => self.private_gva(page),
+            Sharing::Shared => self.shared_gva(page),
+        }
     }
 
     /// The host's shared view.
@@ -204,6 +217,26 @@ impl TestRange {
                     u64::from_ne_bytes(words[index]),
                     pattern.0
                 )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Expects no word of pages of the host's shared view to be what `pattern` says: what is there is encrypted.
+    ///
+    /// # Errors
+    /// [`Stop::Fail`] with the first word that is.
+    pub fn host_expect_not(&self, pages: Range<u64>, pattern: Pattern) -> Outcome {
+        for page in pages {
+            let word = pattern.word(page);
+            for offset in (page * PAGE_SIZE..(page + 1) * PAGE_SIZE).step_by(8) {
+                if self.host.read_u64(offset)? == word {
+                    return Err(Stop::Fail(format!(
+                        "the host's shared view at gpa {} holds {word:#x} (pattern {:#x}, page {page}), expected ciphertext",
+                        self.spec.gpa + offset,
+                        pattern.0
+                    )));
+                }
             }
         }
         Ok(())

@@ -177,7 +177,7 @@ fn answer_with(v: &GuestVcpu, op: Op, word: usize, value: u64) -> Outcome<Outcom
 
 fn corrupted_answer(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(1).backing(Backing::HostOnly)).boot()?;
-    let (v, ram) = (g.vcpu(0), g.range(0).private_gva(0));
+    let (v, ram) = (g.vcpu(0), g.range(0).shared_gva(0));
     let number = words(v)?[REQUEST_SEQ].load(Acquire);
     let magic = words(v)?[MAGIC_WORD].load(Acquire);
     for (name, word, value, line) in [
@@ -226,7 +226,7 @@ fn corrupted_request(t: &Case) -> Outcome {
 
 fn entered_without_request(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(1).backing(Backing::HostOnly)).boot()?;
-    let (v, counter) = (g.vcpu(0), g.range(0).private_gva(0));
+    let (v, counter) = (g.vcpu(0), g.range(0).shared_gva(0));
     let count = Op::HammerAdd { gva: counter.0, pages: 1, limit: 1 };
     v.call(count)?;
     let number = words(v)?[REQUEST_SEQ].load(Acquire);

@@ -52,7 +52,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::Parameter("kvm.ignore_msrs", "N")),
         Row::new(
             "channel.faults_are_results",
-            Types::ALL,
+            Types::ALL_BUT_SNP,
             "A fault in an access that the host asked for is a result with vector, error code and CR2, and the guest \
              goes on.",
             faults_are_results,
@@ -76,7 +76,7 @@ fn ram(pages: u64) -> RangeSpec {
 fn interleaved_calls(t: &Case) -> Outcome {
     const ROUNDS: u64 = 25;
     let g = t.guest().vcpus(4).range(ram(4)).boot()?;
-    let at = |index: usize| g.range(0).private_gva(index as u64);
+    let at = |index: usize| g.range(0).shared_gva(index as u64);
     let answered = |v: &GuestVcpu| Ok::<_, Stop>(words(v)?[REPLY_SEQ].load(std::sync::atomic::Ordering::Acquire));
     let before = g.vcpus().iter().map(answered).collect::<Outcome<Vec<_>>>()?;
     let exits = t.trace().exits();
@@ -112,7 +112,7 @@ fn concurrent_calls(t: &Case) -> Outcome {
     let g = t.guest().vcpus(4).range(ram(4)).boot()?;
     let exits = t.trace().exits();
     let caller = |index: usize| {
-        let (v, at) = (g.vcpu(index), g.range(0).private_gva(index as u64));
+        let (v, at) = (g.vcpu(index), g.range(0).shared_gva(index as u64));
         for call in 0..CALLS / 2 {
             let value = call << 8 | index as u64;
             v.write(at + 8 * call, Width::B8, value)?;
@@ -137,14 +137,14 @@ fn bytes_travel(t: &Case) -> Outcome {
         // Over the edge of a page, and with a neighbour that must stay.
         let start = PAGE_SIZE - len as u64 / 2;
         range.host().write(start, &vec![0xee; len + 1])?;
-        v.write_bytes(range.private_gva(0) + start, &bytes)?;
+        v.write_bytes(range.shared_gva(0) + start, &bytes)?;
         let mut host = vec![0; len + 1];
         range.host().read(start, &mut host)?;
         expect_eq("the byte after them", &host.pop(), &Some(0xee))?;
         expect_eq("the bytes that the guest wrote", &host, &bytes)?;
-        expect_eq("the bytes that the guest read", &v.read_bytes(range.private_gva(0) + start, len)?, &bytes)?;
+        expect_eq("the bytes that the guest read", &v.read_bytes(range.shared_gva(0) + start, len)?, &bytes)?;
     }
-    let too_many = Op::ReadBytes { gva: range.private_gva(0).0, len: Length(Length::MAX.0 + 1) };
+    let too_many = Op::ReadBytes { gva: range.shared_gva(0).0, len: Length(Length::MAX.0 + 1) };
     expect_error("one byte too many", v.attempt(too_many), &["BadRequest", "0x801"])
 }
 
@@ -156,6 +156,8 @@ const HYPERVISOR_PRESENT: u64 = 1 << 31;
 const EFER: u32 = 0xc000_0080;
 /// SCE is off, LME, LMA and NXE are on.
 const EFER_IN_64_BIT_MODE: u64 = 1 << 8 | 1 << 10 | 1 << 11;
+/// Set in every encrypted save area, whose EFER the guest reads without an intercept (svm/sev.c: sev_es_sync_vmsa).
+const EFER_SVME: u64 = 1 << 12;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const NO_SUCH_MSR: u32 = 0x4b4d_ffff;
 
@@ -173,7 +175,8 @@ fn cpuid_and_msrs(t: &Case) -> Outcome {
     expect_eq("the hypervisor bit", &(ecx & HYPERVISOR_PRESENT), &HYPERVISOR_PRESENT)?;
 
     let [efer, ..] = v.call(Op::ReadMsr { msr: EFER })?;
-    expect_eq("EFER", &efer, &EFER_IN_64_BIT_MODE)?;
+    let svme = if Types::ES_AND_SNP.contain(t.platform()) { EFER_SVME } else { 0 };
+    expect_eq("EFER", &efer, &(EFER_IN_64_BIT_MODE | svme))?;
     for value in [0xffff_8000_1234_5678, 0x7fff_ffff_f000] {
         v.call(Op::WriteMsr { msr: KERNEL_GS_BASE, value })?;
         let [seen, ..] = v.call(Op::ReadMsr { msr: KERNEL_GS_BASE })?;
@@ -226,7 +229,7 @@ fn hammering(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     let mut counted = 0;
     for _ in 0..20 {
-        let running = v.hammer(Op::HammerAdd { gva: range.private_gva(0).0, pages: 1, limit: 0 })?;
+        let running = v.hammer(Op::HammerAdd { gva: range.shared_gva(0).0, pages: 1, limit: 0 })?;
         let begun = range.host().read_u64(0)?;
         expect_that(begun > counted, || format!("the counter is still {begun} when the host goes on"))?;
         v.stop()?;

@@ -41,13 +41,13 @@ pub(super) fn rows() -> Vec<Row> {
     let rows = [
         Row::new(
             "hypercalls.of_user_mode",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A hypercall of ring 3 is -KVM_EPERM: it never reaches userspace, whatever it asks for.",
             of_user_mode,
         ),
         Row::new(
             "hypercalls.in_32_bit_mode",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "Outside of 64-bit mode a hypercall reaches userspace without the flag for it and with the low 32 bits \
              of its arguments, and the low 32 bits of the answer are RAX.",
             in_32_bit_mode,

@@ -43,14 +43,14 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[EMULATOR, COMPLETION]),
         Row::new(
             "mmio.write_is_complete_at_its_exit",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "When a store exits, its instruction is over: completing what is pending changes no register.",
             write_is_complete,
         )
         .basis(&["Documentation/virt/kvm/api.rst 5 KVM_EXIT_MMIO", COMPLETION]),
         Row::new(
             "mmio.read_completes_without_running_the_guest",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "KVM_RUN with immediate_exit finishes a load, RIP and destination included, and the guest does not \
              run; a later answer is too late.",
             read_completes,
@@ -58,7 +58,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&["Documentation/virt/kvm/api.rst 5 KVM_EXIT_MMIO", COMPLETION]),
         Row::new(
             "mmio.split_write",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A store over the edge between two MMIO pages is two exits, one a page, with exactly their bytes, at \
              every possible split.",
             split_writes,
@@ -66,7 +66,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[EMULATOR, COMPLETION]),
         Row::new(
             "mmio.split_read",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A load over the edge between two MMIO pages is two exits, and the guest gets the two answers as one \
              value, at every possible split.",
             split_reads,
@@ -74,7 +74,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[EMULATOR, COMPLETION]),
         Row::new(
             "mmio.split_enter_on_another_thread",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "ENTER pushes RBP over the edge between two MMIO pages, from a variable on the kernel's stack, and \
              another thread takes the second half: both halves are RBP's.",
             split_enter,
@@ -82,7 +82,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&["CVE-2026-31588", EMULATOR]),
         Row::new(
             "mmio.execute",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "Code cannot be executed from MMIO: KVM_EXIT_INTERNAL_ERROR (emulation) without instruction bytes, and \
              #UD in the guest if userspace goes on.",
             execute,
@@ -90,7 +90,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&["arch/x86/kvm/x86.c: handle_emulation_failure, kvm_fetch_guest_virt"]),
         Row::new(
             "mmio.rep_stos",
-            Types::ALL,
+            Types::ALL_BUT_SEV,
             "A repeated store over a page of MMIO is one exit for each iteration, in order, and none is lost.",
             rep_stos,
         )

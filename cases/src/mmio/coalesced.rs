@@ -31,7 +31,7 @@ pub(super) fn rows() -> Vec<Row> {
     let rows = [
         Row::new(
             "mmio.coalesced",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "Stores of every width into a zone do not exit; the ring has them in their order with address, width and value. A \
              load from the zone exits, and so does every store once the zone is gone.",
             in_order,
@@ -39,14 +39,14 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[RING, API]),
         Row::new(
             "mmio.coalesced.edges",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A store that begins before the zone or ends after it exits; one that ends with it does not.",
             edges,
         )
         .basis(&[RING]),
         Row::new(
             "mmio.coalesced.full",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A ring that is full takes no more: the store exits as if there were no zone. When userspace has taken the oldest \
              ones, stores go into the ring again.",
             full,
@@ -54,7 +54,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[RING]),
         Row::new(
             "mmio.coalesced.under_a_slot",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A slot over a zone is memory: its stores are in neither ring nor exit. When it is deleted the zone is there as \
              before.",
             under_a_slot,
@@ -70,7 +70,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[NO_SLOT, RING]),
         Row::new(
             "mmio.coalesced.port",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "An `out` to a port of a zone does not exit and is in the ring as one of a port; one to the next port exits.",
             port,
         )

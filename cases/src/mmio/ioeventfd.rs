@@ -34,18 +34,18 @@ const FIRST: Cost = Cost { mmio_exits: 0, ..Cost::FIRST };
 
 pub(super) fn rows() -> Vec<Row> {
     let rows = [
-        Row::new("mmio.ioeventfd.ept", Types::ALL, NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
+        Row::new("mmio.ioeventfd.ept", Types::VISIBLE_REGISTERS, NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
             .basis(&[FAST, SLOW])
             .needs(caching(true))
             .needs(Need::Vendor(Vendor::Intel, NEXT_RIP)),
-        Row::new("mmio.ioeventfd.npt", Types::ALL, NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
+        Row::new("mmio.ioeventfd.npt", Types::VISIBLE_REGISTERS, NOTHING_AT_ALL, |t| rings(t, FIRST, Cost::NONE, Cost::NONE))
             .basis(&[FAST, SLOW])
             .needs(caching(true))
             .needs(Need::Vendor(Vendor::Amd, NEXT_RIP))
             .needs(Need::Parameter("kvm_amd.nrips", "1")),
         Row::new(
             "mmio.ioeventfd.without_next_rip",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "On a CPU that does not tell where the next instruction is, stores to the address of an ioeventfd ring \
              it and never exit, but each of them is emulated, and looked into after the slots have changed.",
             |t| rings(t, FIRST, EMULATED, FIRST),
@@ -56,7 +56,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::Parameter("kvm_amd.nrips", "0")),
         Row::new(
             "mmio.ioeventfd.without_caching",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "Without caching, stores to the address of an ioeventfd ring it and never exit; each of them takes \
              the whole way through the fault handler and the emulator.",
             |t| {
@@ -68,7 +68,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(caching(false)),
         Row::new(
             "mmio.ioeventfd.straddled",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A store of 16 bytes over the edge of a page, with an ioeventfd for its 8 bytes after the edge, is an exit for \
              the 4 bytes before, a ring, and an exit for the 4 bytes after.",
             straddled,
@@ -77,7 +77,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::KernelSince((7, 1), "a part that a device takes in the middle can crash the kernel")),
         Row::new(
             "mmio.ioeventfd.port",
-            Types::ALL,
+            Types::ALL_BUT_SNP,
             "An `out` of the value that an ioeventfd at its port wants rings and does not exit; another value, and the \
              same one to the next port, is an exit.",
             port,

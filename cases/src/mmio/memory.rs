@@ -58,7 +58,7 @@ pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::new(
             "mmio.slot_appears_and_goes",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "A GPA that was MMIO is memory as soon as a slot covers it, without an exit, and MMIO again when the \
              slot is deleted; the memory keeps its content meanwhile. Three times.",
             slot_appears_and_goes,
@@ -67,7 +67,7 @@ pub(super) fn rows() -> Vec<Row> {
         .upstream("set_memory_region_test: test_move_memory_region"),
         Row::new(
             "mmio.slot_appears.cost",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "The first access to memory that has appeared over a cached MMIO page takes one fault, which maps it; \
              nothing is emulated.",
             |t| slot_appears_cost(t, true, Cost::MAPPED),
@@ -76,7 +76,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(caching(true)),
         Row::new(
             "mmio.slot_appears.cost_of_fresh_memory.npt",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "The first store to memory that nobody has touched, and that has appeared over a cached MMIO page, \
              takes one fault: a nested page fault with a reserved bit says that it is a store.",
             |t| slot_appears_cost(t, false, Cost::MAPPED),
@@ -86,7 +86,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::Vendor(Vendor::Amd, "an EPT misconfiguration does not tell stores from loads")),
         Row::new(
             "mmio.slot_appears.cost_of_fresh_memory.ept",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "The first store to memory that nobody has touched, and that has appeared over a cached MMIO page, \
              takes three faults: an EPT misconfiguration does not say that it is a store, so the page of zeros is \
              mapped, read-only; the next one replaces that page in the host, which makes KVM retry; the last \
@@ -98,7 +98,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::Vendor(Vendor::Intel, "a nested page fault tells stores from loads")),
         Row::new(
             "mmio.straddle_ram_then_mmio",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "An access over the end of memory into MMIO is one exit, for the part in MMIO; the part in memory is \
              read or written there. At every possible split.",
             |t| straddle(t, 0),
@@ -106,7 +106,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[EMULATOR]),
         Row::new(
             "mmio.straddle_mmio_then_ram",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "An access over the end of MMIO into memory is one exit, for the part in MMIO; the part in memory is \
              read or written there. At every possible split.",
             |t| straddle(t, 1),
@@ -114,7 +114,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[EMULATOR]),
         Row::new(
             "mmio.read_only_slot",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A store to a read-only slot is an MMIO exit and changes nothing; loads and code from there are none. \
              The fault is looked into each time: only pages without a slot are cached.",
             read_only_slot,

@@ -21,14 +21,14 @@ pub(super) fn rows() -> Vec<Row> {
     let rows = [
         Row::new(
             "mmio.wide_write",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A store of 16 bytes is two exits of 8 bytes; over the edge between two pages each page's part is \
              split so. It counts as one exit of an instruction.",
             wide_writes,
         ),
         Row::new(
             "mmio.wide_read",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A load of 16 bytes is two exits of 8 bytes; over the edge between two pages each page's part is \
              split so, and the guest gets all answers as one value.",
             wide_reads,

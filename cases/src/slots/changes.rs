@@ -29,7 +29,7 @@ pub(super) fn rows() -> Vec<Row> {
         .upstream("set_memory_region_test: test_invalid_memory_region_flags"),
         Row::new(
             "slots.change_without_guest_memfd",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "A slot without a guest_memfd can be moved, dirty-logged and repeated as it is; another host address \
              or size, READONLY and GUEST_MEMFD are EINVAL.",
             change_without_guest_memfd,
@@ -153,7 +153,7 @@ fn refused_changes_leave_the_guest_alone(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
     range.set_private(g.vm(), 0..2)?;
-    v.fill(range.private_gva(0), 2, B, 0)?;
+    v.fill(range.shared_gva(0), 2, B, 0)?;
     let other_file = g.vm().create_guest_memfd(4 * PAGE_SIZE, 0)?;
     let exits = t.trace().exits();
     let changes = changes_with_guest_memfd(range.slots()[0].region(), other_file.fd() as u32);
@@ -161,7 +161,7 @@ fn refused_changes_leave_the_guest_alone(t: &Case) -> Outcome {
     for (what, region) in changes {
         let refused = g.vm().set_user_memory_region2_raw(&region, Some(range.host()));
         expect_errno(what, refused, Errno::EINVAL)?;
-        v.expect(range.private_gva(0), 2, B, 0)?;
+        v.expect(range.shared_gva(0), 2, B, 0)?;
         v.expect(range.shared_gva(2), 2, A, 2)?;
     }
     range.host_expect(range.all(), A)?;

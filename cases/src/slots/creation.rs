@@ -39,7 +39,7 @@ pub(super) fn rows() -> Vec<Row> {
         .upstream("set_memory_region_test: test_add_max_memory_regions"),
         Row::new(
             "slots.flags_of_the_older_ioctl",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "KVM_SET_USER_MEMORY_REGION knows LOG_DIRTY_PAGES and READONLY; GUEST_MEMFD and all else is EINVAL.",
             flags_of_the_older_ioctl,
         )
@@ -55,7 +55,7 @@ pub(super) fn rows() -> Vec<Row> {
         .upstream(UPSTREAM_FLAGS),
         Row::new(
             "slots.guest_memfd_excludes_flags",
-            Types::ALL,
+            Types::VISIBLE_REGISTERS,
             "A slot with a guest_memfd can be neither read-only nor dirty-logged: EINVAL; one without can be both.",
             guest_memfd_excludes_flags,
         )

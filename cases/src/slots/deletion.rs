@@ -35,7 +35,7 @@ pub(super) fn guest_rows() -> Vec<Row> {
         .needs(quirk.clone()),
         Row::new(
             "slots.deletion_zaps_its_own_pages",
-            Types::ALL,
+            Types::ALL_BUT_SNP,
             "The deletion of a slot takes away the mappings of its own pages, shared and private, and no others: the \
              guest goes on in its other slots without a fault. A VM without private memory needs the quirk off for it.",
             zaps_its_own_pages,
@@ -49,8 +49,8 @@ pub(super) fn guest_rows() -> Vec<Row> {
 fn two_slots(t: &Case, backing: Backing) -> Outcome<Guest> {
     let g = t.guest().range(RangeSpec::new(2 * PAGES).slots(2).backing(backing)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    v.fill(range.private_gva(0), 2 * PAGES, A, 0)?;
-    v.expect(range.private_gva(0), 2 * PAGES, A, 0)?;
+    v.fill(range.shared_gva(0), 2 * PAGES, A, 0)?;
+    v.expect(range.shared_gva(0), 2 * PAGES, A, 0)?;
     Ok(g)
 }
 
@@ -59,7 +59,7 @@ fn zaps_everything(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().delete_slot(TEST_SLOT + 1)?;
     expect_eq("pages_4k after the deletion", &Counters::of_vm(&g)?.get("pages_4k")?, &0)?;
-    v.expect(range.private_gva(0), PAGES, A, 0)
+    v.expect(range.shared_gva(0), PAGES, A, 0)
 }
 
 fn zaps_its_own_pages(t: &Case) -> Outcome {
@@ -68,14 +68,14 @@ fn zaps_its_own_pages(t: &Case) -> Outcome {
     if t.platform().has_private_memory() {
         // Half of each slot.
         range.set_private(g.vm(), PAGES / 2..PAGES + PAGES / 2)?;
-        v.fill(range.private_gva(0), 2 * PAGES, A, 0)?;
+        v.fill(range.shared_gva(0), 2 * PAGES, A, 0)?;
     } else {
         let off = g.vm().enable_cap(Capability::DISABLE_QUIRKS2, [QUIRK_SLOT_ZAP_ALL, 0, 0, 0]);
         expect_ok("KVM_ENABLE_CAP(DISABLE_QUIRKS2, SLOT_ZAP_ALL)", off)?;
     }
     Counters::of_vm(&g)?.expect_growth("pages_4k", -(PAGES as i64), || g.vm().delete_slot(TEST_SLOT + 1))?;
     Counters::of_vcpu(&g)?.expect_growth("pf_taken", 0, || {
-        v.expect(range.private_gva(0), PAGES, A, 0)?;
-        v.fill(range.private_gva(0), PAGES, A, 0)
+        v.expect(range.shared_gva(0), PAGES, A, 0)?;
+        v.fill(range.shared_gva(0), PAGES, A, 0)
     })
 }

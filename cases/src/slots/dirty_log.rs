@@ -146,11 +146,11 @@ fn first_touch(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     log_from_the_start(&g)?;
     range.host_fill(range.all(), A)?;
-    v.expect(range.private_gva(1), 1, A, 1)?;
-    v.fill(range.private_gva(2), 1, B, 2)?;
+    v.expect(range.shared_gva(1), 1, A, 1)?;
+    v.fill(range.shared_gva(2), 1, B, 2)?;
     expect_dirty(&g, PAGE_1 | PAGE_2)?;
-    v.expect(range.private_gva(1), 1, A, 1)?;
-    v.fill(range.private_gva(2), 1, A, 2)?;
+    v.expect(range.shared_gva(1), 1, A, 1)?;
+    v.fill(range.shared_gva(2), 1, A, 2)?;
     expect_dirty(&g, PAGE_2)
 }
 
@@ -158,9 +158,9 @@ fn first_touch_of_nothing(t: &Case) -> Outcome {
     let g = guest(t, 4)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     log_from_the_start(&g)?;
-    v.expect(range.private_gva(1), 1, Pattern::ZERO, 1)?;
+    v.expect(range.shared_gva(1), 1, Pattern::ZERO, 1)?;
     expect_dirty(&g, 0)?;
-    v.fill(range.private_gva(1), 1, B, 1)?;
+    v.fill(range.shared_gva(1), 1, B, 1)?;
     expect_dirty(&g, PAGE_1)
 }
 
@@ -168,10 +168,10 @@ fn not_the_host(t: &Case) -> Outcome {
     let g = guest(t, 4)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     log_from_the_start(&g)?;
-    v.fill(range.private_gva(0), 4, A, 0)?;
+    v.fill(range.shared_gva(0), 4, A, 0)?;
     expect_dirty(&g, 0xf)?;
     range.host_fill(range.all(), B)?;
-    v.expect(range.private_gva(0), 4, B, 0)?;
+    v.expect(range.shared_gva(0), 4, B, 0)?;
     expect_dirty(&g, 0)
 }
 
@@ -242,7 +242,7 @@ fn emulated(t: &Case) -> Outcome {
     // mov [rdi + 4096], rcx; ret
     function.extend([0x48, 0x89, 0x8f, 0x00, 0x10, 0x00, 0x00, 0xc3]);
     v.write_bytes(code, &function)?;
-    v.call(Op::Execute { gva: code.0, argument: range.private_gva(1).0 })?;
+    v.call(Op::Execute { gva: code.0, argument: range.shared_gva(1).0 })?;
     expect_dirty(&g, PAGE_1 | PAGE_2)?;
     for page in [1, 2] {
         expect_eq("the word in the host's view", &range.host().read_u64(page * PageCount(1).bytes())?, &7)?;

@@ -92,7 +92,7 @@ fn huge(t: &Case) -> Outcome<(Guest, SlotSpec)> {
     let range = g.range(0);
     let memory = huge_memory(LARGE)?;
     // Everything that the guest needs to get there, its page tables included, is mapped from here on.
-    g.vcpu(0).read(range.private_gva(0), Width::B8)?;
+    g.vcpu(0).read(range.shared_gva(0), Width::B8)?;
     g.vm().delete_slot(range.slots()[0].slot)?;
     let slot = SlotSpec { mapping: Some(memory), ..range.slots()[0].clone() };
     Ok((g, slot))
@@ -102,7 +102,7 @@ fn huge_page_beside_a_private_page(t: &Case) -> Outcome {
     let (g, slot) = huge(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let counters = Counters::of_vm(&g)?;
-    let read = |page| v.read(range.private_gva(page), Width::B8).map(drop);
+    let read = |page| v.read(range.shared_gva(page), Width::B8).map(drop);
     g.vm().add_slot(slot)?;
 
     let before = counters.get("pages_2m")?;
@@ -126,7 +126,7 @@ fn huge_page_not_over_private_gfns(t: &Case) -> Outcome {
     g.vm().add_slot(slot)?;
     counters.expect_growth("pages_2m", 0, || {
         counters.expect_growth("pages_4k", 3, || {
-            [0, 1, 511].into_iter().try_for_each(|page| v.read(range.private_gva(page), Width::B8).map(drop))
+            [0, 1, 511].into_iter().try_for_each(|page| v.read(range.shared_gva(page), Width::B8).map(drop))
         })
     })
 }
@@ -135,7 +135,7 @@ fn huge_page_not_over_private_gfns(t: &Case) -> Outcome {
 fn guest_without_slots(t: &Case) -> Outcome<Guest> {
     let g = t.guest().range(RangeSpec::new(LARGE).slots(2).backing(Backing::HostOnly)).boot()?;
     let range = g.range(0);
-    g.vcpu(0).read(range.private_gva(0), Width::B8)?;
+    g.vcpu(0).read(range.shared_gva(0), Width::B8)?;
     range.slots().iter().try_for_each(|slot| g.vm().delete_slot(slot.slot))?;
     Ok(g)
 }
@@ -147,8 +147,8 @@ fn of_two_slots(t: &Case) -> Outcome {
     let slots = || range.slots().iter().map(|slot| SlotSpec { mapping: Some(memory.clone()), ..slot.clone() });
     let all_with = |flags| slots().try_for_each(|slot| g.vm().add_slot(SlotSpec { flags, ..slot }).map(drop));
     let touch = || {
-        v.fill(range.private_gva(0), LARGE, A, 0)?;
-        v.expect(range.private_gva(0), LARGE, A, 0)
+        v.fill(range.shared_gva(0), LARGE, A, 0)?;
+        v.expect(range.shared_gva(0), LARGE, A, 0)
     };
     Counters::of_vm(&g)?.expect_growth("pages_2m", 0, || {
         all_with(0)?;
@@ -175,8 +175,8 @@ fn at_another_offset(t: &Case) -> Outcome {
     };
     Counters::of_vm(&g)?.expect_growth("pages_2m", 0, || {
         g.vm().add_slot(slot)?;
-        v.fill(range.private_gva(0), LARGE, A, 0)?;
-        v.expect(range.private_gva(0), LARGE, A, 0)
+        v.fill(range.shared_gva(0), LARGE, A, 0)?;
+        v.expect(range.shared_gva(0), LARGE, A, 0)
     })
 }
 
@@ -188,17 +188,17 @@ fn and_the_dirty_log(t: &Case) -> Outcome {
     let with = |flags| g.vm().add_slot(SlotSpec { flags, ..slot.clone() }).map(drop);
     with(0)?;
     let before = counters.get("pages_2m")?;
-    v.write(range.private_gva(0), Width::B8, 1)?;
+    v.write(range.shared_gva(0), Width::B8, 1)?;
     if counters.get("pages_2m")? == before {
         return Err(no_huge_page());
     }
     counters.expect_growth("pages_2m", -1, || {
         with(MEM_LOG_DIRTY_PAGES)?;
-        v.fill(range.private_gva(0), 4, A, 0)
+        v.fill(range.shared_gva(0), 4, A, 0)
     })?;
     counters.expect_growth("pages_2m", 1, || {
         with(0)?;
-        v.expect(range.private_gva(0), 4, A, 0)?;
-        v.write(range.private_gva(LARGE - 1), Width::B8, 2)
+        v.expect(range.shared_gva(0), 4, A, 0)?;
+        v.write(range.shared_gva(LARGE - 1), Width::B8, 2)
     })
 }

@@ -35,6 +35,10 @@ pub(crate) const BUFFER_BYTES: u64 = 0xff0 - 0x800;
 const VERSION: usize = 0xff8 / 8;
 const VERSION_2: u64 = 2 << 16;
 
+/// SW_EXITINFO2 of an answer that is an exception, as EVENTINJ of the VMCB (APM volume 2, 15.20).
+const EVENT_ERROR_CODE: u64 = 1 << 11;
+const EVENT_VALID: u64 = 1 << 31;
+
 /// Requests of the MSR protocol, and the code of the answer.
 const REGISTER: u64 = 0x12;
 const TERMINATE: u64 = 0x100;
@@ -87,8 +91,10 @@ impl Ghcb {
         vmgexit(self.gpa);
         match (self.get(EXIT_INFO_1) as u32, self.get(EXIT_INFO_2)) {
             (0, information) => Answer::Done(information),
-            // As in the VMCB's EVENTINJ.
-            (1, event) if event & 1 << 31 != 0 => Answer::Raise(event & 0xff, event >> 32),
+            (1, event) if event & EVENT_VALID != 0 => {
+                let error_code = if event & EVENT_ERROR_CODE != 0 { event >> 32 } else { 0 };
+                Answer::Raise(event & 0xff, error_code)
+            }
             (_, information) => Answer::Refused(self.get(EXIT_INFO_1), information),
         }
     }

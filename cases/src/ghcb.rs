@@ -1,0 +1,505 @@
+//! Group `ghcb`: the protocol by which SEV-ES and SNP guests ask their host, word by word, and the instructions for
+//! which they have to.
+
+use nix::errno::Errno;
+use privet_harness::case::Case;
+use privet_harness::exit::{Direction, Exit};
+use privet_harness::ghcb::{Field, Page, Requests};
+use privet_harness::guest::Guest;
+use privet_harness::launch::ghcb;
+use privet_harness::need::Need;
+use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::platform::ByType;
+use privet_harness::test_range::{Backing, RangeSpec, TEST_BASE};
+use privet_harness::units::{Gpa, PAGE_SIZE};
+use privet_protocol::{Op, Width};
+
+use crate::expect::{expect_eq, expect_no_exit_but};
+use crate::row::Row;
+use crate::types::Types;
+
+const MSR_PROTOCOL: &str = "arch/x86/kvm/svm/sev.c: sev_handle_vmgexit_msr_protocol";
+const PAGE_PROTOCOL: &str = "arch/x86/kvm/svm/sev.c: sev_handle_vmgexit";
+const FIELDS: &str = "arch/x86/kvm/svm/sev.c: sev_es_are_required_ghcb_fields_valid";
+const SPECIFICATION: &str = "AMD's GHCB specification (56421)";
+const INSTRUCTIONS: &str = "APM volume 2, 15.35.5: #VC, and 15.35.4: non-automatic exits";
+
+/// SW_EXITCODE.
+const CPUID: u64 = 0x72;
+const RDTSC: u64 = 0x6e;
+const IOIO: u64 = 0x7b;
+const MSR: u64 = 0x7c;
+const AP_HLT_LOOP: u64 = 0x8000_0004;
+const AP_JUMP_TABLE: u64 = 0x8000_0005;
+const AP_CREATION: u64 = 0x8000_0013;
+const RUN_VMPL: u64 = 0x8000_0018;
+const HV_FEATURES: u64 = 0x8000_fffd;
+const TERMINATION: u64 = 0x8000_fffe;
+const UNSUPPORTED_EVENT: u64 = 0x8000_ffff;
+
+/// SW_EXITINFO1 of a request that makes no sense; SW_EXITINFO2 says why.
+const MALFORMED: u64 = 2;
+const NOT_REGISTERED: u64 = 1;
+const INVALID_USAGE: u64 = 2;
+const MISSING_INPUT: u64 = 4;
+const INVALID_INPUT: u64 = 5;
+const INVALID_EVENT: u64 = 6;
+
+/// `KVM_SYSTEM_EVENT_SEV_TERM`.
+const SEV_TERM: u32 = 6;
+/// `KVM_EXIT_AP_RESET_HOLD`.
+const AP_RESET_HOLD: u32 = 32;
+
+pub(crate) fn rows() -> Vec<Row> {
+    let mut rows = vec![
+        Row::new(
+            "ghcb.msr.sev_information",
+            Types::ES_AND_SNP,
+            "The host tells by the MSR protocol: versions 1 to 2, and the C-bit that the guest uses.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let c_bit = g.vcpu(0).read_entry(g.range(0).private_gva(0))? ^ g.vcpu(0).read_entry(g.range(0).shared_gva(0))?;
+                let c_bit = u64::from(c_bit.trailing_zeros());
+                expect_eq("the answer", &vmgexit(&g, 0x002)?, &(2 << 48 | 1 << 32 | c_bit << 24 | 0x001))
+            },
+        )
+        .basis(&[MSR_PROTOCOL, SPECIFICATION]),
+        Row::new(
+            "ghcb.msr.hypervisor_features",
+            Types::ES_AND_SNP,
+            "The host tells of SNP and AP creation, in a SEV-ES guest, too; by the MSR protocol as by a request.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                expect_eq("the answer by MSR", &vmgexit(&g, 0x080)?, &(3 << 12 | 0x081))?;
+                let answer = requests(&g).call(&Page::request(HV_FEATURES, 0, 0))?;
+                expect_eq("the answer by page", &answer.answer(), &(0, 3))
+            },
+        )
+        .basis(&[MSR_PROTOCOL, PAGE_PROTOCOL]),
+        Row::new(
+            "ghcb.cpuid",
+            Types::ES_AND_SNP,
+            "CPUID by the instruction (which is one #VC), by a request and by the MSR protocol has the same answer.",
+            cpuid,
+        )
+        .basis(&[MSR_PROTOCOL, PAGE_PROTOCOL, INSTRUCTIONS]),
+        Row::new(
+            "ghcb.msr.unknown_request",
+            Types::ES_AND_SNP,
+            "A request of the MSR protocol that KVM does not know leaves the MSR as it was: no exit, no answer.",
+            |t| {
+                let g = t.guest().boot()?;
+                let exits = t.trace().exits();
+                let unknown = [0x001, 0x003, 0x016, 0xabc | 5 << 12, 0xfff];
+                for msr in unknown {
+                    expect_eq("the MSR", &vmgexit(&g, msr)?, &msr)?;
+                }
+                expect_eq("the MSR that was 0", &vmgexit(&g, 0)?, &0)?;
+                expect_no_exit_but(t, exits, unknown.len() as u64 + 1)
+            },
+        )
+        .basis(&[MSR_PROTOCOL]),
+        Row::new(
+            "ghcb.msr.preferred_address",
+            Types::ES_AND_SNP,
+            "The host prefers no address for an SNP guest's GHCB; to a SEV-ES guest the question is a termination.",
+            |t| {
+                let g = t.guest().boot()?;
+                by_type(t, || expect_eq("the answer", &vmgexit(&g, 0x010)?, &(!0xfff | 0x011)), || terminates(&g, 0x010))
+            },
+        )
+        .basis(&[MSR_PROTOCOL]),
+        Row::new(
+            "ghcb.msr.registration",
+            Types::ES_AND_SNP,
+            "An SNP guest may register its GHCB again, the host repeats the address; to a SEV-ES guest it is a termination.",
+            |t| {
+                let g = t.guest().boot()?;
+                let gpa = ghcb(0).0;
+                let register = gpa | 0x012;
+                let again = || expect_eq("the answer", &vmgexit(&g, register)?, &(gpa | 0x013));
+                by_type(t, again, || terminates(&g, register))
+            },
+        )
+        .basis(&[MSR_PROTOCOL]),
+        Row::new(
+            "ghcb.msr.termination",
+            Types::ES_AND_SNP,
+            "A termination is a system event with all of the request; a guest that is run again goes on behind it.",
+            |t| {
+                let g = t.guest().boot()?;
+                terminates(&g, 0x42 << 16 | 0xd << 12 | 0x100)?;
+                terminates(&g, 0x100)
+            },
+        )
+        .basis(&[MSR_PROTOCOL]),
+        Row::new(
+            "ghcb.termination",
+            Types::ES_AND_SNP,
+            "A termination by a request is a system event, too, with the address of the GHCB in place of the reasons.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let asking = requests(&g).start(&Page::request(TERMINATION, 1, 2))?;
+                asking.expect_exit(&Exit::SystemEvent { kind: SEV_TERM, data: vec![ghcb(0).0] })?;
+                asking.resume()?;
+                expect_eq("the answer", &requests(&g).answer(asking)?.answer(), &(0, 0))
+            },
+        )
+        .basis(&[PAGE_PROTOCOL]),
+        Row::new(
+            "ghcb.outside_of_memory",
+            Types::ES_AND_SNP,
+            "A GHCB at an address without memory has no answer: the guest goes on, and finds its own words.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let request = Page::request(HV_FEATURES, 0x11, 0x22);
+                let exits = t.trace().exits();
+                let asking = requests(&g).start_at(&request, Gpa(0x7_0000_0000))?;
+                expect_eq("the page", &requests(&g).answer(asking)?, &request)?;
+                expect_no_exit_but(t, exits, 1)
+            },
+        )
+        .basis(&[PAGE_PROTOCOL]),
+        Row::new(
+            "ghcb.not_registered",
+            Types::SNP,
+            "A GHCB that an SNP guest has not registered is answered, in that page: not registered.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let request = Page::request(HV_FEATURES, 0x11, 0x22);
+                let asking = requests(&g).start_at(&request, ghcb(1))?;
+                expect_eq("the page that is registered", &requests(&g).answer(asking)?, &request)?;
+                let at = ghcb(1).0 - privet_harness::launch::OWN_BASE.0;
+                let word = |offset: u64| g.own_memory().read_u64(at + offset);
+                expect_eq("the answer", &(word(0x398)?, word(0x3a0)?), &(MALFORMED, NOT_REGISTERED))
+            },
+        )
+        .basis(&[PAGE_PROTOCOL]),
+        Row::new(
+            "ghcb.usage",
+            Types::ES_AND_SNP,
+            "Any usage of the page but 0 is refused.",
+            |t| refuses(t, Page::request(HV_FEATURES, 0, 0).usage(1), INVALID_USAGE),
+        )
+        .basis(&[PAGE_PROTOCOL]),
+        Row::new(
+            "ghcb.unknown_event",
+            Types::ES_AND_SNP,
+            "A code that KVM does not know, or does not implement, is refused.",
+            |t| {
+                [RUN_VMPL, 0x8000_001a, 0x8000_0000, 0, 0x401, u64::MAX]
+                    .into_iter()
+                    .try_for_each(|code| refuses(t, Page::request(code, 0, 0), INVALID_EVENT))
+            },
+        )
+        .basis(&[PAGE_PROTOCOL]),
+        Row::new(
+            "ghcb.unsupported_event",
+            Types::ES_AND_SNP,
+            "A guest that reports an event that it does not support makes KVM_RUN fail with EINVAL.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let asking = requests(&g).start(&Page::request(UNSUPPORTED_EVENT, 0x400, 0))?;
+                asking.expect_exit(&Exit::Failed { errno: Errno::EINVAL, reason: 0 })
+            },
+        )
+        .basis(&[PAGE_PROTOCOL]),
+        Row::new(
+            "ghcb.rdtsc",
+            Types::ES_AND_SNP,
+            "RDTSC by a request is accepted, and then nobody handles it: an internal error that names the code.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let asking = requests(&g).start(&Page::request(RDTSC, 0, 0))?;
+                match asking.exit()? {
+                    Exit::InternalError { suberror: 4, data } if data.first() == Some(&RDTSC) => Ok(()),
+                    other => Err(Stop::Fail(format!("expected INTERNAL_ERROR 4 with {RDTSC:#x}, saw {other}"))),
+                }
+            },
+        )
+        .basis(&[PAGE_PROTOCOL, "arch/x86/kvm/svm/svm.c: svm_invoke_exit_handler"]),
+        Row::new(
+            "ghcb.port_without_size",
+            Types::ES_AND_SNP,
+            "A port access of no size is done at once, without an exit.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let exits = t.trace().exits();
+                let request = Page::request(IOIO, 0x80 << 16, 0).with(Field::RAX, 7);
+                expect_eq("the answer", &requests(&g).call(&request)?.answer(), &(0, 0))?;
+                expect_no_exit_but(t, exits, 1)
+            },
+        )
+        .basis(&[PAGE_PROTOCOL]),
+        Row::new(
+            "ghcb.port_string_out",
+            Types::ES_AND_SNP,
+            "REP OUTSB is one exit with all of its bytes, as many as the guest puts into one request.",
+            port_string_out,
+        )
+        .basis(&[PAGE_PROTOCOL, INSTRUCTIONS, "arch/x86/kvm/svm/sev.c: sev_es_string_io"]),
+        Row::new(
+            "ghcb.port_string_in",
+            Types::ES_AND_SNP,
+            "REP INSB is one exit, and the guest gets all of userspace's bytes.",
+            port_string_in,
+        )
+        .basis(&[PAGE_PROTOCOL, INSTRUCTIONS, "arch/x86/kvm/svm/sev.c: sev_es_string_io"]),
+        Row::new(
+            "ghcb.msr_access",
+            Types::ES_AND_SNP,
+            "RDMSR by a request of an MSR that there is has its value, and of one that there is not it is #GP for the guest \
+             to raise. (KVM extends the sign of the event over the error code.)",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let read = |msr: u64| requests(&g).call(&Page::request(MSR, 0, 0).with(Field::RCX, msr));
+                expect_eq("the answer", &read(0x10)?.answer(), &(0, 0))?;
+                let (info_1, info_2) = read(0x4b4d_ffff)?.answer();
+                expect_eq("the answer for none", &(info_1, info_2 as u32), &(1, 0x8000_030d))
+            },
+        )
+        .basis(&[PAGE_PROTOCOL, "arch/x86/kvm/svm/svm.c: svm_complete_emulated_msr"])
+        .needs(Need::Parameter("kvm.ignore_msrs", "N")),
+        Row::new(
+            "ghcb.ap_reset_hold",
+            Types::ES_AND_SNP,
+            "A vCPU that waits for its reset is an exit where KVM has no APIC of it; both forms have an answer that says \
+             that no SIPI has come.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let held = Exit::Other { reason: AP_RESET_HOLD };
+                let asking = g.vcpu(0).start(Op::VmgexitMsr { msr: 0x006 })?;
+                asking.expect_exit(&held)?;
+                asking.resume()?;
+                expect_eq("the answer by MSR", &asking.done()?[0], &0x007)?;
+                let asking = requests(&g).start(&Page::request(AP_HLT_LOOP, 0, 0))?;
+                asking.expect_exit(&held)?;
+                asking.resume()?;
+                expect_eq("the answer by page", &requests(&g).answer(asking)?.answer(), &(0, 0))
+            },
+        )
+        .basis(&[MSR_PROTOCOL, PAGE_PROTOCOL, "arch/x86/kvm/x86.c: kvm_emulate_ap_reset_hold"]),
+        Row::new(
+            "ghcb.ap_jump_table",
+            Types::ES_AND_SNP,
+            "The address of a jump table that one vCPU sets is what any gets; another request about it is refused.",
+            |t| {
+                let g = t.guest().vcpus(2).range(ram(2)).boot()?;
+                let other = Requests::new(&g, 1, g.range(0), 1);
+                let get = Page::request(AP_JUMP_TABLE, 1, 0);
+                expect_eq("at first", &other.call(&get)?.answer(), &(0, 0))?;
+                let set = requests(&g).call(&Page::request(AP_JUMP_TABLE, 0, 0x12_3000))?;
+                expect_eq("setting it", &set.answer(), &(0, 0))?;
+                expect_eq("afterwards", &other.call(&get)?.answer(), &(0, 0x12_3000))?;
+                let odd = requests(&g).call(&Page::request(AP_JUMP_TABLE, 2, 0))?;
+                expect_eq("another request", &odd.answer(), &(MALFORMED, INVALID_INPUT))
+            },
+        )
+        .basis(&[PAGE_PROTOCOL]),
+        Row::new(
+            "ghcb.ap_creation.refused",
+            Types::SNP,
+            "No such APIC id, no such request, other features than the guest's, a save area at an address that is none, or \
+             at one of 2 MiB: refused.",
+            ap_creation_refused,
+        )
+        .basis(&["arch/x86/kvm/svm/sev.c: sev_snp_ap_creation"]),
+        Row::new(
+            "ghcb.ap_creation.not_of_sev_es",
+            Types::SEV_ES,
+            "In a SEV-ES guest there is no such event.",
+            |t| refuses(t, Page::request(AP_CREATION, 0, 0).with(Field::RAX, 0), INVALID_EVENT),
+        )
+        .basis(&["arch/x86/kvm/svm/sev.c: is_snp_only_vmgexit"]),
+        Row::new(
+            "ghcb.nested_exception",
+            Types::ES_AND_SNP,
+            "An exception in the guest's handler of #VC is told with both vectors: it is not lost.",
+            |t| {
+                let g = t.guest().boot()?;
+                let running = g.vcpu(0).start(Op::PortReadBytes { port: 0x80, gva: 0x20_1234_5678, count: 8 })?;
+                running.exit()?;
+                running.resume()?;
+                match running.result() {
+                    Err(Stop::Error(line)) if line.contains("handled exception #VC") && line.contains("exception #PF") => {
+                        Ok(())
+                    }
+                    other => Err(Stop::Fail(format!("expected a report of #PF in the handler of #VC, saw {other:x?}"))),
+                }
+            },
+        )
+        .basis(&["payloads/runtime: exceptions"]),
+        Row::new(
+            "exits.port_out",
+            Types::ALL,
+            "OUT of 1, 2 and 4 bytes is one exit with its port, its size and its bytes.",
+            |t| {
+                let g = t.guest().boot()?;
+                for width in [Width::B1, Width::B2, Width::B4] {
+                    let running = g.vcpu(0).start(Op::PortWrite { port: 0x2f8, width, value: 0x8877_6655_4433_2211 })?;
+                    let data = 0x4433_2211_u32.to_le_bytes()[..width.bytes() as usize].to_vec();
+                    running.expect_exit(&port_exit(Direction::Out, width.bytes() as u8, 1, data))?;
+                    running.resume()?;
+                    running.done()?;
+                }
+                Ok(())
+            },
+        )
+        .basis(&["arch/x86/kvm/x86.c: kvm_fast_pio", "arch/x86/kvm/svm/svm.c: io_interception"]),
+        Row::new(
+            "exits.port_in",
+            Types::ALL,
+            "IN of 1, 2 and 4 bytes is one exit, and as many bytes of userspace's answer as it is wide are what the guest \
+             reads.",
+            |t| {
+                let g = t.guest().boot()?;
+                for width in [Width::B1, Width::B2, Width::B4] {
+                    let running = g.vcpu(0).start(Op::PortRead { port: 0x2f8, width })?;
+                    running.expect_exit(&port_exit(Direction::In, width.bytes() as u8, 1, Vec::new()))?;
+                    g.vcpu(0).kvm().set_io_in_data(&0x4433_2211_u32.to_le_bytes()[..width.bytes() as usize])?;
+                    running.resume()?;
+                    expect_eq("what was read", &running.done()?[0], &width.truncate(0x4433_2211))?;
+                }
+                Ok(())
+            },
+        )
+        .basis(&["arch/x86/kvm/x86.c: kvm_fast_pio", "arch/x86/kvm/svm/svm.c: io_interception"]),
+    ];
+    for (name, field, request) in [
+        ("code", Field::EXIT_CODE, Page::request(HV_FEATURES, 0, 0)),
+        ("information_1", Field::EXIT_INFO_1, Page::request(HV_FEATURES, 0, 0)),
+        ("information_2", Field::EXIT_INFO_2, Page::request(HV_FEATURES, 0, 0)),
+        ("rcx_of_msr", Field::RCX, Page::request(MSR, 0, 0)),
+        ("rcx_of_cpuid", Field::RCX, Page::request(CPUID, 0, 0).with(Field::RAX, 0)),
+        ("rax_of_out", Field::RAX, Page::request(IOIO, 0x80 << 16 | 1 << 4, 0)),
+        ("scratch_of_mmio", Field::SCRATCH, Page::request(0x8000_0001, 0x8000_0000, 4)),
+    ] {
+        rows.push(
+            Row::new(
+                format!("ghcb.missing_input.{name}"),
+                Types::ES_AND_SNP,
+                "A request without a field that it needs, which has a value but is not marked as valid, is refused.",
+                move |t| refuses(t, request.clone().without(field), MISSING_INPUT),
+            )
+            .basis(&[FIELDS]),
+        );
+    }
+    rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
+}
+
+/// Memory for requests, which is always shared.
+fn ram(pages: u64) -> RangeSpec {
+    RangeSpec::new(pages).backing(Backing::HostOnly)
+}
+
+fn requests(g: &Guest) -> Requests<'_> {
+    Requests::new(g, 0, g.range(0), 0)
+}
+
+fn vmgexit(g: &Guest, msr: u64) -> Outcome<u64> {
+    Ok(g.vcpu(0).call(Op::VmgexitMsr { msr })?[0])
+}
+
+/// What SNP guests do, and what SEV-ES guests do instead.
+fn by_type(t: &Case, snp: impl Fn() -> Outcome, sev_es: impl Fn() -> Outcome) -> Outcome {
+    let is_snp = ByType { plain: false, upm: false, sev: false, sev_es: false, snp: true };
+    if t.by_type(is_snp) { snp() } else { sev_es() }
+}
+
+/// Expects this request of the MSR protocol to be a termination, and the guest to go on when it is run again.
+fn terminates(g: &Guest, msr: u64) -> Outcome {
+    let asking = g.vcpu(0).start(Op::VmgexitMsr { msr })?;
+    asking.expect_exit(&Exit::SystemEvent { kind: SEV_TERM, data: vec![msr] })?;
+    asking.resume()?;
+    expect_eq("the MSR", &asking.done()?[0], &msr)
+}
+
+/// Expects a request to be refused, for this reason, without an exit.
+fn refuses(t: &Case, request: Page, reason: u64) -> Outcome {
+    let g = t.guest().range(ram(1)).boot()?;
+    let exits = t.trace().exits();
+    expect_eq("the answer", &requests(&g).call(&request)?.answer(), &(MALFORMED, reason))?;
+    expect_no_exit_but(t, exits, 1)
+}
+
+fn cpuid(t: &Case) -> Outcome {
+    let g = t.guest().range(ram(1)).boot()?;
+    let v = g.vcpu(0);
+    for leaf in [0, 0x4000_0000, 0x8000_0000] {
+        let [before, ..] = v.call(Op::HandledVc)?;
+        let [eax, ebx, ecx, edx, ..] = v.call(Op::Cpuid { leaf, subleaf: 0 })?;
+        expect_eq("#VC of one CPUID", &(v.call(Op::HandledVc)?[0] - before), &1)?;
+        let request = Page::request(CPUID, 0, 0).with(Field::RAX, leaf.into()).with(Field::RCX, 0);
+        let answer = requests(&g).call(&request)?;
+        for (register, field, by_instruction) in
+            [(0, Field::RAX, eax), (1, Field::RBX, ebx), (2, Field::RCX, ecx), (3, Field::RDX, edx)]
+        {
+            expect_eq("a register by page", &answer.get(field), &by_instruction)?;
+            let by_msr = vmgexit(&g, u64::from(leaf) << 32 | register << 30 | 0x004)?;
+            expect_eq("a register by MSR", &by_msr, &(by_instruction << 32 | register << 30 | 0x005))?;
+        }
+    }
+    Ok(())
+}
+
+fn port_exit(direction: Direction, size: u8, count: u32, data: Vec<u8>) -> Exit {
+    Exit::Io { port: 0x2f8, direction, size, count, data }
+}
+
+/// Bytes of which none is like its neighbour.
+fn bytes(count: u64) -> Vec<u8> {
+    (0..count).map(|index| (index * 7 + 3) as u8).collect()
+}
+
+fn port_string_out(t: &Case) -> Outcome {
+    let g = t.guest().range(ram(1)).boot()?;
+    let (v, gva) = (g.vcpu(0), g.range(0).shared_gva(0));
+    for count in [1, 8, 100] {
+        v.write_bytes(gva, &bytes(count))?;
+        let running = v.start(Op::PortWriteBytes { port: 0x2f8, gva: gva.0, count })?;
+        running.expect_exit(&port_exit(Direction::Out, 1, count as u32, bytes(count)))?;
+        running.resume()?;
+        expect_eq("RCX afterwards", &running.done()?[0], &0)?;
+    }
+    Ok(())
+}
+
+fn port_string_in(t: &Case) -> Outcome {
+    let g = t.guest().range(ram(1)).boot()?;
+    let (v, gva) = (g.vcpu(0), g.range(0).shared_gva(0));
+    for count in [1, 8, 100] {
+        let running = v.start(Op::PortReadBytes { port: 0x2f8, gva: gva.0, count })?;
+        running.expect_exit(&port_exit(Direction::In, 1, count as u32, Vec::new()))?;
+        v.kvm().set_io_in_data(&bytes(count))?;
+        running.resume()?;
+        expect_eq("RCX afterwards", &running.done()?[0], &0)?;
+        expect_eq("the bytes", &v.read_bytes(gva, count as usize)?, &bytes(count))?;
+    }
+    Ok(())
+}
+
+fn ap_creation_refused(t: &Case) -> Outcome {
+    const CREATE: u64 = 1;
+    /// SNP is active, and nothing else: what KVM gives a guest that was asked for no features.
+    const FEATURES: u64 = 1;
+    let g = t.guest().vcpus(2).range(ram(1)).boot()?;
+    let of_vcpu_1 = |request: u64| 1 << 32 | request;
+    let at = TEST_BASE.0 + PAGE_SIZE;
+    let exits = t.trace().exits();
+    let refused = [
+        ("no such APIC id", 77 << 32 | CREATE, at, FEATURES),
+        ("no such request", of_vcpu_1(3), at, FEATURES),
+        ("another VMPL", of_vcpu_1(1 << 16 | CREATE), at, FEATURES),
+        ("other features", of_vcpu_1(CREATE), at, FEATURES | 1 << 5),
+        ("an unaligned address", of_vcpu_1(CREATE), at + 8, FEATURES),
+        ("an address of no memory bus", of_vcpu_1(CREATE), 1 << 60, FEATURES),
+        ("an address of 2 MiB", of_vcpu_1(CREATE), TEST_BASE.0, FEATURES),
+    ];
+    for (what, info_1, info_2, features) in refused {
+        let request = Page::request(AP_CREATION, info_1, info_2).with(Field::RAX, features);
+        expect_eq(what, &requests(&g).call(&request)?.answer(), &(MALFORMED, INVALID_INPUT))?;
+    }
+    expect_no_exit_but(t, exits, refused.len() as u64)?;
+    // Nobody has touched the vCPU that they were about.
+    g.vcpu(1).call(Op::Nop).map(drop)
+}
