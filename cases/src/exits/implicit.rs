@@ -68,6 +68,22 @@ pub(super) fn rows() -> Vec<Row> {
     }
     rows.extend([
         Row::new(
+            "exits.implicit.shared_write_of_mapped_private",
+            Types::SNP,
+            "A shared write to a private page that the guest uses is stopped by the RMP: a memory fault without the flag \
+             PRIVATE, and the page keeps its content.",
+            shared_write_of_mapped,
+        )
+        .basis(&[MISMATCH, "APM volume 2, 15.36.10: RMP checks of writes"]),
+        Row::new(
+            "access.shared_read_of_mapped_private",
+            Types::SNP,
+            "A shared read of a private page that the guest uses is no exit: the RMP lets reads through, and the guest sees \
+             ciphertext.",
+            shared_read_of_mapped,
+        )
+        .basis(&["APM volume 2, 15.36.10: RMP checks of writes and of private reads only"]),
+        Row::new(
             "exits.implicit.private_access_without_slot",
             Types::SNP,
             "A private access to a GPA without a slot exits as a memory fault with the flag PRIVATE, whatever its attribute \
@@ -193,8 +209,8 @@ fn expect_not_validated(seen: Result<privet_protocol::Values, Fault>) -> Outcome
 fn shared_access(t: &Case, access: Access) -> Outcome {
     let g = guest(t, 3)?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    g.make_private(0, 1..2)?;
-    v.fill(range.private_gva(1), 1, GUEST, 1)?;
+    // Nobody has touched it as private: once it is mapped, the CPU lets shared reads through (and shows ciphertext).
+    range.set_private(g.vm(), 1..2)?;
     let touching = v.start(op(&g, access, Sharing::Shared, 1))?;
     let fault = Exit::memory_fault(range.gpa(1), false);
     touching.expect_exit(&fault)?;
@@ -209,6 +225,32 @@ fn shared_access(t: &Case, access: Access) -> Outcome {
         Access::Write => expect_eq("the word in the host's view", &host, &0x5a5a),
         _ => expect_eq("the word that was read", &value, &HOST.word(1)),
     }
+}
+
+fn shared_write_of_mapped(t: &Case) -> Outcome {
+    let g = guest(t, 1)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    g.make_private(0, 0..1)?;
+    v.fill(range.private_gva(0), 1, GUEST, 0)?;
+    let touching = v.start(op(&g, Access::Write, Sharing::Shared, 0))?;
+    touching.expect_exit(&Exit::memory_fault(range.gpa(0), false))?;
+    g.vcpu(1).expect(range.private_gva(0), 1, GUEST, 0)?;
+    range.set_shared(g.vm(), 0..1)?;
+    touching.resume()?;
+    touching.done()?;
+    expect_eq("the word in the host's view", &range.host().read_u64(8)?, &0x5a5a)
+}
+
+fn shared_read_of_mapped(t: &Case) -> Outcome {
+    let g = guest(t, 1)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    g.make_private(0, 0..1)?;
+    v.fill(range.private_gva(0), 1, GUEST, 0)?;
+    let exits = t.trace().exits();
+    v.expect_not(range.shared_gva(0), 1, GUEST, 0)?;
+    v.expect_not(range.shared_gva(0), 1, HOST, 0)?;
+    v.expect(range.private_gva(0), 1, GUEST, 0)?;
+    expect_no_exit_but(t, exits, 3)
 }
 
 fn private_access(t: &Case, access: Access) -> Outcome {
@@ -273,7 +315,7 @@ fn counts_as_a_fault(t: &Case) -> Outcome {
 fn each_vcpu(t: &Case) -> Outcome {
     let g = guest(t, 1)?;
     let range = g.range(0);
-    g.make_private(0, 0..1)?;
+    range.set_private(g.vm(), 0..1)?;
     let touching = [0, 1].map(|index| g.vcpu(index).start(op(&g, Access::Read, Sharing::Shared, 0)));
     let [one, other] = touching;
     let (one, other) = (one?, other?);

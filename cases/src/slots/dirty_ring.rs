@@ -38,25 +38,25 @@ pub(super) fn rows() -> Vec<Row> {
     let rows = [
         Row::new(
             "slots.dirty_ring",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "The ring of a vCPU has the pages that it wrote, each once and in its order, and not those that it only read; what \
              was harvested and reset is told again when it is written again.",
             in_order,
         ),
         Row::new(
             "slots.dirty_ring.each_its_own",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "What each of two vCPUs wrote is in its own ring.",
             each_its_own,
         ),
         Row::new(
             "slots.dirty_ring.full",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "A vCPU whose ring has no room but the reserved entries exits with KVM_EXIT_DIRTY_RING_FULL, again and again, until \
              the ring is harvested and reset; then it writes the rest, and no page is missing.",
             full,
         ),
-        Row::new("slots.dirty_ring.no_log", Types::ALL, "With rings there is no dirty log: ENXIO.", no_log),
+        Row::new("slots.dirty_ring.no_log", Types::UNENCRYPTED, "With rings there is no dirty log: ENXIO.", no_log),
     ];
     let needs = || Need::All(vec![Need::GuestCode, Need::Capability(Capability::DIRTY_LOG_RING_ACQ_REL, MOST_BYTES)]);
     rows.into_iter().map(|row| row.basis(&[RING, API]).needs(needs())).collect()

@@ -55,6 +55,10 @@ pub(crate) enum Handled {
 
 /// Does what the instruction at `frame.rip` shall do.
 pub(crate) fn handle(vcpu: &Vcpu, frame: &mut Frame, fault: Fault) -> Handled {
+    if !matches!(frame.error_code, CPUID | IOIO | MSR | VMMCALL | NESTED_PAGE_FAULT) {
+        // The instruction itself may be what cannot be read: in a page that is not validated.
+        return Handled::Unknown;
+    }
     let Some(ghcb) = vcpu.ghcb() else { terminate(VMM_COMMUNICATION) };
     let answer = match (frame.error_code, instruction(frame.rip)) {
         (CPUID, [0x0f, 0xa2, ..]) => cpuid(ghcb, frame),

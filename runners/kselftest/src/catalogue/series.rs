@@ -13,9 +13,9 @@ const FD_BASED: Test = Test {
 /// The eight cases, by their names in the series: private or shared memory, private or shared access.
 const PRIV_MEMFD: &[Function] = &[
     covered("PMPAT"),
-    open("PMSAT", IMPLICIT),
+    covered("PMSAT"),
     covered("SMSAT"),
-    open("SMPAT", IMPLICIT),
+    covered("SMPAT"),
     covered("PSAT"),
     covered("SPAT"),
     covered("PSPAHCT"),
