@@ -9,11 +9,14 @@ use kvm_ioctls::{Kvm, VmFd};
 use nix::errno::Errno;
 use privet_protocol::HypercallInstruction;
 
+use crate::cpu_flags;
 use crate::errno;
 use crate::found::{Found, Proven};
 use crate::guest_memfd::GuestMemfd;
+use crate::missing;
 use crate::module::Modules;
 use crate::outcome::{Lack, LackOf, Outcome, Stop};
+use crate::sev::Device;
 use crate::trace::Trace;
 use crate::uapi::{API_VERSION, Capability};
 use crate::units::PAGE_SIZE;
@@ -197,12 +200,13 @@ impl Host {
     /// Why there are no VMs of this type here and what to do about it; None if there are.
     pub fn why_not(&self, vm_type: VmType) -> Option<String> {
         if vm_type == VmType::Plain || self.vm_types & (1 << vm_type.kvm_type()) != 0 {
-            return None;
+            let device = if vm_type.needs_secure_processor() { Device::missing() } else { None };
+            return device.map(|cause| format!("VMs of type {vm_type} cannot be launched: {cause}"));
         }
         let cause = if self.vm_types == 0 {
             format!("kernel {} has no VM types, Linux 6.8 and newer have", self.kernel)
         } else {
-            missing(vm_type, self.modules())
+            missing::cause(vm_type, self.modules(), &cpu_flags::kernel_lists)
         };
         Some(format!("VM type {vm_type} is not offered: {cause}"))
     }
@@ -228,59 +232,5 @@ impl Host {
     /// What has been tried out here.
     pub(crate) fn found(&self) -> &Found {
         &self.found
-    }
-}
-
-/// The cause of a missing VM type as far as module parameters tell, after `arch/x86/kvm/x86.c`,
-/// `svm/sev.c:sev_hardware_setup` and `vmx/tdx.c:tdx_hardware_setup`.
-fn missing(vm_type: VmType, modules: &Modules) -> String {
-    let vendor = modules.vendor.as_deref();
-    let (needed_vendor, switches, otherwise): (&[&str], &[&str], &str) = match vm_type {
-        VmType::Plain => (&[], &[], ""),
-        VmType::Upm => (
-            &["kvm_amd", "kvm_intel"],
-            &["kvm.tdp_mmu", "kvm_amd.npt", "kvm_intel.ept"],
-            "the kernel lacks CONFIG_KVM_SW_PROTECTED_VM (distribution kernels do; use the rig)",
-        ),
-        VmType::Sev => (
-            &["kvm_amd"],
-            &["kvm_amd.sev", "kvm_amd.npt", "kvm_amd.nrips"],
-            "the CPU, firmware or kernel has no SEV, or all its ASIDs are for SEV-ES (see dmesg, `SEV`)",
-        ),
-        VmType::SevEs => (
-            &["kvm_amd"],
-            &["kvm_amd.sev", "kvm_amd.sev_es", "kvm_amd.npt", "kvm_amd.lbrv", "kvm.mmio_caching"],
-            "the CPU, firmware or kernel has no SEV-ES, or no ASIDs for it (see dmesg, `SEV-ES`)",
-        ),
-        VmType::Snp => (
-            &["kvm_amd"],
-            &["kvm_amd.sev", "kvm_amd.sev_es", "kvm_amd.sev_snp", "kvm_amd.npt", "kvm.mmio_caching"],
-            "the CPU, firmware or kernel has no SEV-SNP (see dmesg, `SEV-SNP`)",
-        ),
-        VmType::Tdx => (
-            &["kvm_intel"],
-            &[
-                "kvm_intel.ept",
-                "kvm_intel.eptad",
-                "kvm_intel.enable_apicv",
-                "kvm.tdp_mmu",
-                "kvm.mmio_caching",
-                "kvm_intel.tdx",
-            ],
-            "the CPU, TDX module or kernel has no TDX (see dmesg, `tdx`)",
-        ),
-    };
-    match vendor {
-        Some(vendor) if !needed_vendor.contains(&vendor) => {
-            return format!("it needs {}, this is {vendor}", needed_vendor.join(" or "));
-        }
-        _ => {}
-    }
-    match switches.iter().find(|switch| modules.is_off(switch)) {
-        Some(switch) => match switch.split_once('.') {
-            Some((module, parameter)) => format!("{switch}=N; reload {module} with {parameter}=1"),
-            None => format!("{switch}=N"),
-        },
-        None => otherwise.to_owned(),
     }
 }

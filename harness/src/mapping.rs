@@ -62,6 +62,17 @@ impl MapOptions {
     }
 }
 
+/// What can be done with memory of a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Nothing.
+    None,
+    /// It can be read.
+    Reading,
+    /// It can be read and written.
+    All,
+}
+
 /// Why bytes of a mapping were not accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AccessError {
@@ -317,10 +328,24 @@ impl Mapping {
     /// # Errors
     /// `Stop::Error` with the error number of mprotect(2).
     pub fn protect(&self, accessible: bool) -> Outcome {
-        let protection = if accessible { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE } else { ProtFlags::PROT_NONE };
+        self.set_access(0, self.len(), if accessible { Access::All } else { Access::None })
+    }
+
+    /// Says what can be done with a part of it.
+    ///
+    /// # Errors
+    /// `Stop::Error`: not in the mapping, or the error number of mprotect(2).
+    pub fn set_access(&self, offset: u64, bytes: u64, access: Access) -> Outcome {
+        let start = self.at(offset, bytes)?;
+        let start = NonNull::new(start).unwrap_or(self.address);
+        let protection = match access {
+            Access::None => ProtFlags::PROT_NONE,
+            Access::Reading => ProtFlags::PROT_READ,
+            Access::All => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        };
         // SAFETY: the range is ours; accesses of ours to it are caught.
-        unsafe { mprotect(self.address.cast(), self.len, protection) }
-            .map_err(|errno| Stop::Error(format!("mprotect of {:#x} bytes at {:#x}: {errno:?}", self.len, self.addr())))
+        unsafe { mprotect(start.cast(), bytes as usize, protection) }
+            .map_err(|errno| Stop::Error(format!("mprotect of {bytes:#x} bytes at offset {offset:#x}: {errno:?}")))
     }
 
     /// Makes KVM forget how guests map this range, without a change of content: the next access asks slot and

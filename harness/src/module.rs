@@ -20,6 +20,13 @@ impl Modules {
         Self::read_from(Path::new("/sys/module"), if cpu_is_amd() { "kvm_amd" } else { "kvm_intel" })
     }
 
+    /// Those of a kernel that has `vendor` and these parameters.
+    #[cfg(test)]
+    pub(crate) fn with(vendor: &str, parameters: &[(&str, &str)]) -> Modules {
+        let named = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Modules { vendor: Some(vendor.to_owned()), parameters: named.collect() }
+    }
+
     /// `of_cpu` is the module that the CPU is for: where both are built in, both are listed.
     fn read_from(root: &Path, of_cpu: &str) -> Modules {
         let mut modules = Modules::default();

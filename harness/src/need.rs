@@ -1,7 +1,8 @@
 //! What a row needs of the place where it runs, as an expression with reasons.
 
-use std::{fmt, fs};
+use std::fmt;
 
+use crate::cpu_flags;
 use crate::host::Host;
 use crate::outcome::{Lack, LackOf};
 use crate::probe;
@@ -116,7 +117,7 @@ impl Need {
                 Some(module) => Some(format!("only with {}, this is {module}: {reason}", vendor.module())),
                 None => Some(format!("only with {}, which is not loaded: {reason}", vendor.module())),
             },
-            Need::NoDecodeAssists => cpu_has("decodeassists").then(|| {
+            Need::NoDecodeAssists => cpu_flags::kernel_lists("decodeassists").then(|| {
                 "needs a CPU without decode assists: with them KVM does not fetch what it emulates".to_owned()
             }),
             Need::KernelSince((major, minor), reason) => (release(host.kernel()) < Some((*major, *minor)))
@@ -164,13 +165,6 @@ fn has_kvm_feature(host: &Host, bit: u32) -> bool {
     const FEATURES: u32 = 0x4000_0001;
     let leaves = host.supported_cpuid().map(|cpuid| cpuid.as_slice()).unwrap_or_default();
     leaves.iter().any(|leaf| leaf.function == FEATURES && leaf.eax & 1 << bit != 0)
-}
-
-/// Whether the kernel lists this feature of the CPU; it lists none that it does not use.
-fn cpu_has(feature: &str) -> bool {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = cpus.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    flags.split_whitespace().any(|flag| flag == feature)
 }
 
 /// Major and minor number of a release such as `7.3.4`.

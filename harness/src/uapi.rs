@@ -89,6 +89,8 @@ capabilities! {
     HYPERV = 44;
     /// The greatest number of vCPUs of a VM.
     MAX_VCPUS = 66;
+    /// Registers in `kvm_run`.
+    SYNC_REGS = 74;
     /// Read-only memslots.
     READONLY_MEM = 81;
     /// How many address spaces memslots can be in.

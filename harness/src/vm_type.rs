@@ -36,6 +36,11 @@ impl VmType {
         }
     }
 
+    /// Whether AMD's secure processor launches its guests: it needs `/dev/sev`.
+    pub const fn needs_secure_processor(self) -> bool {
+        matches!(self, VmType::Sev | VmType::SevEs | VmType::Snp)
+    }
+
     /// The name in ids and on the command line.
     pub const fn name(self) -> &'static str {
         match self {

@@ -43,6 +43,7 @@ use std::ops::Range;
 use kvm_bindings::kvm_sev_init;
 
 use crate::mapping::Mapping;
+use crate::measure::SevDigest;
 use crate::outcome::{Outcome, Stop};
 use crate::sev::{Commands, Device, Memory, Secret, SevPolicy};
 use crate::vm::Vm;
@@ -52,7 +53,10 @@ use crate::vm::Vm;
 pub struct Created(());
 /// The guest has a key, and memory can be encrypted with it.
 #[derive(Debug)]
-pub struct Started(());
+pub struct Started {
+    /// Of what is encrypted so far.
+    digest: SevDigest,
+}
 /// What was encrypted is measured; the owner may add a secret.
 #[derive(Debug)]
 pub struct Measured {
@@ -101,7 +105,7 @@ impl<'a> Launch<'a, Created> {
     /// `Stop::Fail` with what KVM and the firmware say.
     pub fn start(self, policy: SevPolicy) -> Outcome<Launch<'a, Started>> {
         self.commands.launch_start(0, policy, None)?;
-        Ok(Launch { commands: self.commands, state: Started(()) })
+        Ok(Launch { commands: self.commands, state: Started { digest: SevDigest::new() } })
     }
 }
 
@@ -118,7 +122,16 @@ impl<'a> Launch<'a, Started> {
         self.commands
             .register_region(place, len)
             .map_err(|errno| describe(&format!("KVM_MEMORY_ENCRYPT_REG_REGION: {errno:?}")))?;
-        self.commands.launch_update_data(place, len as u32).map_err(|refused| describe(&refused))
+        let mut plain = vec![0; len as usize];
+        memory.read(bytes.start, &mut plain)?;
+        self.commands.launch_update_data(place, len as u32).map_err(|refused| describe(&refused))?;
+        self.state.digest.update(&plain);
+        Ok(())
+    }
+
+    /// What the firmware has measured so far of memory.
+    pub fn digest(&self) -> [u8; 32] {
+        self.state.digest.bytes()
     }
 
     /// Encrypts the state of all vCPUs, of a SEV-ES guest.

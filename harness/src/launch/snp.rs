@@ -34,12 +34,12 @@
 //! # }
 //! ```
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use kvm_bindings::kvm_sev_init;
 
 use crate::mapping::Mapping;
+use crate::measure::{SevFeatures, SnpDigest, VcpuState};
 use crate::outcome::{Outcome, Stop};
 use crate::sev::{Commands, Device, Finish, Memory, PageType, SnpPolicy, Update};
 use crate::units::{Gpa, PAGE_SIZE};
@@ -47,19 +47,23 @@ use crate::vm::Vm;
 
 /// `INIT2` is done: the VM is an SNP guest without a context.
 #[derive(Debug)]
-pub enum Created {}
+pub struct Created(SevFeatures);
 /// The guest has a context and a key: pages can be added.
 #[derive(Debug)]
-pub enum Started {}
+pub struct Started {
+    features: SevFeatures,
+    /// Of the pages so far.
+    digest: SnpDigest,
+}
 /// The guest may run.
 #[derive(Debug)]
-pub enum Running {}
+pub struct Running(());
 
 /// A launch of which the last step led to `S`.
 #[derive(Debug)]
 pub struct Launch<'a, S> {
     commands: Commands<'a>,
-    state: PhantomData<S>,
+    state: S,
 }
 
 impl<'a> Launch<'a, Created> {
@@ -70,7 +74,7 @@ impl<'a> Launch<'a, Created> {
     pub fn create(vm: &'a Vm, device: &Device, init: kvm_sev_init) -> Outcome<Self> {
         let commands = Commands::new(vm, device);
         commands.init2(init)?;
-        Ok(Launch { commands, state: PhantomData })
+        Ok(Launch { commands, state: Created(SevFeatures(init.vmsa_features | SevFeatures::SNP.0)) })
     }
 
     /// Gives it a context and a key.
@@ -79,7 +83,8 @@ impl<'a> Launch<'a, Created> {
     /// `Stop::Fail` with what KVM and the firmware say.
     pub fn start(self, policy: SnpPolicy) -> Outcome<Launch<'a, Started>> {
         self.commands.snp_launch_start(policy, 0)?;
-        Ok(Launch { commands: self.commands, state: PhantomData })
+        let state = Started { features: self.state.0, digest: SnpDigest::EMPTY };
+        Ok(Launch { commands: self.commands, state })
     }
 }
 
@@ -110,8 +115,20 @@ impl<'a> Launch<'a, Started> {
             if update.len == before.len {
                 return Err(Stop::Fail(format!("KVM_SEV_SNP_LAUNCH_UPDATE succeeded and did nothing of {before:x?}")));
             }
+            let mut done = vec![0; (before.len - update.len) as usize];
+            if page_type.is_measured() {
+                source.read(bytes.start + (all - before.len), &mut done)?;
+            }
+            self.state.digest.update(page_type, Gpa(before.gfn * PAGE_SIZE), &done);
         }
         Ok(())
+    }
+
+    /// What the firmware will have measured when the launch is finished with vCPUs in these states, by their index.
+    pub fn digest(&self, vcpus: &[VcpuState]) -> SnpDigest {
+        let mut digest = self.state.digest;
+        vcpus.iter().for_each(|state| digest.vmsa(&state.vmsa(self.state.features)));
+        digest
     }
 
     /// Measures the state of every vCPU and ends the launch.
@@ -120,7 +137,7 @@ impl<'a> Launch<'a, Started> {
     /// `Stop::Fail` with what KVM and the firmware say.
     pub fn finish(self, finish: Finish<'_>) -> Outcome<Launch<'a, Running>> {
         self.commands.snp_launch_finish(finish)?;
-        Ok(Launch { commands: self.commands, state: PhantomData })
+        Ok(Launch { commands: self.commands, state: Running(()) })
     }
 }
 

@@ -1,0 +1,12 @@
+//! What the secure processor will have measured at the end of a launch, predicted from what is launched: the digests, the
+//! state of the vCPUs in them, and the identity block by which an owner demands one.
+
+mod id_block;
+mod sev;
+mod snp;
+mod vmsa;
+
+pub use id_block::{IdBlock, IdKey};
+pub use sev::SevDigest;
+pub use snp::SnpDigest;
+pub use vmsa::{SevFeatures, VcpuState};
