@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::sev::{Firmware, Refused};
 
 /// Expects `seen` to equal `expected`.
 pub(crate) fn expect_eq<T: PartialEq + Debug>(what: &str, seen: &T, expected: &T) -> Outcome {
@@ -43,4 +44,28 @@ pub(crate) fn expect_errno<T>(what: &str, result: Result<T, Errno>, expected: Er
 /// Expects something that is no equality.
 pub(crate) fn expect_that(holds: bool, otherwise: impl FnOnce() -> String) -> Outcome {
     if holds { Ok(()) } else { Err(Stop::Fail(otherwise())) }
+}
+
+/// Expects a command of `KVM_MEMORY_ENCRYPT_OP` to succeed.
+pub(crate) fn expect_done<T>(what: &str, result: Result<T, Refused>) -> Outcome<T> {
+    result.map_err(|refused| Stop::Fail(format!("{what}: {refused}, expected success")))
+}
+
+/// Expects such a command to fail with exactly this errno and this word of the firmware.
+pub(crate) fn expect_refused<T>(what: &str, result: Result<T, Refused>, errno: Errno, firmware: Firmware) -> Outcome {
+    match result {
+        Err(refused) if (refused.errno, refused.firmware) == (errno, firmware) => Ok(()),
+        Err(refused) => Err(Stop::Fail(format!("{what}: {refused}, expected {errno:?}, {firmware}"))),
+        Ok(_) => Err(Stop::Fail(format!("{what}: succeeded, expected {errno:?}, {firmware}"))),
+    }
+}
+
+/// Expects KVM to refuse such a command without a word from the firmware.
+pub(crate) fn expect_refused_by_kvm<T>(what: &str, result: Result<T, Refused>, errno: Errno) -> Outcome {
+    expect_refused(what, result, errno, Firmware::NOT_ASKED)
+}
+
+/// Expects the firmware to refuse such a command with this status.
+pub(crate) fn expect_refused_by_firmware<T>(what: &str, result: Result<T, Refused>, firmware: Firmware) -> Outcome {
+    expect_refused(what, result, Errno::EIO, firmware)
 }

@@ -10,6 +10,7 @@ mod expect;
 mod ghcb;
 mod hypercalls;
 mod launch;
+mod launch_sev;
 mod lifecycle;
 mod mmio;
 mod populate;
@@ -23,7 +24,7 @@ mod table;
 mod transition;
 mod types;
 
-pub use row::{Counterpart, FixedBug, Row, Story};
+pub use row::{Counterpart, KnownBug, Row, Story};
 pub use table::{Entry, Ran};
 pub use types::Types;
 
@@ -34,6 +35,7 @@ pub fn table() -> Vec<Entry> {
         convert::rows(),
         hypercalls::rows(),
         launch::rows(),
+        launch_sev::rows(),
         punch::rows(),
         prefault::rows(),
         exits::rows(),

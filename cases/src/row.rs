@@ -26,13 +26,13 @@ impl std::fmt::Display for Counterpart {
     }
 }
 
-/// A kernel bug that a row has found or would have found, and that newer kernels do not have.
+/// A kernel bug that a row has found or would have found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FixedBug {
-    /// The title of the fix.
+pub struct KnownBug {
+    /// The title of the fix, or what is wrong.
     pub title: &'static str,
-    /// The first release with it, as (major, minor).
-    pub since: (u32, u32),
+    /// The first release with a fix, as (major, minor); None if there is no fix yet.
+    pub fixed_in: Option<(u32, u32)>,
     /// What is seen of the bug: the beginning of the row's reason. Any other failure is another bug.
     pub seen: &'static str,
 }
@@ -51,8 +51,8 @@ pub struct Row {
     pub upstream: Vec<Counterpart>,
     /// What it needs beside its VM type.
     pub needs: Vec<Need>,
-    /// The bug by which it fails on older kernels.
-    pub fixed: Option<FixedBug>,
+    /// The bug by which it fails.
+    pub bug: Option<KnownBug>,
     pub(crate) story: Story,
 }
 
@@ -65,7 +65,7 @@ impl Row {
         story: impl Fn(&Case) -> Outcome + Send + Sync + 'static,
     ) -> Self {
         let (name, story) = (name.into(), Box::new(story));
-        Self { name, types, about, basis: &[], upstream: Vec::new(), needs: Vec::new(), fixed: None, story }
+        Self { name, types, about, basis: &[], upstream: Vec::new(), needs: Vec::new(), bug: None, story }
     }
 
     /// On what the expectation is based.
@@ -105,17 +105,28 @@ impl Row {
     /// Kernels before `since` fail this row by a bug that a commit of this title has fixed: the reason then begins
     /// with `seen`.
     pub fn fixed_since(self, since: (u32, u32), title: &'static str, seen: &'static str) -> Self {
-        Self { fixed: Some(FixedBug { title, since, seen }), ..self }
+        Self { bug: Some(KnownBug { title, fixed_in: Some(since), seen }), ..self }
     }
 
-    /// What a failure of this row for this `reason` on the kernel `release` means if that is a bug which newer kernels
-    /// do not have. A place without a kernel has the empty release, and no known bugs.
+    /// Every kernel so far fails this row, or may, by this bug: the reason then begins with `seen`.
+    pub fn open_bug(self, title: &'static str, seen: &'static str) -> Self {
+        Self { bug: Some(KnownBug { title, fixed_in: None, seen }), ..self }
+    }
+
+    /// What a failure of this row for this `reason` on the kernel `release` means if it is by its bug. A place without a
+    /// kernel has the empty release, and no known bugs.
     pub fn known_bug(&self, release: &str, reason: &str) -> Option<String> {
-        let FixedBug { title, since: (major, minor), seen } = self.fixed?;
+        let KnownBug { title, fixed_in, seen } = self.bug?;
         let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
         let running = (numbers.next()?, numbers.next()?);
-        (running < (major, minor) && reason.starts_with(seen))
-            .then(|| format!("known bug of this kernel, fixed in Linux {major}.{minor}: {title}"))
+        let is_it = reason.starts_with(seen);
+        match fixed_in {
+            Some(fix) if running < fix && is_it => {
+                Some(format!("known bug of this kernel, fixed in Linux {}.{}: {title}", fix.0, fix.1))
+            }
+            None if is_it => Some(format!("known bug, without a fix so far: {title}")),
+            _ => None,
+        }
     }
 }
 
@@ -140,5 +151,18 @@ mod tests {
             assert_eq!(row.known_bug(release, seen).is_some(), is_known, "{release}");
         }
         assert_eq!(row.known_bug("6.18.44", "another slot: succeeded, expected EINVAL"), None);
+    }
+
+    #[test]
+    fn an_open_bug_is_known_on_every_kernel() {
+        let row = Row::new("slots.row", Types::ALL, "A row.", |_| Ok(())).open_bug("a slot leaks", "a slot: saw");
+        for (release, reason, is_known) in [
+            ("7.3.4", "a slot: saw 1", true),
+            ("8.0", "a slot: saw 1", true),
+            ("", "a slot: saw 1", false),
+            ("7.3.4", "else", false),
+        ] {
+            assert_eq!(row.known_bug(release, reason).is_some(), is_known, "{release} {reason}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Failures by bugs that newer kernels do not have are named as such.
+//! Failures by kernel bugs that are known are named as such.
 
 use privet_cases::Entry;
 use privet_report::{CaseReport, Verdict};

@@ -21,7 +21,10 @@ pub fn explain(args: &Explain, mut out: impl Write) -> Result<Status, Early> {
     let mut needs = vec![format!("VM type {}", row.vm)];
     needs.extend(row.needs.iter().map(ToString::to_string));
     let mut basis: Vec<String> = row.basis.iter().map(ToString::to_string).collect();
-    basis.extend(row.fixed.map(|bug| format!("a bug fixed in Linux {}.{}: {}", bug.since.0, bug.since.1, bug.title)));
+    basis.extend(row.bug.map(|bug| match bug.fixed_in {
+        Some((major, minor)) => format!("a bug fixed in Linux {major}.{minor}: {}", bug.title),
+        None => format!("a bug that has no fix so far: {}", bug.title),
+    }));
     let mut upstream: Vec<String> = row.upstream.iter().map(in_words).collect();
     if upstream.is_empty() {
         upstream.push("nothing of the kind".to_owned());

@@ -3,9 +3,7 @@
 use super::Origin::Merged;
 use super::{Function, Test, covered, open, part};
 
-const NO_SEV: &str = "the table has no rows for SEV VMs yet";
 const NO_SEV_ES: &str = "the table has no rows for SEV-ES VMs yet";
-const NO_SNP: &str = "the table has no rows for SEV-SNP VMs yet";
 const SPEED: &str = "measures the speed of memslot changes; what they do is checked by rows about slots";
 
 pub(super) const TESTS: &[Test] = &[
@@ -159,10 +157,10 @@ pub(super) const TESTS: &[Test] = &[
         name: "x86/sev_init2_tests",
         origin: Merged,
         functions: &[
-            open("main", NO_SEV),
-            open("test_vm_types", NO_SEV),
-            open("test_flags", NO_SEV),
-            open("test_features", NO_SEV),
+            covered("main"),
+            covered("test_vm_types"),
+            covered("test_flags"),
+            covered("test_features"),
             part("test_init2", "test_vm_types"),
             part("test_init2_invalid", "test_vm_types"),
             part("__sev_ioctl", "test_vm_types"),
@@ -173,10 +171,10 @@ pub(super) const TESTS: &[Test] = &[
         name: "x86/sev_smoke_test",
         origin: Merged,
         functions: &[
-            open("guest_sev_code", NO_SEV),
+            covered("guest_sev_code"),
             open("guest_sev_es_code", NO_SEV_ES),
-            open("guest_snp_code", NO_SNP),
-            open("test_sync_vmsa", NO_SEV_ES),
+            covered("guest_snp_code"),
+            covered("test_sync_vmsa"),
             open("test_sev_shutdown", NO_SEV_ES),
             part("test_sev", "guest_sev_code"),
             part("test_sev_smoke", "guest_sev_code"),
@@ -188,7 +186,7 @@ pub(super) const TESTS: &[Test] = &[
         name: "x86/sev_dbg_test",
         origin: Merged,
         functions: &[
-            open("test_sev_dbg", NO_SEV),
+            covered("test_sev_dbg"),
             part("__test_sev_dbg", "test_sev_dbg"),
             part("____test_sev_dbg", "test_sev_dbg"),
             part("validate_dst", "test_sev_dbg"),
@@ -225,14 +223,14 @@ const MEMSLOT_PERF: &[Function] = &[
 ];
 
 const MIGRATION: &[Function] = &[
-    open("test_sev_migrate_from", NO_SEV),
-    open("test_sev_migrate_locking", NO_SEV),
-    open("test_sev_migrate_parameters", NO_SEV),
-    open("test_sev_mirror", NO_SEV),
-    open("test_sev_mirror_parameters", NO_SEV),
-    open("test_sev_move_copy", NO_SEV),
-    open("test_sev_snp_migrate_reject", NO_SNP),
-    open("test_sev_snp_mirror_reject", NO_SNP),
+    covered("test_sev_migrate_from"),
+    covered("test_sev_migrate_locking"),
+    covered("test_sev_migrate_parameters"),
+    covered("test_sev_mirror"),
+    covered("test_sev_mirror_parameters"),
+    covered("test_sev_move_copy"),
+    covered("test_sev_snp_migrate_reject"),
+    covered("test_sev_snp_mirror_reject"),
     part("sev_migrate_from", "test_sev_migrate_from"),
     part("locking_test_thread", "test_sev_migrate_locking"),
     part("sev_mirror_create", "test_sev_mirror"),

@@ -83,10 +83,10 @@ pub(super) const TESTS: &[Test] = &[
         name: "x86/snp_launch_test",
         origin: Series("SEV-SNP selftests, RFC to v3, 2024-07 to 2024-09"),
         functions: &[
-            open("test_snp_launch_start", NO_SNP),
-            open("test_snp_launch_update", NO_SNP),
-            open("test_snp_launch_finish", NO_SNP),
-            open("policy_mismatch", NO_SEV_ES),
+            covered("test_snp_launch_start"),
+            covered("test_snp_launch_update"),
+            covered("test_snp_launch_finish"),
+            covered("policy_mismatch"),
         ],
     },
     Test {
@@ -94,11 +94,11 @@ pub(super) const TESTS: &[Test] = &[
         origin: Series("SEV-SNP selftests, RFC to v3, 2024-07 to 2024-09"),
         functions: &[
             open("prefault_none", NO_SNP),
-            open("prefault_shared_before_finalizing", NO_SNP),
-            open("prefault_private_before_finalizing", NO_SNP),
-            open("prefault_private_shared_after_finalizing", NO_SNP),
-            open("fallocate_around_update", NO_SNP),
-            open("deallocate_after_update", NO_SNP),
+            covered("prefault_shared_before_finalizing"),
+            covered("prefault_private_before_finalizing"),
+            covered("prefault_private_shared_after_finalizing"),
+            covered("fallocate_around_update"),
+            covered("deallocate_after_update"),
         ],
     },
     Test {

@@ -1,0 +1,41 @@
+//! Group `launch` of SEV, SEV-ES and SEV-SNP: what KVM and the secure processor accept and refuse on the way to a guest
+//! that may run. No guest runs in these rows.
+
+mod command;
+mod context;
+mod data;
+mod debug;
+mod descriptor;
+mod finish;
+mod identity;
+mod init;
+mod measure;
+mod pages;
+mod region;
+mod start;
+mod vcpus;
+mod vm;
+
+use crate::row::Row;
+
+/// The rows of this group.
+pub(crate) fn rows() -> Vec<Row> {
+    [
+        command::rows(),
+        descriptor::rows(),
+        init::rows(),
+        start::rows(),
+        region::rows(),
+        data::rows(),
+        vcpus::rows(),
+        measure::rows(),
+        debug::rows(),
+        pages::rows(),
+        finish::rows(),
+        identity::rows(),
+        context::rows(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,80 @@
+//! The edits of the kernel that rows have to notice, held against the table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Deserialize;
+
+/// What a file of `kernel-edits` holds.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Edits {
+    edit: Vec<Edit>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Edit {
+    name: String,
+    file: String,
+    function: String,
+    operator: Operator,
+    target: Option<String>,
+    ordinal: Option<u32>,
+    about: String,
+    red: Vec<String>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Operator {
+    Never,
+    Always,
+    Succeed,
+    Efault,
+    Drop,
+    Empty,
+}
+
+fn edits() -> Vec<Edit> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernel-edits");
+    let mut files: Vec<_> = directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let read = |path| toml::from_str::<Edits>(&std::fs::read_to_string(path).unwrap()).unwrap().edit;
+    files.into_iter().flat_map(read).collect()
+}
+
+/// Names of rows and the VM types that they are told for.
+fn rows() -> BTreeMap<String, BTreeSet<&'static str>> {
+    let mut rows: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
+    for entry in privet_cases::table() {
+        rows.entry(entry.name.clone()).or_default().insert(entry.vm.name());
+    }
+    rows
+}
+
+#[test]
+fn an_edit_is_at_one_place_and_turns_rows_red_that_there_are() {
+    let (rows, mut names) = (rows(), BTreeSet::new());
+    for edit in edits() {
+        let name = &edit.name;
+        assert!(names.insert(name.clone()), "{name} is there twice");
+        assert!(edit.file.ends_with(".c") && !edit.function.is_empty() && !edit.about.is_empty(), "{name}");
+        assert_eq!(edit.target.is_some(), edit.operator == Operator::Drop, "{name}");
+        assert_eq!(edit.ordinal.is_none_or(|ordinal| ordinal == 0), edit.operator == Operator::Empty, "{name}");
+        assert!(!edit.red.is_empty(), "{name}");
+        edit.red.iter().for_each(|row| assert!(rows.contains_key(row), "{name}: there is no row {row}"));
+    }
+}
+
+#[test]
+fn every_row_about_the_launch_of_encrypted_guests_was_seen_red() {
+    let red: BTreeSet<String> = edits().into_iter().flat_map(|edit| edit.red).collect();
+    let is_of_sev_alone = |types: &BTreeSet<&str>| types.iter().all(|vm| ["sev", "sev_es", "snp"].contains(vm));
+    let open: Vec<String> = rows()
+        .into_iter()
+        .filter(|(name, types)| name.starts_with("launch.") && is_of_sev_alone(types) && !red.contains(name))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(open.is_empty(), "no edit of the kernel turns these red: {open:?}");
+}
