@@ -2,6 +2,7 @@
 //! userspace has repaired it.
 
 mod implicit;
+mod port;
 
 use std::sync::Arc;
 use std::thread;
@@ -194,6 +195,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_handle_error_pfn returns EFAULT and fills in nothing"]),
     ]);
     rows.extend(implicit::rows());
+    rows.extend(port::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode).needs(memory_fault())).collect()
 }
 

@@ -1,18 +1,20 @@
 //! Group `ghcb`: the protocol by which SEV-ES and SNP guests ask their host, word by word, and the instructions for
 //! which they have to.
 
+mod msr;
+mod port;
+
 use nix::errno::Errno;
 use privet_harness::case::Case;
-use privet_harness::exit::{Direction, Exit};
+use privet_harness::exit::Exit;
 use privet_harness::ghcb::{Field, Page, Requests};
 use privet_harness::guest::Guest;
 use privet_harness::launch::ghcb;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
-use privet_harness::platform::ByType;
 use privet_harness::test_range::{Backing, RangeSpec, TEST_BASE};
 use privet_harness::units::{Gpa, PAGE_SIZE};
-use privet_protocol::{Op, Width};
+use privet_protocol::Op;
 
 use crate::expect::{expect_eq, expect_no_exit_but};
 use crate::row::Row;
@@ -50,32 +52,9 @@ const SEV_TERM: u32 = 6;
 /// `KVM_EXIT_AP_RESET_HOLD`.
 const AP_RESET_HOLD: u32 = 32;
 
+/// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = vec![
-        Row::new(
-            "ghcb.msr.sev_information",
-            Types::ES_AND_SNP,
-            "The host tells by the MSR protocol: versions 1 to 2, and the C-bit that the guest uses.",
-            |t| {
-                let g = t.guest().range(ram(1)).boot()?;
-                let c_bit = g.vcpu(0).read_entry(g.range(0).private_gva(0))? ^ g.vcpu(0).read_entry(g.range(0).shared_gva(0))?;
-                let c_bit = u64::from(c_bit.trailing_zeros());
-                expect_eq("the answer", &vmgexit(&g, 0x002)?, &(2 << 48 | 1 << 32 | c_bit << 24 | 0x001))
-            },
-        )
-        .basis(&[MSR_PROTOCOL, SPECIFICATION]),
-        Row::new(
-            "ghcb.msr.hypervisor_features",
-            Types::ES_AND_SNP,
-            "The host tells of SNP and AP creation, in a SEV-ES guest, too; by the MSR protocol as by a request.",
-            |t| {
-                let g = t.guest().range(ram(1)).boot()?;
-                expect_eq("the answer by MSR", &vmgexit(&g, 0x080)?, &(3 << 12 | 0x081))?;
-                let answer = requests(&g).call(&Page::request(HV_FEATURES, 0, 0))?;
-                expect_eq("the answer by page", &answer.answer(), &(0, 3))
-            },
-        )
-        .basis(&[MSR_PROTOCOL, PAGE_PROTOCOL]),
         Row::new(
             "ghcb.cpuid",
             Types::ES_AND_SNP,
@@ -83,56 +62,6 @@ pub(crate) fn rows() -> Vec<Row> {
             cpuid,
         )
         .basis(&[MSR_PROTOCOL, PAGE_PROTOCOL, INSTRUCTIONS]),
-        Row::new(
-            "ghcb.msr.unknown_request",
-            Types::ES_AND_SNP,
-            "A request of the MSR protocol that KVM does not know leaves the MSR as it was: no exit, no answer.",
-            |t| {
-                let g = t.guest().boot()?;
-                let exits = t.trace().exits();
-                let unknown = [0x001, 0x003, 0x016, 0xabc | 5 << 12, 0xfff];
-                for msr in unknown {
-                    expect_eq("the MSR", &vmgexit(&g, msr)?, &msr)?;
-                }
-                expect_eq("the MSR that was 0", &vmgexit(&g, 0)?, &0)?;
-                expect_no_exit_but(t, exits, unknown.len() as u64 + 1)
-            },
-        )
-        .basis(&[MSR_PROTOCOL]),
-        Row::new(
-            "ghcb.msr.preferred_address",
-            Types::ES_AND_SNP,
-            "The host prefers no address for an SNP guest's GHCB; to a SEV-ES guest the question is a termination.",
-            |t| {
-                let g = t.guest().boot()?;
-                by_type(t, || expect_eq("the answer", &vmgexit(&g, 0x010)?, &(!0xfff | 0x011)), || terminates(&g, 0x010))
-            },
-        )
-        .basis(&[MSR_PROTOCOL]),
-        Row::new(
-            "ghcb.msr.registration",
-            Types::ES_AND_SNP,
-            "An SNP guest may register its GHCB again, the host repeats the address; to a SEV-ES guest it is a termination.",
-            |t| {
-                let g = t.guest().boot()?;
-                let gpa = ghcb(0).0;
-                let register = gpa | 0x012;
-                let again = || expect_eq("the answer", &vmgexit(&g, register)?, &(gpa | 0x013));
-                by_type(t, again, || terminates(&g, register))
-            },
-        )
-        .basis(&[MSR_PROTOCOL]),
-        Row::new(
-            "ghcb.msr.termination",
-            Types::ES_AND_SNP,
-            "A termination is a system event with all of the request; a guest that is run again goes on behind it.",
-            |t| {
-                let g = t.guest().boot()?;
-                terminates(&g, 0x42 << 16 | 0xd << 12 | 0x100)?;
-                terminates(&g, 0x100)
-            },
-        )
-        .basis(&[MSR_PROTOCOL]),
         Row::new(
             "ghcb.termination",
             Types::ES_AND_SNP,
@@ -219,33 +148,6 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&[PAGE_PROTOCOL, "arch/x86/kvm/svm/svm.c: svm_invoke_exit_handler"]),
         Row::new(
-            "ghcb.port_without_size",
-            Types::ES_AND_SNP,
-            "A port access of no size is done at once, without an exit.",
-            |t| {
-                let g = t.guest().range(ram(1)).boot()?;
-                let exits = t.trace().exits();
-                let request = Page::request(IOIO, 0x80 << 16, 0).with(Field::RAX, 7);
-                expect_eq("the answer", &requests(&g).call(&request)?.answer(), &(0, 0))?;
-                expect_no_exit_but(t, exits, 1)
-            },
-        )
-        .basis(&[PAGE_PROTOCOL]),
-        Row::new(
-            "ghcb.port_string_out",
-            Types::ES_AND_SNP,
-            "REP OUTSB is one exit with all of its bytes, as many as the guest puts into one request.",
-            port_string_out,
-        )
-        .basis(&[PAGE_PROTOCOL, INSTRUCTIONS, "arch/x86/kvm/svm/sev.c: sev_es_string_io"]),
-        Row::new(
-            "ghcb.port_string_in",
-            Types::ES_AND_SNP,
-            "REP INSB is one exit, and the guest gets all of userspace's bytes.",
-            port_string_in,
-        )
-        .basis(&[PAGE_PROTOCOL, INSTRUCTIONS, "arch/x86/kvm/svm/sev.c: sev_es_string_io"]),
-        Row::new(
             "ghcb.msr_access",
             Types::ES_AND_SNP,
             "RDMSR by a request of an MSR that there is has its value, and of one that there is not it is #GP for the guest \
@@ -329,41 +231,6 @@ pub(crate) fn rows() -> Vec<Row> {
             },
         )
         .basis(&["payloads/runtime: exceptions"]),
-        Row::new(
-            "exits.port_out",
-            Types::ALL,
-            "OUT of 1, 2 and 4 bytes is one exit with its port, its size and its bytes.",
-            |t| {
-                let g = t.guest().boot()?;
-                for width in [Width::B1, Width::B2, Width::B4] {
-                    let running = g.vcpu(0).start(Op::PortWrite { port: 0x2f8, width, value: 0x8877_6655_4433_2211 })?;
-                    let data = 0x4433_2211_u32.to_le_bytes()[..width.bytes() as usize].to_vec();
-                    running.expect_exit(&port_exit(Direction::Out, width.bytes() as u8, 1, data))?;
-                    running.resume()?;
-                    running.done()?;
-                }
-                Ok(())
-            },
-        )
-        .basis(&["arch/x86/kvm/x86.c: kvm_fast_pio", "arch/x86/kvm/svm/svm.c: io_interception"]),
-        Row::new(
-            "exits.port_in",
-            Types::ALL,
-            "IN of 1, 2 and 4 bytes is one exit, and as many bytes of userspace's answer as it is wide are what the guest \
-             reads.",
-            |t| {
-                let g = t.guest().boot()?;
-                for width in [Width::B1, Width::B2, Width::B4] {
-                    let running = g.vcpu(0).start(Op::PortRead { port: 0x2f8, width })?;
-                    running.expect_exit(&port_exit(Direction::In, width.bytes() as u8, 1, Vec::new()))?;
-                    g.vcpu(0).kvm().set_io_in_data(&0x4433_2211_u32.to_le_bytes()[..width.bytes() as usize])?;
-                    running.resume()?;
-                    expect_eq("what was read", &running.done()?[0], &width.truncate(0x4433_2211))?;
-                }
-                Ok(())
-            },
-        )
-        .basis(&["arch/x86/kvm/x86.c: kvm_fast_pio", "arch/x86/kvm/svm/svm.c: io_interception"]),
     ];
     for (name, field, request) in [
         ("code", Field::EXIT_CODE, Page::request(HV_FEATURES, 0, 0)),
@@ -384,6 +251,8 @@ pub(crate) fn rows() -> Vec<Row> {
             .basis(&[FIELDS]),
         );
     }
+    rows.extend(msr::rows());
+    rows.extend(port::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
 }
 
@@ -398,20 +267,6 @@ fn requests(g: &Guest) -> Requests<'_> {
 
 fn vmgexit(g: &Guest, msr: u64) -> Outcome<u64> {
     Ok(g.vcpu(0).call(Op::VmgexitMsr { msr })?[0])
-}
-
-/// What SNP guests do, and what SEV-ES guests do instead.
-fn by_type(t: &Case, snp: impl Fn() -> Outcome, sev_es: impl Fn() -> Outcome) -> Outcome {
-    let is_snp = ByType { plain: false, upm: false, sev: false, sev_es: false, snp: true };
-    if t.by_type(is_snp) { snp() } else { sev_es() }
-}
-
-/// Expects this request of the MSR protocol to be a termination, and the guest to go on when it is run again.
-fn terminates(g: &Guest, msr: u64) -> Outcome {
-    let asking = g.vcpu(0).start(Op::VmgexitMsr { msr })?;
-    asking.expect_exit(&Exit::SystemEvent { kind: SEV_TERM, data: vec![msr] })?;
-    asking.resume()?;
-    expect_eq("the MSR", &asking.done()?[0], &msr)
 }
 
 /// Expects a request to be refused, for this reason, without an exit.
@@ -438,42 +293,6 @@ fn cpuid(t: &Case) -> Outcome {
             let by_msr = vmgexit(&g, u64::from(leaf) << 32 | register << 30 | 0x004)?;
             expect_eq("a register by MSR", &by_msr, &(by_instruction << 32 | register << 30 | 0x005))?;
         }
-    }
-    Ok(())
-}
-
-fn port_exit(direction: Direction, size: u8, count: u32, data: Vec<u8>) -> Exit {
-    Exit::Io { port: 0x2f8, direction, size, count, data }
-}
-
-/// Bytes of which none is like its neighbour.
-fn bytes(count: u64) -> Vec<u8> {
-    (0..count).map(|index| (index * 7 + 3) as u8).collect()
-}
-
-fn port_string_out(t: &Case) -> Outcome {
-    let g = t.guest().range(ram(1)).boot()?;
-    let (v, gva) = (g.vcpu(0), g.range(0).shared_gva(0));
-    for count in [1, 8, 100] {
-        v.write_bytes(gva, &bytes(count))?;
-        let running = v.start(Op::PortWriteBytes { port: 0x2f8, gva: gva.0, count })?;
-        running.expect_exit(&port_exit(Direction::Out, 1, count as u32, bytes(count)))?;
-        running.resume()?;
-        expect_eq("RCX afterwards", &running.done()?[0], &0)?;
-    }
-    Ok(())
-}
-
-fn port_string_in(t: &Case) -> Outcome {
-    let g = t.guest().range(ram(1)).boot()?;
-    let (v, gva) = (g.vcpu(0), g.range(0).shared_gva(0));
-    for count in [1, 8, 100] {
-        let running = v.start(Op::PortReadBytes { port: 0x2f8, gva: gva.0, count })?;
-        running.expect_exit(&port_exit(Direction::In, 1, count as u32, Vec::new()))?;
-        v.kvm().set_io_in_data(&bytes(count))?;
-        running.resume()?;
-        expect_eq("RCX afterwards", &running.done()?[0], &0)?;
-        expect_eq("the bytes", &v.read_bytes(gva, count as usize)?, &bytes(count))?;
     }
     Ok(())
 }

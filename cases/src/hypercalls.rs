@@ -52,6 +52,14 @@ pub(crate) fn rows() -> Vec<Row> {
             other_instruction_is_undefined,
         )
         .basis(&[QUIRK, PATCH, UPSTREAM]),
+        Row::new(
+            "hypercalls.of_the_other_vendor.encrypted",
+            Types::SEV_FAMILY,
+            "KVM cannot write into encrypted code: the other vendor's instruction is #UD for the guest, with the quirk as \
+             without, and nothing reaches userspace.",
+            other_instruction_of_an_encrypted_guest,
+        )
+        .basis(&[QUIRK, PATCH]),
     ];
     let quirk = Need::Capability(Capability::DISABLE_QUIRKS2, QUIRK_FIX_HYPERCALL_INSN as i32);
     let rows = rows.into_iter().map(|row| row.needs(quirk.clone()));
@@ -106,6 +114,23 @@ fn other_instruction_is_undefined(t: &Case) -> Outcome {
         expect_eq("the instruction at the fault", &before[at..at + 3].to_vec(), &opcode(other).to_vec())?;
     }
     expect_unchanged(t, &g, &before)
+}
+
+fn other_instruction_of_an_encrypted_guest(t: &Case) -> Outcome {
+    let (_, other) = instructions(t);
+    let g = t.guest().hypercall(other).boot()?;
+    let undefined = || {
+        let exits = t.trace().exits();
+        let fault = match g.vcpu(0).attempt(call())? {
+            Err(fault) => fault,
+            Ok(values) => return Err(Stop::Fail(format!("the hypercall returned {:#x}, expected #UD", values[0]))),
+        };
+        expect_no_exit_but(t, exits, 1)?;
+        expect_eq("vector and error code", &(fault.vector, fault.error_code), &(UD, 0))
+    };
+    undefined()?;
+    quirk_off(&g)?;
+    undefined()
 }
 
 /// The instruction of the CPU's vendor, and the other one.

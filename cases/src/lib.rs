@@ -1,5 +1,6 @@
 //! The table of cases: one row, one behaviour, one story. One file a group.
 
+mod accept;
 mod access;
 mod attributes;
 mod channel;
@@ -39,6 +40,7 @@ pub fn table() -> Vec<Entry> {
         punch::rows(),
         prefault::rows(),
         exits::rows(),
+        accept::rows(),
         psc::rows(),
         ghcb::rows(),
         slots::rows(),

@@ -18,8 +18,9 @@ use privet_harness::test_range::{Backing, RangeSpec, TEST_BASE, TestRange};
 use privet_harness::uapi::{Capability, KVM_PRE_FAULT_MEMORY, QUIRK_SLOT_ZAP_ALL};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_harness::vcpu::PreFault;
-use privet_protocol::Pattern;
+use privet_protocol::{Op, Pattern, Width};
 
+use crate::accept::expect_not_validated;
 use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_errno, expect_ok, expect_that};
 use crate::row::Row;
@@ -180,6 +181,23 @@ pub(crate) fn rows() -> Vec<Row> {
     .needs(Need::Any(vec![Need::Parameter("kvm_amd.npt", "N"), Need::Parameter("kvm_intel.ept", "N")]));
     rows.extend([
         Row::new(
+            "prefault.before_the_launch",
+            Types::SNP,
+            "Before an SNP guest's launch is finished nothing can be mapped ahead: EOPNOTSUPP, for what has a slot as for \
+             what has none.",
+            before_the_launch,
+        )
+        .basis(&["arch/x86/kvm/svm/sev.c: snp_launch_finish sets pre_fault_allowed", "commit 5932ca411e53"]),
+        Row::new(
+            "prefault.maps.private_of_snp",
+            Types::SNP,
+            "Private pages that were mapped ahead are one more of pages_4k each, and still nobody has validated them: the \
+             guest takes #VC, validates them, and uses them without a fault.",
+            maps_private_of_snp,
+        )
+        .basis(&[ARCH, "svm/sev.c: sev_gmem_prepare"])
+        .needs(Need::GuestCode),
+        Row::new(
             "prefault.no_slot.private",
             Types::UPM,
             "Private memory without a slot is EFAULT, with the memory fault that a guest's access would give.",
@@ -230,6 +248,38 @@ fn guest(t: &Case, kind: Kind) -> Outcome<(Guest, Pattern)> {
     }
     range.set_private(g.vm(), 0..PAGES)?;
     Ok((g, Pattern::ZERO))
+}
+
+fn before_the_launch(t: &Case) -> Outcome {
+    let vm = t.vm()?;
+    let range = TestRange::install(&vm, RangeSpec::new(1), 0)?;
+    let vcpu = vm.create_vcpu(0)?;
+    for gpa in [range.gpa(0), range.gpa(1)] {
+        expect_none(vcpu.pre_fault(gpa, PageCount(1))?, Errno::EOPNOTSUPP, gpa, PAGE_SIZE)?;
+    }
+    range.set_private(&vm, 0..1)?;
+    expect_none(vcpu.pre_fault(range.gpa(0), PageCount(1))?, Errno::EOPNOTSUPP, range.gpa(0), PAGE_SIZE)
+}
+
+fn maps_private_of_snp(t: &Case) -> Outcome {
+    let g = t.guest().range(RangeSpec::new(PAGES + 1)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    // The same operations beside it, so that nothing but the pages in question is new to KVM.
+    g.make_private(0, PAGES..PAGES + 1)?;
+    v.fill(range.private_gva(PAGES), 1, A, 0)?;
+    v.expect(range.private_gva(PAGES), 1, A, 0)?;
+    range.set_private(g.vm(), 0..PAGES)?;
+    let (vm_counters, vcpu_counters) = (Counters::of_vm(&g)?, Counters::of_vcpu(&g)?);
+    vcpu_counters.expect_growth("pf_taken", 0, || {
+        vm_counters.expect_growth("pages_4k", PAGES as i64, || {
+            expect_all(v.kvm().pre_fault(range.gpa(0), PageCount(PAGES))?, range.gpa(PAGES))
+        })?;
+        let read = Op::Read { gva: range.private_gva(0).0, width: Width::B8 };
+        expect_not_validated(v.attempt(read)?)?;
+        g.make_private(0, 0..PAGES)?;
+        v.fill(range.private_gva(0), PAGES, B, 0)?;
+        v.expect(range.private_gva(0), PAGES, B, 0)
+    })
 }
 
 /// Expects that all of a range was mapped.

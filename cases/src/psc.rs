@@ -46,6 +46,7 @@ const INVALID_EVENT: u64 = 6;
 /// Bit 0 of the attributes of the exit: pages of 2 MiB.
 const SIZE_2M: u64 = 1;
 
+/// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = vec![
         Row::new(

@@ -1,5 +1,7 @@
 //! Group `punch`: holes in a guest_memfd free pages, and the next use finds zeros.
 
+mod snp;
+
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -26,7 +28,7 @@ const UPSTREAM_FALLOCATE: &str = "guest_memfd_test: test_fallocate, test_invalid
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
-    let guest_rows = vec![
+    let mut guest_rows = vec![
         Row::new(
             "punch.precise",
             Types::UPM,
@@ -87,6 +89,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[FALLOCATE])
         .upstream(UPSTREAM_FALLOCATE),
     ];
+    guest_rows.extend(snp::rows());
     let mut rows: Vec<Row> = guest_rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect();
     rows.extend([
         Row::new(

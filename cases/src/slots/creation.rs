@@ -62,6 +62,14 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[FLAGS, "guest_memfd fix: read-only slots (Fixes: a7800aa80ea4)"])
         .upstream(UPSTREAM_FLAGS),
         Row::new(
+            "slots.read_only_is_refused",
+            Types::ES_AND_SNP,
+            "A VM whose guest's instructions KVM cannot emulate has no read-only slots: EINVAL, by either ioctl; with the \
+             other flag alone the slot is made.",
+            read_only_is_refused,
+        )
+        .basis(&["arch/x86/include/asm/kvm_host.h: kvm_arch_has_readonly_mem", FLAGS]),
+        Row::new(
             "slots.unaligned",
             Types::ALL,
             "Size, GPA, host address and offset in the guest_memfd must be multiples of the page size: EINVAL.",
@@ -209,6 +217,16 @@ fn guest_memfd_excludes_flags(t: &Case) -> Outcome {
         parts.accepts(&format!("flags {flags:#x}"), Region { flags, ..parts.region() })?;
     }
     parts.accepts("the flag GUEST_MEMFD", parts.region())
+}
+
+fn read_only_is_refused(t: &Case) -> Outcome {
+    let parts = Parts::new(t)?;
+    for flags in [MEM_READONLY, MEM_READONLY | MEM_LOG_DIRTY_PAGES] {
+        let region = Region { flags, ..parts.shared_region() };
+        parts.refuses(&format!("flags {flags:#x}"), region, Errno::EINVAL)?;
+        expect_errno("the older ioctl", parts.set_v1(region), Errno::EINVAL)?;
+    }
+    parts.accepts("the flag LOG_DIRTY_PAGES", Region { flags: MEM_LOG_DIRTY_PAGES, ..parts.shared_region() })
 }
 
 fn unaligned(t: &Case) -> Outcome {
