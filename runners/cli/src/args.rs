@@ -4,12 +4,12 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, StringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use privet_harness::vendor::Vendor;
-use privet_rig::{MachineKind, ModuleParam, Profile, SimOptions};
+use privet_rig::{MachineKind, ModuleParam, Profile, SimOptions, Without};
 
 use crate::closed_stdout;
 use crate::config;
@@ -19,6 +19,7 @@ use crate::filterset::Filterset;
 mod compare;
 mod model;
 mod probe;
+mod recording;
 mod run;
 mod sim;
 mod values;
@@ -27,6 +28,7 @@ mod worker;
 pub use compare::{Compare, CompareFormat, KselftestWorker, Kselftests, KselftestsBuild};
 pub use model::{Model, Mutants, OneVendor};
 pub use probe::{Probe, ProbeOn};
+pub use recording::Recording;
 pub use run::Run;
 pub use sim::Sim;
 pub use worker::Worker;
@@ -241,6 +243,10 @@ pub struct RigOptions {
     /// genoa]
     #[arg(long, value_name = "PROFILE", value_parser = cpu_profile(), help_heading = RIG)]
     pub cpu_profile: Option<Profile>,
+    /// Features that the sim's processors shall lack, by the names of their CPUID bits, with commas between them, such as
+    /// nrips,decodeassists
+    #[arg(long, value_name = "FEATURES", value_parser = cpu_without(), help_heading = RIG)]
+    pub cpu_without: Option<Without>,
     /// Parameter of a KVM module in the rig or on the model, such as kvm.mmio_caching=0; can be given several times
     #[arg(long, value_name = "MODULE.NAME=VALUE", help_heading = RIG)]
     pub module_param: Vec<ModuleParam>,
@@ -249,6 +255,11 @@ pub struct RigOptions {
 /// Takes the name of a profile.
 fn cpu_profile() -> impl TypedValueParser<Value = Profile> {
     PossibleValuesParser::new(Profile::ALL.iter().map(|profile| profile.name())).try_map(|name| name.parse::<Profile>())
+}
+
+/// Takes names of features.
+fn cpu_without() -> impl TypedValueParser<Value = Without> {
+    StringValueParser::new().try_map(|names| names.parse::<Without>())
 }
 
 /// Whose processors the rig or the model has.
@@ -280,12 +291,21 @@ impl RigOptions {
                 profile.name()
             )));
         }
+        if let Some(without) = self.cpu_without.filter(|_| machine != MachineKind::Sim) {
+            return Err(Early::usage(format!(
+                "--cpu-without {without} is about the sim's processors, and this is --machine {machine}: leave out one of them"
+            )));
+        }
         Ok(machine)
     }
 
     /// What the machine is like if it is ours.
     pub fn sim(&self) -> SimOptions {
-        SimOptions { profile: self.cpu_profile.unwrap_or_default(), ..SimOptions::default() }
+        SimOptions {
+            profile: self.cpu_profile.unwrap_or_default(),
+            without: self.cpu_without.unwrap_or_default(),
+            ..SimOptions::default()
+        }
     }
 
     /// The vendor of the machine that was asked for, or AMD.
@@ -295,7 +315,11 @@ impl RigOptions {
 
     /// Whether the command line asks for something that only a rig can give.
     pub fn is_given(&self) -> bool {
-        self.kernel.is_some() || self.machine.is_some() || self.cpu_profile.is_some() || !self.module_param.is_empty()
+        self.kernel.is_some()
+            || self.machine.is_some()
+            || self.cpu_profile.is_some()
+            || self.cpu_without.is_some()
+            || !self.module_param.is_empty()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The places that a run can use, and which of its jobs goes where.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use crate::place::{Assigned, Context, assign};
 use crate::plan::Job;
 use crate::pool::{Event, KernelLogs, Overtime, Pool};
 use crate::process::Started;
+use crate::recorded::Recorded;
 use crate::rig;
 use crate::worker;
 
@@ -37,6 +38,8 @@ pub struct Dispatch<'a> {
     host: OnceCell<Result<Arc<Host>, String>>,
     kernel: OnceCell<Result<Kernel, String>>,
     ready: OnceCell<Result<Vec<Ready>, String>>,
+    /// What machines of ours have executed.
+    recorded: Option<RefCell<Recorded>>,
 }
 
 impl<'a> Dispatch<'a> {
@@ -57,6 +60,7 @@ impl<'a> Dispatch<'a> {
             host: OnceCell::new(),
             kernel: OnceCell::new(),
             ready: OnceCell::new(),
+            recorded: Recorded::asked(&args.recording)?.map(RefCell::new),
         };
         if [Some(on), args.diff].contains(&Some(On::Rig)) {
             args.vendors().iter().try_for_each(|vendor| args.rig.machine_for(*vendor).map(drop))?;
@@ -158,8 +162,20 @@ impl<'a> Dispatch<'a> {
                 options: &self.args.rig,
                 machines: self.at_a_time(),
                 artifacts: self.args.artifacts.as_deref(),
+                recorded: self.recorded.as_ref(),
             };
             rig.run(jobs, &indices, interrupt, followers);
+        }
+    }
+
+    /// Tells what is asked about what machines of ours have executed.
+    ///
+    /// # Errors
+    /// As [`Recorded::tell`].
+    pub fn tell_recorded(self) -> Result<(), Early> {
+        match (self.kernel(), self.recorded) {
+            (Ok(kernel), Some(recorded)) => recorded.into_inner().tell(&kernel),
+            _ => Ok(()),
         }
     }
 

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use privet_kernel::Kernel;
-use privet_rig::{MachineKind, Patience, Plan, Program, RigError, SimOptions, Stream, run_program};
+use privet_rig::{
+    Attached, MachineKind, PROGRAMS, Patience, Plan, Program, ProgramNews, RigError, SimOptions, Stream, run_program,
+};
 
-use crate::args::RigOptions;
+use crate::args::{Recording, RigOptions};
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
+use crate::recorded::Recorded;
 use crate::rig::named_kernel;
-
-/// Where programs lie in the guest, which has file systems of its own at /tmp, /dev and others.
-const PROGRAMS: &str = "/programs";
 
 /// A program may be silent for as long as it likes.
 const DAYS: Duration = Duration::from_secs(24 * 60 * 60);
@@ -33,6 +33,12 @@ pub struct GuestProgram {
     pub machine: MachineKind,
     /// What the machine is like if it is ours.
     pub sim: SimOptions,
+    /// Other programs' files, which it may start.
+    pub beside: Vec<PathBuf>,
+    /// What it shares with this process; the kernel's log is shown as standard error.
+    pub attached: Attached,
+    /// What is asked about what the machine executes; nothing if it is not ours.
+    pub recording: Recording,
 }
 
 impl GuestProgram {
@@ -50,12 +56,18 @@ impl GuestProgram {
             .map_err(|error| Early::nothing_ran(format!("cannot watch for signals: {error}")))?;
         let worker =
             std::env::current_exe().map_err(|error| Early::nothing_ran(format!("cannot find privet: {error}")))?;
-        let guest_path = Path::new(PROGRAMS).join(self.path.file_name().unwrap_or_default());
+        let recorded = Recorded::asked(&self.recording)?;
+        let in_guest = |path: PathBuf| {
+            let guest_path = Path::new(PROGRAMS).join(path.file_name().unwrap_or_default());
+            Program { path, guest_path }
+        };
+        let programs: Vec<Program> = std::iter::once(self.path).chain(self.beside).map(in_guest).collect();
+        let guest_path = programs[0].guest_path.clone();
         let plan = Plan {
             kernel,
             machine: self.machine,
             worker,
-            programs: vec![Program { path: self.path, guest_path: guest_path.clone() }],
+            programs,
             cases: Vec::new(),
             machines: 1,
             module_params: options.module_param.clone(),
@@ -63,14 +75,19 @@ impl GuestProgram {
             sim: self.sim,
             without_rule: None,
             files: self.files,
+            records: recorded.is_some(),
             artifacts: None,
         };
-        let program = privet_rig::GuestProgram { path: guest_path, arguments: self.arguments };
+        let name = guest_path.display().to_string();
+        let program =
+            privet_rig::GuestProgram { path: guest_path, arguments: self.arguments, tells_symbols: recorded.is_some() };
         let mut broken = None;
-        let ended = run_program(&plan, program, interrupt.as_fd(), &mut |stream, bytes| {
-            let written = match stream {
-                Stream::Out => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
-                Stream::Err => io::stderr().write_all(bytes),
+        let ended = run_program(&plan, program, self.attached, interrupt.as_fd(), &mut |news| {
+            let written = match news {
+                ProgramNews::Printed(Stream::Out, bytes) => {
+                    io::stdout().write_all(&bytes).and_then(|()| io::stdout().flush())
+                }
+                ProgramNews::Printed(Stream::Err, bytes) | ProgramNews::Logged(bytes) => io::stderr().write_all(&bytes),
             };
             broken = broken.take().or(written.err());
         });
@@ -90,6 +107,11 @@ impl GuestProgram {
         }
         if let Some(trouble) = ended.trouble {
             eprintln!("privet: the kernel complained: {trouble}");
+        }
+        if let (Some(mut recorded), Some((record, symbols))) = (recorded, ended.recorded) {
+            recorded.symbols(&symbols);
+            recorded.add(&name, &record);
+            recorded.tell(&plan.kernel)?;
         }
         Ok(Status::Program(u8::try_from(ended.status).unwrap_or(u8::MAX)))
     }

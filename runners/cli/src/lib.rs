@@ -25,6 +25,7 @@ pub mod plan;
 pub mod pool;
 pub mod process;
 pub mod quarantine;
+pub mod recorded;
 pub mod report;
 pub mod repro;
 pub mod require;

@@ -36,6 +36,7 @@ impl Repro<'_> {
             let path = |path: &PathBuf| path.to_string_lossy().into_owned();
             words.extend(report.machine.iter().flat_map(|machine| ["--machine".to_owned(), machine.clone()]));
             words.extend(report.schedule.iter().flat_map(|seed| ["--schedule".to_owned(), seed.to_string()]));
+            words.extend(self.rig.cpu_without.iter().flat_map(|w| ["--cpu-without".to_owned(), w.to_string()]));
             words.extend(self.rig.cpu_profile.iter().flat_map(|p| ["--cpu-profile".to_owned(), p.name().to_owned()]));
             for (option, value) in [("--kernel", &self.rig.kernel), ("--modules", &self.rig.modules)] {
                 words.extend(value.iter().flat_map(|value| [option.to_owned(), path(value)]));
@@ -80,6 +81,7 @@ mod tests {
             modules: Some("/tmp/m".into()),
             machine: None,
             cpu_profile: Some(Profile::Plain),
+            cpu_without: None,
             module_param: vec!["kvm.mmio_caching=0".parse().unwrap()],
         };
         let timeout = Some(Duration::from_millis(1500));

@@ -1,5 +1,6 @@
 //! The rig as a place: what it boots, the host's half of a run, and the guest's half.
 
+use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +23,7 @@ use crate::place::Context;
 use crate::plan::Job;
 use crate::pool::{self, KernelLogs, Overtime, Pool};
 use crate::process::Started;
+use crate::recorded::Recorded;
 use crate::worker;
 
 /// Where the kernel's selftests lie in a rig that has them.
@@ -73,6 +75,8 @@ pub struct Rig<'a> {
     pub machines: usize,
     /// Where consoles are kept.
     pub artifacts: Option<&'a Path>,
+    /// Where it goes what machines of ours execute, if that is of interest.
+    pub recorded: Option<&'a RefCell<Recorded>>,
 }
 
 impl Rig<'_> {
@@ -97,6 +101,7 @@ impl Rig<'_> {
                     sim: self.options.sim(),
                     without_rule: None,
                     files: Vec::new(),
+                    records: self.recorded.is_some(),
                     artifacts: self.artifacts.map(Path::to_owned),
                 };
                 privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| match progress {
@@ -105,6 +110,13 @@ impl Rig<'_> {
                         followers.booting(booting, "");
                     }
                     Progress::Console(line) => followers.booting(booting, &line),
+                    Progress::Symbols(text) => {
+                        self.recorded.iter().for_each(|recorded| recorded.borrow_mut().symbols(&text));
+                    }
+                    Progress::Recorded(index, record) => {
+                        let label = &jobs[indices[index]].label;
+                        self.recorded.iter().for_each(|recorded| recorded.borrow_mut().add(label, &record));
+                    }
                     Progress::Row(Event::Started(index)) => followers.started(indices[index]),
                     Progress::Row(Event::Finished(index, report)) => {
                         left.retain(|left| *left != indices[index]);

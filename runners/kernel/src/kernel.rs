@@ -13,6 +13,8 @@ pub(crate) const IMAGE: &str = "bzImage";
 /// The name of the directory of modules in a cache entry.
 pub(crate) const MODULES: &str = "modules";
 
+/// The name of the image as an ELF file in a cache entry, or at the top of a build tree.
+pub(crate) const VMLINUX: &str = "vmlinux";
 /// The name of its configuration in a cache entry.
 pub(crate) const CONFIG: &str = "config";
 /// The name of the file in a cache entry that names the release.
@@ -86,6 +88,15 @@ impl Kernel {
         let kernel = Self { image: image.to_owned(), modules: modules.to_owned(), release };
         kernel.load_order(&["kvm"])?;
         Ok(kernel)
+    }
+
+    /// The same kernel as an ELF file, with symbols and perhaps debug info, if it is there: beside the image, as
+    /// `privet rig build` keeps it of a kernel with debug info, or at the top of the build tree that the image lies in.
+    #[must_use]
+    pub fn vmlinux(&self) -> Option<PathBuf> {
+        // arch/x86/boot/bzImage
+        let places = [self.image.parent(), self.image.ancestors().nth(4)];
+        places.into_iter().flatten().map(|dir| dir.join(VMLINUX)).find(|path| path.is_file())
     }
 
     /// The modules that have to be loaded for `roots`, dependencies first.

@@ -9,7 +9,7 @@ use crate::build_cache::{build_alone, put};
 use crate::build_tools;
 use crate::command::Runner;
 use crate::error::{KernelError, cannot};
-use crate::kernel::{CONFIG, IMAGE, Kernel, MODULES, RELEASE, SOURCE, cache_dir};
+use crate::kernel::{CONFIG, IMAGE, Kernel, MODULES, RELEASE, SOURCE, VMLINUX, cache_dir};
 use crate::kernel_config::{FRAGMENT, not_taken};
 use crate::kernel_source::KernelSource;
 
@@ -147,6 +147,10 @@ impl Build<'_, '_> {
 
         copy(&objects.join("arch/x86/boot/bzImage"), &finished.join(IMAGE))?;
         copy(&objects.join(".config"), &finished.join(CONFIG))?;
+        let config = finished.join(CONFIG);
+        if fs::read_to_string(&config).map_err(cannot("read", &config))?.contains("\nCONFIG_DEBUG_INFO=y\n") {
+            copy(&objects.join(VMLINUX), &finished.join(VMLINUX))?;
+        }
         copy(&objects.join("include/config/kernel.release"), &finished.join(RELEASE))?;
         copy_modules(&objects, &finished.join(MODULES))?;
         let name = finished.join(SOURCE);

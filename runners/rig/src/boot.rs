@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use privet_report::{CaseReport, Verdict};
+use privet_sim::Record;
 
 use crate::console::last_lines;
 use crate::error::RigError;
 use crate::machine::{Emulator, Machine};
-use crate::plan::{CaseRun, Event, Message, Patience, Stream};
+use crate::plan::{CaseRun, Event, Message, Patience, Stream, to_bytes};
 
-/// The longest message that a guest may send: a report with a long trace is far below.
-const MESSAGE_MAX: usize = 16 << 20;
+/// The longest message that may come: a report with a long trace, and a record of a long program, are far below.
+const MESSAGE_MAX: usize = 64 << 20;
 
 /// How a boot ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,6 +54,12 @@ pub(crate) enum News {
     Printed(Stream, Vec<u8>),
     /// Its program has ended with this status.
     Exited(i32),
+    /// What was executed while this row ran, if it was a row.
+    Recorded(Option<usize>, Record),
+    /// The functions of the kernel, in the format of /proc/kallsyms.
+    Symbols(String),
+    /// This came over the console of a machine that shows its log.
+    Logged(Vec<u8>),
 }
 
 /// How long to wait for an emulator.
@@ -271,11 +278,12 @@ impl<'a> Boot<'a> {
                 self.not_simulated.get_or_insert(what);
             }
             Message::Stuck(why) => return Some(End::Stuck(why)),
-            Message::Printed(stream, text) => {
-                // Whatever is no byte did not come from a program.
-                let bytes = text.chars().filter_map(|byte| u8::try_from(byte).ok()).collect();
-                on_news(News::Printed(stream, bytes));
-            }
+            Message::Recorded(record) => on_news(News::Recorded(self.running(), record)),
+            Message::Symbols(text) => on_news(News::Symbols(text)),
+            Message::Logged(text) => on_news(News::Logged(to_bytes(&text))),
+            // The machine has answered.
+            Message::WantsInput => {}
+            Message::Printed(stream, text) => on_news(News::Printed(stream, to_bytes(&text))),
             Message::Exited(status) => on_news(News::Exited(status)),
             Message::Broken(why) => return Some(End::Broken(why)),
             Message::Done => return Some(End::Done),

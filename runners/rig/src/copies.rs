@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use privet_report::{CaseReport, Verdict};
 
-use crate::boot::Boot;
+use crate::boot::{Boot, End, News};
 use crate::error::RigError;
 use crate::machine::Machine;
-use crate::plan::Event;
+use crate::plan::{Event, Request};
 use crate::share::{Common, Told};
 use crate::snapshot::Snapshot;
 
@@ -36,7 +36,7 @@ impl Common<'_> {
             let mut duration_us = 0;
             let mut last = None;
             for schedule in schedules {
-                let (report, trouble) = self.run_copy(snapshot, row, schedule)?;
+                let (report, trouble) = self.run_copy(snapshot, row, schedule, tell)?;
                 unattributed = unattributed.or(trouble);
                 duration_us += report.duration_us;
                 let passed = report.verdict == Verdict::Pass;
@@ -59,18 +59,40 @@ impl Common<'_> {
         snapshot: &Snapshot,
         row: usize,
         schedule: Option<u64>,
+        tell: &mut dyn FnMut(Told),
     ) -> Result<(CaseReport, Option<String>), RigError> {
         let case = &self.plan.cases[row];
         let started = Instant::now();
-        let mut machine = Machine::resume(self.plan, &snapshot.machine(), case, schedule)?;
+        let mut machine = Machine::resume(self.plan, &snapshot.machine(), Request::Rows(vec![case.clone()]), schedule)?;
         let mut boot = Boot::resumed(std::slice::from_ref(case), self.limits());
         let mut report = None;
-        let outcome = self.follow(&mut machine, &mut boot, &[row], &case.label, &mut |told| {
-            if let Told::Row(Event::Finished(_, finished)) = told {
-                report = Some(*finished);
-            }
+        let outcome = self.follow(&mut machine, &mut boot, &[row], &case.label, &mut |told| match told {
+            Told::Row(Event::Finished(_, finished)) => report = Some(*finished),
+            Told::Recorded(..) => tell(told),
+            _ => {}
         })?;
         // One that did not get as far as the row can still be put down to nothing else.
         Ok((report.unwrap_or_else(|| outcome.blame.report(self.plan, case, started.elapsed())), outcome.unattributed))
+    }
+    /// The functions of the snapshot's kernel, in the format of /proc/kallsyms.
+    ///
+    /// # Errors
+    /// If a machine cannot be started, or does not say it, or the caller's interrupt came.
+    pub(crate) fn symbols(&self, snapshot: &Snapshot) -> Result<String, RigError> {
+        if let Some(known) = snapshot.symbols() {
+            return Ok(known);
+        }
+        let mut machine = Machine::resume(self.plan, &snapshot.machine(), Request::Symbols, None)?;
+        let mut symbols = None;
+        let end = Boot::resumed(&[], self.limits()).watch(&mut machine, self.interrupt, &mut |news| {
+            if let News::Symbols(text) = news {
+                symbols = Some(text);
+            }
+        })?;
+        match symbols {
+            _ if end == End::Interrupted => Err(RigError::Interrupted),
+            Some(symbols) => snapshot.keep_symbols(&symbols).map(|()| symbols),
+            None => Err(RigError::Machine("it did not say what functions its kernel has".into())),
+        }
     }
 }

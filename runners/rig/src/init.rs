@@ -3,11 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -17,7 +17,10 @@ use privet_report::kernel_log::{KernelLog, judge};
 use privet_report::{CaseReport, Place};
 
 use crate::console::start_mark;
-use crate::plan::{CaseRun, Event, GuestPlan, GuestProgram, Message, ModuleLoad, Stream, Work};
+use crate::plan::{
+    CaseRun, Event, GuestPlan, GuestProgram, Input, Message, ModuleLoad, PROGRAMS, Request, Stream, Work, to_bytes,
+    to_text,
+};
 use crate::port::Port;
 
 /// Where the plan lies in the guest.
@@ -71,10 +74,19 @@ fn run_plan<P>(
     port.send(&Message::Ready)?;
     let cases: Vec<CaseRun> = match plan.work {
         Work::Rows(cases) => cases,
-        Work::RowsFromPort => serde_json::from_str(&port.receive()?)?,
+        Work::RowsFromPort => match serde_json::from_str(&port.receive()?)? {
+            Request::Rows(cases) => cases,
+            Request::Symbols => {
+                port.send(&Message::Symbols(functions()?))?;
+                return port.send(&Message::Done);
+            }
+        },
         Work::Program(program) => {
             run_program(&program, port)?;
             watch.tell_unattributed(port)?;
+            if program.tells_symbols {
+                port.send(&Message::Symbols(functions()?))?;
+            }
             return port.send(&Message::Done);
         }
     };
@@ -93,31 +105,70 @@ fn run_plan<P>(
     port.send(&Message::Done)
 }
 
-/// Runs a program and tells what it prints, and how it ends.
+/// The lines of /proc/kallsyms that are about code.
+fn functions() -> io::Result<String> {
+    let symbols = fs::read_to_string("/proc/kallsyms").map_err(saying("read /proc/kallsyms".to_owned()))?;
+    let is_code = |line: &&str| line.split(' ').nth(1).is_some_and(|kind| "tTwW".contains(kind));
+    Ok(symbols.lines().filter(is_code).map(|line| format!("{line}\n")).collect())
+}
+
+/// What comes from the threads beside a program.
+enum FromProgram {
+    Message(Message),
+    /// One of its outputs is closed.
+    Closed,
+}
+
+/// Runs a program and tells what it prints, and how it ends. It reads what the host has for it; over a port that only
+/// leads to the host, nothing.
 fn run_program(program: &GuestProgram, port: &mut Port) -> io::Result<()> {
     let mut command = Command::new(&program.path);
-    command.args(&program.arguments).env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", "/");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(&program.arguments).env("PATH", format!("{PROGRAMS}:/usr/local/bin:/usr/bin:/bin")).env("HOME", "/");
+    let has_input = matches!(port, Port::Serial(_));
+    command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(saying(format!("start {}", program.path.display())))?;
     let (teller, told) = mpsc::channel();
+    if let Some(stdin) = child.stdin.take() {
+        let (port, teller) = (port.try_clone()?, teller.clone());
+        std::thread::spawn(move || feed(stdin, port, &teller));
+    }
     let out = child.stdout.take().map(|out| (Stream::Out, Box::new(out) as Box<dyn Read + Send>));
     let err = child.stderr.take().map(|err| (Stream::Err, Box::new(err) as Box<dyn Read + Send>));
+    let mut open = 0;
     for (stream, mut pipe) in out.into_iter().chain(err) {
+        open += 1;
         let teller = teller.clone();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
+            // The receiver listens until both pipes are closed.
             while let Ok(length @ 1..) = pipe.read(&mut buffer) {
-                let text = buffer[..length].iter().copied().map(char::from).collect();
-                // The receiver listens until both pipes are closed.
-                let _ = teller.send(Message::Printed(stream, text));
+                let printed = Message::Printed(stream, to_text(&buffer[..length]));
+                let _ = teller.send(FromProgram::Message(printed));
             }
+            let _ = teller.send(FromProgram::Closed);
         });
     }
-    drop(teller);
-    told.iter().try_for_each(|message| port.send(&message))?;
+    while open > 0 {
+        match told.recv().expect("this function has a sender, too") {
+            FromProgram::Message(message) => port.send(&message)?,
+            FromProgram::Closed => open -= 1,
+        }
+    }
     let status = child.wait()?;
     let killed = || 128 + status.signal().unwrap_or_default();
     port.send(&Message::Exited(status.code().unwrap_or_else(killed)))
+}
+
+/// Gives a program what comes from the host, which is asked for it whenever the program can take more.
+fn feed(mut stdin: ChildStdin, mut port: Port, teller: &mpsc::Sender<FromProgram>) {
+    while teller.send(FromProgram::Message(Message::WantsInput)).is_ok() {
+        let input = port.receive().ok().and_then(|line| serde_json::from_str::<Input>(&line).ok());
+        let Some(Input(text)) = input.filter(|Input(text)| !text.is_empty()) else { return };
+        if stdin.write_all(&to_bytes(&text)).is_err() {
+            return;
+        }
+    }
 }
 
 fn mount_all() -> io::Result<()> {

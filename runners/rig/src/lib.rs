@@ -12,6 +12,7 @@ mod copies;
 mod error;
 mod init;
 mod initramfs;
+mod input;
 mod iso;
 mod libraries;
 mod machine;
@@ -33,11 +34,11 @@ pub use init::{init, is_init};
 pub use machine_kind::MachineKind;
 pub use modules::check_module_params;
 pub use plan::{
-    CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleLoad, ModuleParam, Patience, Plan, Program, Progress,
-    SimOptions, Stream, Work,
+    CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleLoad, ModuleParam, PROGRAMS, Patience, Plan, Program,
+    Progress, Request, SimOptions, Stream, Work,
 };
-pub use privet_sim::{Profile, Rule};
-pub use program::{ProgramEnd, run_program};
+pub use privet_sim::{Profile, Record, Rule, Without};
+pub use program::{Attached, ProgramEnd, ProgramNews, run_program};
 pub use run::run;
 pub use sim_machine::sim_machine;
 pub use snapshot::{Facts, drop_snapshots, snapshots};

@@ -7,7 +7,7 @@ use std::io::{PipeReader, PipeWriter, Read, Seek, Write, pipe};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -19,7 +19,7 @@ use crate::bochs::BOCHS;
 use crate::error::RigError;
 use crate::initramfs::WORKER;
 use crate::machine_kind::MachineKind;
-use crate::plan::{CaseRun, GuestPort, Plan, SimOptions};
+use crate::plan::{GuestPort, Plan, Request, SimOptions};
 use crate::qemu::QEMU;
 use crate::sim_job::{SIM, SimJob, SimStart};
 use crate::usable_time::UsableTime;
@@ -77,6 +77,10 @@ pub(crate) struct Parts<'a> {
     pub(crate) sim: &'a SimOptions,
     /// Where the machine is saved once its guest is ready, if it can be.
     pub(crate) save_to: Option<&'a Path>,
+    /// Whether it tells what it executes, if it can.
+    pub(crate) records: bool,
+    /// Whether it tells what comes over its console, if it can.
+    pub(crate) shows_log: bool,
 }
 
 /// What is switched on.
@@ -87,6 +91,8 @@ pub(crate) struct Boots<'a> {
     pub(crate) initramfs: File,
     /// Where the machine is saved once its guest is ready, if it can be.
     pub(crate) save_to: Option<&'a Path>,
+    /// Whether it tells what comes over its console, if it can.
+    pub(crate) shows_log: bool,
 }
 
 /// A command that switches a machine on, and the files that it opens through [`path_of`].
@@ -116,7 +122,7 @@ impl Machine {
     /// # Errors
     /// If the emulator is not installed or cannot be started.
     pub(crate) fn start(boots: Boots<'_>) -> Result<Self, RigError> {
-        let Boots { plan, initramfs, save_to } = boots;
+        let Boots { plan, initramfs, save_to, shows_log } = boots;
         let emulator = emulator(plan.machine);
         let prepare = |console: &File, port: &PipeWriter| {
             let mut prepared = (emulator.command)(&Parts {
@@ -128,6 +134,9 @@ impl Machine {
                 worker: &plan.worker,
                 sim: &plan.sim,
                 save_to,
+                // What is saved is the same in any case.
+                records: plan.records && save_to.is_none(),
+                shows_log,
             })?;
             prepared.files.push(initramfs);
             Ok(prepared)
@@ -135,20 +144,25 @@ impl Machine {
         Self::spawn(emulator, prepare)
     }
 
-    /// Lets a copy of a machine of ours go on from where it was saved, with a row for its guest.
+    /// Lets a copy of a machine of ours go on from where it was saved, with a request for its guest.
     /// `schedule` is the seed of its processors' turns, if they shall be other ones.
     ///
     /// # Errors
     /// If the process cannot be started.
-    pub(crate) fn resume(plan: &Plan, saved: &Path, case: &CaseRun, schedule: Option<u64>) -> Result<Self, RigError> {
+    pub(crate) fn resume(plan: &Plan, saved: &Path, request: Request, schedule: Option<u64>) -> Result<Self, RigError> {
         let cannot_start = |source| RigError::Io { what: "start the sim".into(), source };
-        let limit = Duration::from_millis(case.limit_ms) + plan.patience.row;
+        let limit = match &request {
+            Request::Rows(cases) => cases.iter().map(|case| Duration::from_millis(case.limit_ms)).sum::<Duration>(),
+            Request::Symbols => plan.patience.pause,
+        } + plan.patience.row;
         let prepare = |console: &File, port: &PipeWriter| {
             let job = SimJob {
                 console: path_of(console).into(),
+                shows_log: false,
+                records: plan.records,
                 start: SimStart::Resume {
                     saved: saved.to_owned(),
-                    case: case.clone(),
+                    request,
                     schedule,
                     without_rule: plan.without_rule,
                     limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
@@ -196,6 +210,11 @@ impl Machine {
         let _ = stdin.write_all(emulator.input.as_bytes());
         let usable = UsableTime::of(child.id());
         Ok(Self { emulator, is_copy: false, child, usable, port, console, stderr, _files: files })
+    }
+
+    /// Where to write what its guest's program gets to read, if it is a machine of ours.
+    pub(crate) fn input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
     /// Ends the machine, if it has not ended yet, and waits for it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use privet_kernel::Kernel;
 use privet_report::CaseReport;
-use privet_sim::{Profile, Rule};
+use privet_sim::{Profile, Record, Rule, Without};
 use serde::{Deserialize, Serialize};
 
 use crate::machine_kind::MachineKind;
@@ -20,13 +20,15 @@ pub struct SimOptions {
     pub memory_mib: u64,
     /// Which processors.
     pub profile: Profile,
+    /// What they lack of it.
+    pub without: Without,
     /// Decides how the processors take turns until the guest is ready.
     pub seed: u64,
 }
 
 impl Default for SimOptions {
     fn default() -> Self {
-        Self { cpus: 2, memory_mib: 2048, profile: Profile::default(), seed: 0 }
+        Self { cpus: 2, memory_mib: 2048, profile: Profile::default(), without: Without::default(), seed: 0 }
     }
 }
 
@@ -92,6 +94,10 @@ impl std::fmt::Display for ModuleParam {
     }
 }
 
+/// Where programs lie in the guest, which has file systems of its own at /tmp, /dev and others. It is in their search
+/// path.
+pub const PROGRAMS: &str = "/programs";
+
 /// A program that is taken into the rig.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Program {
@@ -127,6 +133,8 @@ pub struct Plan {
     pub sim: SimOptions,
     /// A rule that the silicon of those machines forgets while rows run.
     pub without_rule: Option<Rule>,
+    /// Whether it is told what they execute while rows or a program run; only ours can.
+    pub records: bool,
     /// Where the console of each boot is kept, as `<vendor>-boot-<n>.log`, and that of each row that ran in a copy of
     /// a booted machine, as `<vendor>-<label>.log`; nowhere if `None`.
     pub artifacts: Option<PathBuf>,
@@ -172,10 +180,21 @@ pub struct GuestPlan {
 pub enum Work {
     /// It runs these rows. Events count them from 0.
     Rows(Vec<CaseRun>),
-    /// It runs the rows that come over the port, in one line: a machine that is copied then serves whoever has rows.
+    /// It does what is asked over the port, in one line, a [`Request`]: a machine that is copied then serves whoever has
+    /// rows.
     RowsFromPort,
     /// It runs a program and tells what that prints.
     Program(GuestProgram),
+}
+
+/// What a copy of a machine is asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// To run these rows.
+    Rows(Vec<CaseRun>),
+    /// What its kernel's functions are.
+    Symbols,
 }
 
 /// A program with its arguments, as the guest starts it.
@@ -185,6 +204,8 @@ pub struct GuestProgram {
     pub path: PathBuf,
     /// Its arguments, without its name.
     pub arguments: Vec<OsString>,
+    /// Whether the kernel's functions are told after its end.
+    pub tells_symbols: bool,
 }
 
 /// What a program prints to.
@@ -238,6 +259,10 @@ pub enum Progress {
     Console(String),
     /// Something happened to a row of the [`Plan`].
     Row(Event),
+    /// The functions of the kernel, in the format of /proc/kallsyms; before any row, if the plan records.
+    Symbols(String),
+    /// What was executed while this row of the [`Plan`] ran, before it has finished; once for each schedule.
+    Recorded(usize, Record),
 }
 
 /// One line of JSON from the guest to the host.
@@ -255,6 +280,14 @@ pub(crate) enum Message {
     NotSimulated(String),
     /// The machine says this, too: it goes nowhere, for this reason.
     Stuck(String),
+    /// And this: what was executed since the row, or the program, was started.
+    Recorded(Record),
+    /// And this, if it shows its log: what came over its console.
+    Logged(String),
+    /// The functions of the kernel, in the format of /proc/kallsyms.
+    Symbols(String),
+    /// The program can take some input. The machine answers, with a line of [`Input`].
+    WantsInput,
     /// The program has printed this, each byte as one character.
     Printed(Stream, String),
     /// The program has ended, with this status.
@@ -263,6 +296,20 @@ pub(crate) enum Message {
     Broken(String),
     /// All rows ran; the machine is about to power itself off.
     Done,
+}
+
+/// Input for a program, each byte as one character; nothing is the end of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Input(pub(crate) String);
+
+/// Bytes as text for a message: each is one character.
+pub(crate) fn to_text(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+/// The bytes of such a text. Whatever is no byte did not come from [`to_text`].
+pub(crate) fn to_bytes(text: &str) -> Vec<u8> {
+    text.chars().filter_map(|byte| u8::try_from(byte).ok()).collect()
 }
 
 #[cfg(test)]

@@ -48,6 +48,17 @@ impl Port {
         }
     }
 
+    /// A second handle of the same port, for who waits for lines while others send.
+    ///
+    /// # Errors
+    /// Of `dup(2)`.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Virtio(port) => port.try_clone().map(Self::Virtio),
+            Self::Serial(port) => port.try_clone().map(Self::Serial),
+        }
+    }
+
     /// The next line from the host.
     ///
     /// # Errors

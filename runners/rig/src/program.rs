@@ -1,10 +1,14 @@
-//! One program of this system, run on the rig's kernel: what it prints and how it ends.
+//! One program of this system, run on the rig's kernel: what it reads and prints, and how it ends.
 
+use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
+
+use privet_sim::Record;
 
 use crate::blame::Blame;
 use crate::boot::{Boot, End, News};
 use crate::error::RigError;
+use crate::machine_kind::MachineKind;
 use crate::plan::{GuestProgram, Plan, Stream, Work};
 use crate::share::Common;
 
@@ -17,6 +21,27 @@ pub struct ProgramEnd {
     pub not_simulated: Option<String>,
     /// What the kernel complained about.
     pub trouble: Option<String>,
+    /// What was executed while it ran, if the plan records, with the functions of the kernel in the format of
+    /// /proc/kallsyms.
+    pub recorded: Option<(Record, String)>,
+}
+
+/// What the program shares with this process.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Attached {
+    /// Standard input, if the machine is ours.
+    pub input: bool,
+    /// The kernel's log is told, likewise.
+    pub log: bool,
+}
+
+/// What a machine with a program tells, as it happens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ProgramNews {
+    /// The program has printed this.
+    Printed(Stream, Vec<u8>),
+    /// This came over the console, from the kernel.
+    Logged(Vec<u8>),
 }
 
 /// Runs a program that is among those of the plan, whose rows do not matter, in one machine. `tell` gets what it
@@ -27,23 +52,51 @@ pub struct ProgramEnd {
 pub fn run_program(
     plan: &Plan,
     program: GuestProgram,
+    attached: Attached,
     interrupt: BorrowedFd<'_>,
-    tell: &mut dyn FnMut(Stream, &[u8]),
+    tell: &mut dyn FnMut(ProgramNews),
 ) -> Result<ProgramEnd, RigError> {
     let common = Common::new(plan, interrupt)?;
-    let mut machine = common.switch_on(&common.archive(Work::Program(program))?, None)?;
+    let archive = common.archive(Work::Program(program))?;
+    let mut machine =
+        if attached.log { common.switch_on_and_listen(&archive)? } else { common.switch_on(&archive, None)? };
+    if plan.machine == MachineKind::Sim
+        && let Some(input) = machine.input()
+        && attached.input
+    {
+        // It may wait for somebody who types when all is over, and ends with this process.
+        std::thread::spawn(move || pass_on_input(input));
+    }
     let mut boot = Boot::new(&[], common.limits());
     let mut status = None;
+    let mut record = None;
+    let mut symbols = None;
     let end = boot.watch(&mut machine, interrupt, &mut |news| match news {
-        News::Printed(stream, bytes) => tell(stream, &bytes),
+        News::Printed(stream, bytes) => tell(ProgramNews::Printed(stream, bytes)),
+        News::Logged(bytes) => tell(ProgramNews::Logged(bytes)),
         News::Exited(code) => status = Some(code),
+        News::Recorded(_, executed) => drop(record.get_or_insert(executed)),
+        News::Symbols(text) => symbols = Some(text),
         News::Console(_) | News::Ready | News::Starved(..) | News::Row(_) => {}
     })?;
     match (status, end) {
         (_, End::Interrupted) => Err(RigError::Interrupted),
-        (Some(status), _) => {
-            Ok(ProgramEnd { status, not_simulated: boot.not_simulated.take(), trouble: boot.unattributed.take() })
-        }
+        (Some(status), _) => Ok(ProgramEnd {
+            status,
+            not_simulated: boot.not_simulated.take(),
+            trouble: boot.unattributed.take(),
+            recorded: record.zip(symbols),
+        }),
         (None, end) => Err(RigError::Machine(Blame::new(&end, &machine.console(), None, common.limits()).reason)),
+    }
+}
+
+/// Copies standard input, until it ends or nobody wants it any more.
+fn pass_on_input(mut input: impl Write) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = io::stdin().read(&mut buffer) {
+        if input.write_all(&buffer[..length]).and_then(|()| input.flush()).is_err() {
+            return;
+        }
     }
 }

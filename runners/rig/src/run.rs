@@ -31,6 +31,9 @@ pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(P
         return side_by_side(shares, |cases, tell| common.run_share(cases, tell), on_progress);
     }
     let snapshot = Snapshot::of(&common, &mut |machines| on_progress(Progress::Booting(machines)))?;
+    if plan.records {
+        on_progress(Progress::Symbols(common.symbols(&snapshot)?));
+    }
     let next = AtomicUsize::new(0);
     let hands = vec![(); machines.min(plan.cases.len())];
     side_by_side(hands, |(), tell| common.run_copies(&snapshot, &next, tell), on_progress)?;
@@ -65,6 +68,10 @@ fn side_by_side<T: Send>(
                 }
                 Told::Row(event) => {
                     on_progress(Progress::Row(event));
+                    continue;
+                }
+                Told::Recorded(row, record) => {
+                    on_progress(Progress::Recorded(row, record));
                     continue;
                 }
             }

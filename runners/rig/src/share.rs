@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use privet_report::{CaseReport, Place, Verdict};
+use privet_sim::Record;
 
 use crate::blame::Blame;
 use crate::boot::{Boot, End, Limits, News};
@@ -62,6 +63,8 @@ pub(crate) enum Told {
     Booted,
     /// Something happened to a row of the [`Plan`].
     Row(Event),
+    /// What was executed while this row of the [`Plan`] ran.
+    Recorded(usize, Record),
 }
 
 /// What became of a machine.
@@ -185,8 +188,9 @@ impl<'a> Common<'a> {
                 finished[case] = true;
                 tell(Told::Row(Event::Finished(rows[case], self.placed(*report))));
             }
+            News::Recorded(Some(case), record) => tell(Told::Recorded(rows[case], record)),
             // A machine for rows has no program.
-            News::Printed(..) | News::Exited(_) => {}
+            News::Recorded(None, _) | News::Printed(..) | News::Exited(_) | News::Symbols(_) | News::Logged(_) => {}
         })?;
         let console = machine.console();
         if let Some(directory) = &plan.artifacts {
@@ -225,9 +229,18 @@ impl<'a> Common<'a> {
     /// # Errors
     /// If it cannot be started.
     pub(crate) fn switch_on(&self, archive: &[u8], save_to: Option<&Path>) -> Result<Machine, RigError> {
+        self.start(archive, save_to, false)
+    }
+
+    /// The same; what comes over the console of ours is told, too.
+    pub(crate) fn switch_on_and_listen(&self, archive: &[u8]) -> Result<Machine, RigError> {
+        self.start(archive, None, true)
+    }
+
+    fn start(&self, archive: &[u8], save_to: Option<&Path>, shows_log: bool) -> Result<Machine, RigError> {
         let mut initramfs = tempfile::tempfile().map_err(cannot_pack)?;
         initramfs.write_all(archive).map_err(cannot_pack)?;
-        Machine::start(Boots { plan: self.plan, initramfs, save_to })
+        Machine::start(Boots { plan: self.plan, initramfs, save_to, shows_log })
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::RigError;
 use crate::machine::{Emulator, Parts, Prepared, path_of};
-use crate::plan::{CaseRun, GuestPort, SimOptions};
+use crate::plan::{GuestPort, Request, SimOptions};
 
 /// The subcommand of this executable that is a machine; its argument is a [`SimJob`] as JSON.
 pub(crate) const SUBCOMMAND: &str = "sim-machine";
@@ -32,6 +32,10 @@ pub(crate) static SIM: Emulator = Emulator {
 pub(crate) struct SimJob {
     /// Where the guest's console goes.
     pub(crate) console: PathBuf,
+    /// Whether what comes over the console is told, too.
+    pub(crate) shows_log: bool,
+    /// Whether it is told what is executed.
+    pub(crate) records: bool,
     /// How it starts.
     pub(crate) start: SimStart,
 }
@@ -53,12 +57,12 @@ pub(crate) enum SimStart {
         /// Where it is saved once its guest is ready, if it shall be; it ends then.
         save_to: Option<PathBuf>,
     },
-    /// It goes on from where it was saved, and its guest gets a row.
+    /// It goes on from where it was saved, and its guest gets a request.
     Resume {
         /// The saved machine.
         saved: PathBuf,
-        /// The row.
-        case: CaseRun,
+        /// What its guest gets.
+        request: Request,
         /// How its processors take turns from here on, in short ones; long ones as before if there is no seed.
         schedule: Option<u64>,
         /// A rule that its silicon forgets from here on.
@@ -81,6 +85,8 @@ fn command(parts: &Parts<'_>) -> Result<Prepared, RigError> {
     let cannot_start = |source| RigError::Io { what: "start the sim".into(), source };
     let job = SimJob {
         console: path_of(parts.console).into(),
+        shows_log: parts.shows_log,
+        records: parts.records,
         start: SimStart::Boot {
             kernel: parts.kernel.to_owned(),
             initramfs: path_of(parts.initramfs).into(),

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use privet_sim::{Description, Limits, Machine, Outcome, Rules, SimError, Turns};
 
-use crate::plan::{Message, SimOptions};
+use crate::input::HostInput;
+use crate::plan::{Event, Message, SimOptions, to_text};
 use crate::sim_job::{SimJob, SimStart};
 
 /// After how many instructions the console is written, if nothing else happens: a machine that crashes shall leave
@@ -28,7 +29,7 @@ pub fn sim_machine(job: &str) -> Result<(), String> {
             let description = describe(kernel, initramfs, command_line.clone(), options)?;
             (Machine::new(&description).map_err(one_line)?, None, save_to.as_deref())
         }
-        SimStart::Resume { saved, case, schedule, without_rule, limit_ms } => {
+        SimStart::Resume { saved, request, schedule, without_rule, limit_ms } => {
             let mut machine = Machine::restore(saved).map_err(one_line)?;
             if let Some(seed) = schedule {
                 machine.reseed(*seed, Turns::Short);
@@ -36,12 +37,28 @@ pub fn sim_machine(job: &str) -> Result<(), String> {
             if let Some(rule) = without_rule {
                 machine.set_rules(Rules::without(*rule));
             }
-            let row = serde_json::to_string(&[case]).map_err(|error| error.to_string())?;
-            machine.feed_port(format!("{row}\n").as_bytes());
+            let request = serde_json::to_string(request).map_err(|error| error.to_string())?;
+            machine.feed_port(format!("{request}\n").as_bytes());
             (machine, Some(Duration::from_millis(*limit_ms)), None)
         }
     };
-    Running { until: limit.map(|limit| machine.now() + limit), machine, console, line: Vec::new() }.run(save_to)
+    let mut running = Running {
+        until: limit.map(|limit| machine.now() + limit),
+        machine,
+        console,
+        shows_log: job.shows_log,
+        records: job.records,
+        input: HostInput::default(),
+        line: Vec::new(),
+    };
+    let ended = running.run(save_to);
+    // What ended early, and so was told nothing about, has been executed all the same.
+    running.tell_record().map_err(|error| cannot_pass_on(&error))?;
+    ended
+}
+
+fn cannot_pass_on(error: &io::Error) -> String {
+    format!("cannot pass on what the guest says: {error}")
 }
 
 fn one_line(error: SimError) -> String {
@@ -61,6 +78,7 @@ fn describe(
         cpus: options.cpus,
         memory_mib: options.memory_mib,
         profile: options.profile,
+        without: options.without,
         seed: options.seed,
         ..Description::new(read(kernel)?, read(initramfs)?, command_line)
     })
@@ -72,28 +90,45 @@ struct Running {
     /// When it has had enough time, by its own clock.
     until: Option<Duration>,
     console: File,
+    /// Whether what comes over its console is told, too.
+    shows_log: bool,
+    /// Whether it is told what is executed.
+    records: bool,
+    /// What its guest's program gets to read.
+    input: HostInput,
     /// What its guest has sent of a line that has not ended yet.
     line: Vec<u8>,
 }
 
 impl Running {
     /// Runs the machine to its end, or until it is saved.
-    fn run(mut self, save_to: Option<&Path>) -> Result<(), String> {
+    fn run(&mut self, save_to: Option<&Path>) -> Result<(), String> {
         loop {
             let limits = Limits {
                 until: self.until,
                 instructions: Some(self.machine.instructions() + SLICE),
+                returns_when_idle: self.input.is_wanted(),
                 ..Limits::default()
             };
             let outcome = self.machine.run(&limits);
-            let is_ready = self.pass_on().map_err(|error| format!("cannot pass on what the guest says: {error}"))?;
+            let is_ready = self.pass_on().map_err(|error| cannot_pass_on(&error))?;
             if let Some(save_to) = save_to.filter(|_| is_ready) {
                 // What Linux asks for while it starts is no row's business.
                 self.machine.take_findings();
                 return self.machine.save(save_to).map_err(one_line);
             }
             match outcome {
-                Outcome::Port | Outcome::InstructionLimit | Outcome::Stopped => {}
+                Outcome::Port | Outcome::InstructionLimit | Outcome::Stopped => {
+                    self.offer_input(Some(Duration::ZERO))?
+                }
+                // Somebody may be typing: time passes here as it does there.
+                Outcome::Waiting { until } => {
+                    let patience = until.map(|until| until.saturating_sub(self.machine.now()));
+                    self.offer_input(patience)?;
+                    if let Some(until) = until {
+                        self.machine.run(&Limits { until: Some(until), ..Limits::default() });
+                    }
+                }
                 Outcome::PoweredOff => return Ok(()),
                 Outcome::Reset => return Err("the guest has reset the machine".into()),
                 Outcome::TripleFault { cpu } => return Err(format!("processor {cpu} has shut down: a triple fault")),
@@ -109,9 +144,13 @@ impl Running {
     /// Passes on what the guest has said since the last time: its console, and whole lines of its messages. What the
     /// machine lacked is told before what the guest says of it. Returns whether the guest is ready now.
     fn pass_on(&mut self) -> io::Result<bool> {
-        self.console.write_all(&self.machine.take_console())?;
+        let log = self.machine.take_console();
+        self.console.write_all(&log)?;
+        if self.shows_log && !log.is_empty() {
+            tell(&mut io::stdout().lock(), &Message::Logged(to_text(&log)))?;
+        }
         self.line.extend(self.machine.take_port());
-        let mut out = io::stdout().lock();
+        let mut out = io::stdout();
         let mut is_ready = false;
         while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
             for finding in self.machine.take_findings() {
@@ -119,11 +158,45 @@ impl Running {
                 tell(&mut out, &Message::NotSimulated(finding.to_string()))?;
             }
             let line: Vec<u8> = self.line.drain(..=end).collect();
-            is_ready |= serde_json::from_slice(&line).is_ok_and(|message: Message| message == Message::Ready);
+            match serde_json::from_slice(&line) {
+                Ok(Message::Ready) => {
+                    is_ready = true;
+                    self.start_recording();
+                }
+                Ok(Message::Event(Event::Started(_))) => self.start_recording(),
+                Ok(Message::Event(Event::Finished(..)) | Message::Exited(_)) => self.tell_record()?,
+                Ok(Message::WantsInput) => self.input.wanted(),
+                _ => {}
+            }
             out.write_all(&line)?;
         }
         out.flush()?;
         Ok(is_ready)
+    }
+
+    fn start_recording(&mut self) {
+        if self.records {
+            self.machine.start_recording();
+        }
+    }
+
+    /// Tells what was executed, if anything was and that is asked for.
+    fn tell_record(&mut self) -> io::Result<()> {
+        let record = self.machine.take_record();
+        if record.instructions() == 0 {
+            return Ok(());
+        }
+        tell(&mut io::stdout().lock(), &Message::Recorded(record))
+    }
+
+    /// Gives the guest's program what there is to read, if it wants something, and waits for it so long at most.
+    fn offer_input(&mut self, patience: Option<Duration>) -> Result<(), String> {
+        let input = self.input.take(patience).map_err(|error| format!("cannot read standard input: {error}"))?;
+        if let Some(input) = input {
+            let line = serde_json::to_string(&input).map_err(|error| error.to_string())?;
+            self.machine.feed_port(format!("{line}\n").as_bytes());
+        }
+        Ok(())
     }
 
     /// Says that it goes nowhere, and why. Whoever listens ends this process.

@@ -19,6 +19,8 @@ use crate::share::{Common, Told};
 /// The files of a snapshot.
 const FACTS: &str = "facts.json";
 const MACHINE: &str = "machine";
+/// The functions of its kernel, once somebody has asked for them.
+const SYMBOLS: &str = "symbols";
 
 /// How many snapshots stay: of more, those go that were not used for the longest time.
 const KEPT: usize = 8;
@@ -88,6 +90,22 @@ impl Snapshot {
     /// The saved machine.
     pub(crate) fn machine(&self) -> PathBuf {
         self.dir.join(MACHINE)
+    }
+
+    /// The functions of its kernel, if they were kept.
+    pub(crate) fn symbols(&self) -> Option<String> {
+        fs::read_to_string(self.dir.join(SYMBOLS)).ok()
+    }
+
+    /// Keeps them.
+    ///
+    /// # Errors
+    /// Of `write(2)` and `rename(2)`.
+    pub(crate) fn keep_symbols(&self, symbols: &str) -> Result<(), RigError> {
+        let unfinished = tempfile::NamedTempFile::new_in(&self.dir).map_err(cannot("create a file in", &self.dir))?;
+        let path = self.dir.join(SYMBOLS);
+        fs::write(unfinished.path(), symbols).map_err(cannot("write", unfinished.path()))?;
+        unfinished.persist(&path).map(drop).map_err(|error| cannot("write", &path)(error.error))
     }
 }
 

@@ -16,8 +16,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use privet_kernel::Kernel;
 use privet_report::{CaseReport, Place, Verdict};
 use privet_rig::{
-    CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleParam, Patience, Plan, Progress, RigError, SimOptions,
-    Work, run, run_program,
+    Attached, CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleParam, Patience, Plan, Progress, RigError,
+    SimOptions, Work, run, run_program,
 };
 
 fn main() -> ExitCode {
@@ -102,14 +102,16 @@ fn run_in_child(directory: &Path) -> ExitCode {
         sim: SimOptions::default(),
         without_rule: None,
         files: Vec::new(),
+        records: false,
         artifacts: Some(directory.join("artifacts")),
     };
     // The test closes standard input when it wants the run to end.
     let interrupt = std::io::stdin();
     if directory.join("program").exists() {
-        let program = GuestProgram { path: "/programs/test".into(), arguments: vec!["--flag".into()] };
+        let program =
+            GuestProgram { path: "/programs/test".into(), arguments: vec!["--flag".into()], tells_symbols: false };
         let ended =
-            run_program(&plan, program, interrupt.as_fd(), &mut |stream, bytes| println!("{stream:?} {bytes:?}"));
+            run_program(&plan, program, Attached::default(), interrupt.as_fd(), &mut |news| println!("{news:?}"));
         println!("{ended:?}");
         return ExitCode::SUCCESS;
     }
@@ -117,6 +119,7 @@ fn run_in_child(directory: &Path) -> ExitCode {
         Progress::Booting(machines) => println!("{BOOTING}{machines}"),
         Progress::Console(line) => println!("{CONSOLE}{line}"),
         Progress::Row(event) => println!("{}", serde_json::to_string(&event).expect("events are data")),
+        Progress::Symbols(_) | Progress::Recorded(..) => panic!("nobody asked"),
     });
     match ran {
         Ok(()) => ExitCode::SUCCESS,
@@ -743,8 +746,8 @@ fn program() {
          echo '{\"notsimulated\":\"RDMSR 0x123\"}'; echo '{\"unattributed\":\"WARNING: late\"}'; echo '{\"exited\":7}'; done_",
     );
     let told = run_a_program(&rig);
-    let end = "Ok(ProgramEnd { status: 7, not_simulated: Some(\"RDMSR 0x123\"), trouble: Some(\"WARNING: late\") })";
-    assert_eq!(told.lines().collect::<Vec<_>>(), ["Out [97, 255]", "Err [98]", end]);
+    let end = "Ok(ProgramEnd { status: 7, not_simulated: Some(\"RDMSR 0x123\"), trouble: Some(\"WARNING: late\"), recorded: None })";
+    assert_eq!(told.lines().collect::<Vec<_>>(), ["Printed(Out, [97, 255])", "Printed(Err, [98])", end]);
     let Work::Program(program) = rig.plan(1).work else { panic!("no program") };
     assert_eq!((program.path, program.arguments), ("/programs/test".into(), vec!["--flag".into()]));
 }
@@ -752,6 +755,6 @@ fn program() {
 fn program_dies() {
     let rig = Rig::sim("ready; echo '{\"printed\":[\"out\",\"a\"]}'; echo 'processor 1 has shut down' >&2; exit 1");
     let told = run_a_program(&rig);
-    assert!(told.starts_with("Out [97]\nErr("), "{told}");
+    assert!(told.starts_with("Printed(Out, [97])\nErr("), "{told}");
     assert!(told.contains("its last word was \\\"processor 1 has shut down"), "{told}");
 }

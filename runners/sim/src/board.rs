@@ -18,7 +18,7 @@ use crate::devices::uart::Uart;
 use crate::encryption::Encryption;
 use crate::log::{Log, Unknown};
 use crate::msrs::Msrs;
-use crate::profile::Profile;
+use crate::profile::Processors;
 
 /// Lines of the I/O APIC. The MADT tells that IRQ 0 is wired to the second.
 mod line {
@@ -43,7 +43,7 @@ pub(crate) struct Board {
     pub(crate) clock: Clock,
     /// The processor that executes, or did last: the clock counts its instructions.
     pub(crate) running: usize,
-    pub(crate) profile: Profile,
+    pub(crate) processors: Processors,
     pub(crate) lapics: Vec<Lapic>,
     pub(crate) msrs: Vec<Msrs>,
     pub(crate) svms: Vec<Svm>,
@@ -67,16 +67,16 @@ pub(crate) struct Board {
 impl Board {
     /// A board after power-on. `rmp` is the memory that firmware has set aside for the reverse map table, for
     /// processors that use one.
-    pub(crate) fn new(profile: Profile, cpus: usize, rmp: (u64, u64)) -> Board {
+    pub(crate) fn new(processors: Processors, cpus: usize, rmp: (u64, u64)) -> Board {
         let mut pci = Pci::new();
-        let encryption = profile.sev().map(|features| Encryption::new(&features, cpus, rmp, &mut pci));
+        let encryption = processors.sev().map(|features| Encryption::new(&features, cpus, rmp, &mut pci));
         Board {
             clock: Clock::default(),
             running: 0,
-            profile,
+            processors,
             lapics: (0..cpus).map(|id| Lapic::new(id as u32)).collect(),
             msrs: (0..cpus).map(|_| Msrs::default()).collect(),
-            svms: (0..cpus).map(|_| Svm::new(profile.svm())).collect(),
+            svms: (0..cpus).map(|_| Svm::new(processors.svm())).collect(),
             ioapic: IoApic::new(),
             pics: [Pic::new(), Pic::new()],
             pit: Pit::new(),
@@ -200,9 +200,10 @@ impl Board {
 mod tests {
     use super::*;
     use crate::devices::lapic::register;
+    use crate::profile::Profile;
 
     fn board(cpus: usize) -> Board {
-        let mut board = Board::new(Profile::Plain, cpus, (0, 0));
+        let mut board = Board::new(Profile::Plain.into(), cpus, (0, 0));
         for lapic in &mut board.lapics {
             lapic.write(register::SPURIOUS, 0x1ff, 0);
         }

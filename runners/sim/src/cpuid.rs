@@ -3,7 +3,7 @@
 use privet_cpu::state::cr4;
 use privet_cpu::{CpuState, CpuidResult, Extensions, fpu};
 
-use crate::profile::Profile;
+use crate::profile::Processors;
 
 const NAME: &[u8; 48] = b"AMD EPYC (privet sim)\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 const VENDOR: CpuidResult = registers(0, 0x6874_7541, 0x444d_4163, 0x6974_6e65);
@@ -37,7 +37,7 @@ fn name(part: usize) -> CpuidResult {
     registers(word(0), word(1), word(2), word(3))
 }
 
-impl Profile {
+impl Processors {
     /// CPUID of one processor of several, in this state.
     pub(crate) fn cpuid(self, cpu: usize, cpus: usize, state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult {
         let (id, cpus) = (cpu as u32, cpus as u32);
@@ -127,9 +127,10 @@ fn structured_features() -> CpuidResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::Profile;
 
     fn query(cpu: usize, leaf: u32) -> CpuidResult {
-        Profile::Plain.cpuid(cpu, 4, &CpuState::reset(), leaf, 0)
+        Processors::from(Profile::Plain).cpuid(cpu, 4, &CpuState::reset(), leaf, 0)
     }
 
     #[test]
@@ -148,7 +149,7 @@ mod tests {
     #[test]
     fn osxsave_and_the_size_of_the_state_follow_the_processor() {
         let mut state = CpuState::reset();
-        let ask = |state: &CpuState, leaf| Profile::Plain.cpuid(0, 1, state, leaf, 0);
+        let ask = |state: &CpuState, leaf| Processors::from(Profile::Plain).cpuid(0, 1, state, leaf, 0);
         assert_eq!((ask(&state, 1).ecx >> 27 & 1, ask(&state, 0xd).ebx), (0, 576));
         state.cr4 |= cr4::OSXSAVE;
         state.xcr0 = 7;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::error::SimError;
-use crate::profile::Profile;
+use crate::feature::Without;
+use crate::profile::{Processors, Profile};
 
 /// A machine before it is switched on.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct Description {
     pub memory_mib: u64,
     /// Which processors they are.
     pub profile: Profile,
+    /// What they lack of it.
+    pub without: Without,
     /// Decides how the processors' instructions are interleaved.
     pub seed: u64,
 }
@@ -33,7 +36,20 @@ impl Description {
     /// A machine with two processors and 2 GiB of memory.
     #[must_use]
     pub fn new(kernel: Arc<[u8]>, initramfs: Arc<[u8]>, command_line: String) -> Description {
-        Description { kernel, initramfs, command_line, cpus: 2, memory_mib: 2048, profile: Profile::default(), seed: 0 }
+        Description {
+            kernel,
+            initramfs,
+            command_line,
+            cpus: 2,
+            memory_mib: 2048,
+            profile: Profile::default(),
+            without: Without::default(),
+            seed: 0,
+        }
+    }
+
+    pub(crate) fn processors(&self) -> Processors {
+        Processors { profile: self.profile, without: self.without }
     }
 
     pub(crate) fn check(&self) -> Result<(), SimError> {

@@ -28,6 +28,7 @@ mod description;
 mod devices;
 mod encryption;
 mod error;
+mod feature;
 mod log;
 mod machine;
 mod memory;
@@ -44,6 +45,7 @@ mod wiring;
 
 pub use description::Description;
 pub use error::SimError;
+pub use feature::{Feature, Without};
 pub use log::{Finding, Unknown};
 pub use machine::{Limits, Machine, Outcome};
 pub use privet_silicon::{Rule, Rules};

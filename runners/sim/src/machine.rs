@@ -17,7 +17,7 @@ use crate::encryption::rmp_memory;
 use crate::error::SimError;
 use crate::log::{Finding, Unknown};
 use crate::memory::Memory;
-use crate::profile::Profile;
+use crate::profile::Processors;
 use crate::ram::Ram;
 use crate::record::{Record, Recorder};
 use crate::scheduler::{Scheduler, Turns};
@@ -42,8 +42,8 @@ pub(crate) struct Processor {
 
 impl Processor {
     /// A processor on this memory.
-    pub(crate) fn new(profile: Profile, state: CpuState, activity: Activity, memory: &mut Memory) -> Processor {
-        let mut cpu = Cpu::sharing(profile.config(), Arc::clone(memory.ram.code()));
+    pub(crate) fn new(processors: Processors, state: CpuState, activity: Activity, memory: &mut Memory) -> Processor {
+        let mut cpu = Cpu::sharing(processors.config(), Arc::clone(memory.ram.code()));
         cpu.state = state;
         memory.attach(Arc::clone(cpu.kick()));
         Processor { cpu, activity }
@@ -59,6 +59,8 @@ pub struct Limits {
     pub instructions: Option<u64>,
     /// Set by somebody else: a signal handler, or another thread.
     pub stop: Option<Arc<AtomicBool>>,
+    /// When all processors wait, the clock does not jump: see [`Outcome::Waiting`].
+    pub returns_when_idle: bool,
 }
 
 /// Why [`Machine::run`] returned. It can be called again after all but the first three.
@@ -77,6 +79,12 @@ pub enum Outcome {
     Port,
     /// All processors wait, and nothing will ever wake them but input.
     Idle,
+    /// All processors wait, and so they will until a timer expires, or input comes. Only with
+    /// [`Limits::returns_when_idle`]; without it, the next run has the clock jump there.
+    Waiting {
+        /// By the time since power-on; never if there is none.
+        until: Option<Duration>,
+    },
     /// [`Limits::until`] has come.
     TimeLimit,
     /// [`Limits::instructions`] were executed.
@@ -104,9 +112,10 @@ impl Machine {
     /// If there can be no such machine, or its kernel is none.
     pub fn new(description: &Description) -> Result<Machine, SimError> {
         description.check()?;
+        let kind = description.processors();
         let mut memory = Memory::new(Ram::new(description.memory_mib << 20)?);
         let mut processors: Vec<Processor> = (0..description.cpus)
-            .map(|_| Processor::new(description.profile, CpuState::reset(), Activity::WaitForStartUp, &mut memory))
+            .map(|_| Processor::new(kind, CpuState::reset(), Activity::WaitForStartUp, &mut memory))
             .collect();
         for processor in &mut processors[1..] {
             // Not the bootstrap processor.
@@ -120,12 +129,12 @@ impl Machine {
         };
         let low_end = memory.ram.ranges().next().map_or(0, |range| range.end);
         let rmp = rmp_memory(low_end, memory.ram.top());
-        let with_rmp = description.profile.sev().is_some_and(|features| features.snp);
+        let with_rmp = kind.sev().is_some_and(|features| features.snp);
         let hardware = Hardware { cpus: description.cpus, rmp: with_rmp.then_some(rmp) };
         boot::load(&mut memory.ram, &images, hardware, &mut processors[0].cpu.state)?;
         Ok(Machine {
             processors,
-            board: Board::new(description.profile, description.cpus, rmp),
+            board: Board::new(kind, description.cpus, rmp),
             scheduler: Scheduler::new(description.seed),
             memory,
             recorder: None,
@@ -165,6 +174,11 @@ impl Machine {
             let Some((cpu, left)) = self.scheduler.turn(runnable, processors.len()) else {
                 // Everybody waits: on to whatever happens next.
                 match self.board.deadline() {
+                    deadline if limits.returns_when_idle => {
+                        // Rounded up: at that time it has come.
+                        let until = deadline.map(|at| clock::duration(at) + Duration::from_nanos(1));
+                        return Outcome::Waiting { until };
+                    }
                     Some(deadline) => self.board.clock.pass(deadline.min(until).saturating_sub(now)),
                     None => return Outcome::Idle,
                 }
@@ -278,7 +292,7 @@ impl Machine {
 
     /// From here on it is written down what is executed. That takes time, and changes nothing that a guest can see.
     pub fn start_recording(&mut self) {
-        self.recorder = Some(Recorder::new(self.board.profile.config()));
+        self.recorder = Some(Recorder::new(self.board.processors.config()));
         for processor in &mut self.processors {
             processor.cpu.debug.records = true;
         }

@@ -185,7 +185,7 @@ impl Board {
     /// Modes change only along the arrows of SDM volume 3, figure 12-27.
     fn set_apic_base(&mut self, cpu: usize, state: &mut CpuState, value: u64) -> Result<(), Exception> {
         use apic_base::{ADDRESS, ENABLE, X2APIC};
-        let has_x2apic = self.profile.has_x2apic();
+        let has_x2apic = self.processors.has_x2apic();
         let (old, new) = (state.apic_base & (ENABLE | X2APIC), value & (ENABLE | X2APIC));
         let illegal = new == X2APIC
             || new & X2APIC != 0 && !has_x2apic
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn storage_is_a_processors_own_and_keeps_its_fixed_bits() {
-        let (mut board, mut state) = (Board::new(Profile::Plain, 2, (0, 0)), CpuState::reset());
+        let (mut board, mut state) = (Board::new(Profile::Plain.into(), 2, (0, 0)), CpuState::reset());
         board.msr_write(0, &mut state, 0x202, 6).unwrap();
         assert_eq!(board.msr_read(0, &state, 0x202), Ok(6));
         assert_eq!(board.msr_read(1, &state, 0x202), Ok(0));
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn an_absent_msr_is_refused_and_an_unknown_one_is_told_too() {
-        let (mut board, state) = (Board::new(Profile::Plain, 1, (0, 0)), CpuState::reset());
+        let (mut board, state) = (Board::new(Profile::Plain.into(), 1, (0, 0)), CpuState::reset());
         assert_eq!(board.msr_read(0, &state, 0xe7), gp());
         assert_eq!(board.log.take(), []);
         assert_eq!(board.msr_read(0, &state, 0x1234), gp());
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn x2apic_mode_has_to_be_in_cpuid() {
-        let (mut board, mut state) = (Board::new(Profile::Plain, 1, (0, 0)), CpuState::reset());
+        let (mut board, mut state) = (Board::new(Profile::Plain.into(), 1, (0, 0)), CpuState::reset());
         let base = state.apic_base;
         assert_eq!(board.msr_write(0, &mut state, APIC_BASE, base | apic_base::X2APIC), gp());
         assert_eq!(board.msr_read(0, &state, 0x802), gp());
@@ -277,7 +277,7 @@ mod tests {
         fn no_sequence_of_accesses_panics(
             accesses in prop::collection::vec((any::<u32>(), any::<Option<u64>>()), 1..200)
         ) {
-            let (mut board, mut state) = (Board::new(Profile::Plain, 2, (0, 0)), CpuState::reset());
+            let (mut board, mut state) = (Board::new(Profile::Plain.into(), 2, (0, 0)), CpuState::reset());
             for (index, write) in accesses {
                 let index = match index % 4 {
                     0 => index,

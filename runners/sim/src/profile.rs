@@ -9,6 +9,7 @@ use privet_silicon::svm::{Features, SevFeatures};
 use serde::{Deserialize, Serialize};
 
 use crate::error::SimError;
+use crate::feature::{Feature, Without};
 
 /// A kind of processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -51,17 +52,31 @@ impl FromStr for Profile {
 /// ASIDs of guests whose memory is encrypted, as firmware divides them.
 const ENCRYPTED_ASIDS: AsidRange = AsidRange { min_sev: 100, max: 509 };
 
-impl Profile {
+/// The processors of a machine: those of a profile, less some features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Processors {
+    pub(crate) profile: Profile,
+    pub(crate) without: Without,
+}
+
+impl From<Profile> for Processors {
+    /// With all features.
+    fn from(profile: Profile) -> Processors {
+        Processors { profile, without: Without::default() }
+    }
+}
+
+impl Processors {
     /// Whether x2APIC mode exists.
     pub(crate) fn has_x2apic(self) -> bool {
-        match self {
+        match self.profile {
             Profile::Plain | Profile::Milan | Profile::Genoa => false,
         }
     }
 
     /// Family 19h: model and stepping.
     pub(crate) fn signature(self) -> u32 {
-        match self {
+        match self.profile {
             Profile::Plain | Profile::Milan => 0x00a0_0f11,
             Profile::Genoa => 0x00a1_0f11,
         }
@@ -69,19 +84,22 @@ impl Profile {
 
     /// What it encrypts.
     pub(crate) fn sev(self) -> Option<SevFeatures> {
-        match self {
+        match self.profile {
             Profile::Plain => None,
+            _ if self.without.lacks(Feature::Sev) => None,
             Profile::Milan | Profile::Genoa => {
                 let asids = ENCRYPTED_ASIDS;
-                let reduced_bits = if self == Profile::Milan { 5 } else { 6 };
-                Some(SevFeatures { c_bit: 51, reduced_bits, asids, encrypted_state: true, snp: true })
+                let reduced_bits = if self.profile == Profile::Milan { 5 } else { 6 };
+                let encrypted_state = !self.without.lacks(Feature::SevEs);
+                let snp = encrypted_state && !self.without.lacks(Feature::SevSnp);
+                Some(SevFeatures { c_bit: 51, reduced_bits, asids, encrypted_state, snp })
             }
         }
     }
 
     /// The width of physical addresses that CPUID tells.
     pub(crate) fn physical_bits(self) -> u8 {
-        match self {
+        match self.profile {
             Profile::Plain | Profile::Milan => 48,
             Profile::Genoa => 52,
         }
@@ -112,8 +130,22 @@ impl Profile {
     /// What its SVM can do.
     pub(crate) fn svm(self) -> Features {
         let Config { cr4_allowed, efer_allowed, physical_bits, .. } = self.config();
-        let sev = self.sev();
-        Features { cr4: cr4_allowed, efer: efer_allowed, physical_bits, sev, ..Features::current() }
+        let has = |feature| !self.without.lacks(feature);
+        Features {
+            nested_paging: has(Feature::NestedPaging),
+            next_rip: has(Feature::NextRip),
+            tsc_ratio: has(Feature::TscRatio),
+            vmcb_clean: has(Feature::VmcbClean),
+            flush_by_asid: has(Feature::FlushByAsid),
+            decode_assists: has(Feature::DecodeAssists),
+            pause_filter: has(Feature::PauseFilter),
+            pause_filter_threshold: has(Feature::PauseFilterThreshold),
+            cr4: cr4_allowed,
+            efer: efer_allowed,
+            physical_bits,
+            sev: self.sev(),
+            ..Features::current()
+        }
     }
 }
 
@@ -125,5 +157,17 @@ mod tests {
     fn profiles_are_found_by_name() {
         assert_eq!("plain".parse::<Profile>().unwrap(), Profile::Plain);
         assert!("nothing".parse::<Profile>().unwrap_err().to_string().contains("plain"));
+    }
+
+    #[test]
+    fn what_is_left_out_is_not_there() {
+        let processors = |without: &str| Processors { profile: Profile::Genoa, without: without.parse().unwrap() };
+        let svm = processors("nrips,flushbyasid").svm();
+        assert_eq!((svm.next_rip, svm.flush_by_asid, svm.decode_assists), (false, false, true));
+        assert_eq!(svm.cpuid().edx & (1 << 3 | 1 << 6 | 1 << 7), 1 << 7);
+        assert_eq!(processors("sev").sev(), None);
+        // SNP guests have encrypted registers.
+        let sev = processors("sev_es").sev().unwrap();
+        assert_eq!((sev.encrypted_state, sev.snp), (false, false));
     }
 }

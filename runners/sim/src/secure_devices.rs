@@ -45,7 +45,7 @@ impl Board {
     /// Writes a register, which may execute commands; false if there is none at this address.
     pub(crate) fn secure_write(&mut self, state: &CpuState, address: u64, data: &[u8], memory: &mut Memory) -> bool {
         let Some(register) = self.secure_register(address) else { return false };
-        let (profile, cpus) = (self.profile, self.lapics.len());
+        let (processors, cpus) = (self.processors, self.lapics.len());
         let syscfg: Vec<u64> = (0..cpus).map(|cpu| self.syscfg(cpu)).collect();
         let Some(encryption) = &mut self.encryption else { return false };
         match (register, <[u8; 4]>::try_from(data)) {
@@ -55,7 +55,7 @@ impl Board {
                 }
             }
             (Register::Mailbox(offset), Ok(word)) => {
-                let cpuid = |leaf, subleaf| profile.cpuid(0, cpus, state, leaf, subleaf);
+                let cpuid = |leaf, subleaf| processors.cpuid(0, cpus, state, leaf, subleaf);
                 let effect = encryption.write_mailbox(offset, u32::from_le_bytes(word), memory, &syscfg, &cpuid);
                 if let Some(command) = effect.unoffered {
                     let what = format!("command {command:#x} of the secure processor, or its parameters");

@@ -97,7 +97,8 @@ impl Machine {
         let state = read_state(&file).map_err(failed("read", path))?;
         let ram = Ram::map(&file, state.memory_bytes, state.touched)?;
         let mut memory = Memory::with_keys(ram, state.keys);
-        let processor = |(registers, activity)| Processor::new(state.board.profile, registers, activity, &mut memory);
+        let processor =
+            |(registers, activity)| Processor::new(state.board.processors, registers, activity, &mut memory);
         let processors = state.processors.into_iter().map(processor).collect();
         Ok(Machine { processors, board: state.board, scheduler: state.scheduler, memory, recorder: None })
     }

@@ -191,7 +191,7 @@ impl Bus for Wiring<'_> {
     }
 
     fn cpuid(&mut self, state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult {
-        self.board.profile.cpuid(self.cpu, self.board.lapics.len(), state, leaf, subleaf)
+        self.board.processors.cpuid(self.cpu, self.board.lapics.len(), state, leaf, subleaf)
     }
 
     fn rdmsr(&mut self, state: &CpuState, index: u32) -> Result<u64, Exception> {

@@ -11,7 +11,7 @@ use privet_machine::Defect;
 
 use super::model::defect;
 use super::values::{seconds, whole};
-use super::{On, RIG, ROWS, RigOptions, Selection, Vendors};
+use super::{On, RIG, ROWS, Recording, RigOptions, Selection, Vendors};
 use crate::report::Format;
 use crate::selection::Partition;
 
@@ -102,6 +102,9 @@ pub struct Run {
     /// on the model without memory encryption]
     #[arg(long, value_enum, value_name = "VENDOR", help_heading = RIG)]
     pub vendor: Option<Vendors>,
+    /// What is asked about what the sim executes.
+    #[command(flatten)]
+    pub recording: Recording,
     /// A bug that the model shall have; `privet list --defects` shows all of them
     #[arg(long, value_name = "NAME", value_parser = defect, help_heading = RIG)]
     pub defect: Option<Defect>,

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use privet_rig::{ModuleParam, Profile};
+use privet_rig::{ModuleParam, Profile, Without};
 
-use super::cpu_profile;
+use super::{Recording, cpu_profile, cpu_without};
 
 /// `privet sim`.
 #[derive(Debug, Args)]
@@ -26,13 +26,20 @@ pub struct Sim {
     /// Which processors: `genoa` with SEV, SEV-ES and SEV-SNP, or `plain` ones of AMD's without
     #[arg(long, value_name = "PROFILE", default_value = Profile::default().name(), value_parser = cpu_profile())]
     pub cpu_profile: Profile,
+    /// Features that they shall lack, by the names of their CPUID bits, with commas between them, such as
+    /// nrips,decodeassists
+    #[arg(long, value_name = "FEATURES", value_parser = cpu_without())]
+    pub cpu_without: Option<Without>,
     /// Decides how the processors take turns: the same seed gives the same run
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,
     /// A file that comes along, at the same path; can be given several times
     #[arg(long, value_name = "PATH")]
     pub file: Vec<PathBuf>,
-    /// The program and its arguments
-    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    /// What is asked about what the machine executes.
+    #[command(flatten)]
+    pub recording: Recording,
+    /// The program and its arguments [default: a shell, with the kernel's log and the usual small programs]
+    #[arg(value_name = "PROGRAM", trailing_var_arg = true, allow_hyphen_values = true)]
     pub program: Vec<OsString>,
 }

@@ -264,6 +264,7 @@ impl Where {
                     .map(|(test, path)| Program { path: path.clone(), guest_path: guest_path(test) })
                     .collect();
                 let rig = rig::Rig {
+                    recorded: None,
                     kernel: kernel.clone(),
                     machine: *machine,
                     programs: &programs,

@@ -9,8 +9,9 @@ use privet_harness::uapi::Capability;
 use privet_harness::vm_type::VmType;
 use privet_kernel::Kernel;
 use privet_report::Place;
+use privet_rig::Attached;
 
-use crate::args::{Probe, ProbeOn, RigOptions};
+use crate::args::{Probe, ProbeOn, Recording, RigOptions};
 use crate::exit::{Early, Status};
 use crate::guest_program::GuestProgram;
 use crate::place::Context;
@@ -37,8 +38,17 @@ fn rig(options: &RigOptions, mut out: impl Write) -> Result<Status, Early> {
     let name = ("machine".to_owned(), vec![format!("{machine}, which is no hardware")]);
     tell([name], &mut out)?;
     drop(out);
-    let arguments = ["probe", "--on", "in-rig"].map(Into::into).into();
-    GuestProgram { path, arguments, files: Vec::new(), machine, sim: options.sim() }.run(options)
+    GuestProgram {
+        path,
+        arguments: ["probe", "--on", "in-rig"].map(Into::into).into(),
+        files: Vec::new(),
+        machine,
+        sim: options.sim(),
+        beside: Vec::new(),
+        attached: Attached::default(),
+        recording: Recording::default(),
+    }
+    .run(options)
 }
 
 /// A name, and what is to be said of it, in lines.

@@ -122,6 +122,11 @@ fn place(args: &Run) -> Result<On, Early> {
             "--schedules and --schedule are about the turns of our own machine's processors: use --on rig --machine sim",
         ));
     }
+    if args.recording.is_asked() && (!on_sim() || args.diff.is_some()) {
+        return Err(Early::usage(
+            "--instruction-profile and --coverage are about what our own machine executes: use --on rig --machine sim, without --diff",
+        ));
+    }
     if args.diff == Some(on) {
         return Err(Early::usage(
             "--diff compares with another place than that of --on: give model and rig, for instance",

@@ -81,6 +81,7 @@ pub(super) fn run_on<'a>(
         dispatch.run(jobs, &assigned, &due, interrupt, &mut followers);
         due = followers.due();
     }
+    dispatch.tell_recorded()?;
 
     let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     followers.end(duration_us).map_err(cannot_write)

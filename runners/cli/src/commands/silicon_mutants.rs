@@ -128,6 +128,7 @@ impl Mutant {
             patience: Patience::default(),
             sim: SimOptions { profile: Profile::Genoa, ..SimOptions::default() },
             without_rule,
+            records: false,
             artifacts: None,
         };
         let mut reports = Vec::new();

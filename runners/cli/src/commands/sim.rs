@@ -1,9 +1,10 @@
-//! `privet sim`: any program of this system on a real kernel, in a machine of ours.
+//! `privet sim`: any program of this system on a real kernel, in a machine of ours; a shell if none is named.
 
 use std::ffi::OsStr;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
-use privet_rig::{MachineKind, SimOptions};
+use privet_rig::{Attached, MachineKind, SimOptions};
 
 use crate::args::{RigOptions, Sim};
 use crate::exit::{Early, Status};
@@ -20,14 +21,38 @@ pub fn sim(args: Sim) -> Result<Status, Early> {
         module_param: args.module_param,
         ..RigOptions::default()
     };
-    let sim =
-        SimOptions { cpus: args.cpus.into(), profile: args.cpu_profile, seed: args.seed, ..SimOptions::default() };
-    let [program, arguments @ ..] = args.program.as_slice() else {
-        return Err(Early::usage("name a program to run".to_owned()));
+    let sim = SimOptions {
+        cpus: args.cpus.into(),
+        profile: args.cpu_profile,
+        without: args.cpu_without.unwrap_or_default(),
+        seed: args.seed,
+        ..SimOptions::default()
     };
-    let path = found(program)?;
+    let shell = ["sh".into(), "-i".into()];
+    let is_console = args.program.is_empty();
+    let words = match args.program.as_slice() {
+        // Without somebody to read it, no prompt.
+        [] => &shell[..if io::stdin().is_terminal() { 2 } else { 1 }],
+        words => words,
+    };
+    let path = found(&words[0])?;
     let files = args.file.iter().map(|file| absolute(file)).collect::<Result<_, _>>()?;
-    GuestProgram { path, files, arguments: arguments.to_vec(), machine: MachineKind::Sim, sim }.run(&options)
+    let beside = if is_console {
+        SMALL_PROGRAMS.iter().filter_map(|name| found(name.as_ref()).ok()).collect()
+    } else {
+        Vec::new()
+    };
+    GuestProgram {
+        path,
+        files,
+        arguments: words[1..].to_vec(),
+        machine: MachineKind::Sim,
+        sim,
+        beside,
+        attached: Attached { input: true, log: is_console },
+        recording: args.recording,
+    }
+    .run(&options)
 }
 
 /// The absolute path of a file that comes along.
@@ -35,6 +60,13 @@ fn absolute(file: &Path) -> Result<PathBuf, Early> {
     let cannot = |error| Early::usage(format!("cannot take {} along: {error}", file.display()));
     std::fs::metadata(file).and_then(|_| std::path::absolute(file)).map_err(cannot)
 }
+
+/// What a shell can start, as far as this system has it.
+const SMALL_PROGRAMS: &[&str] = &[
+    "cat", "cp", "dd", "df", "dmesg", "env", "find", "free", "grep", "head", "hexdump", "id", "insmod", "kill", "ln",
+    "ls", "lsmod", "mkdir", "mount", "mv", "od", "ps", "rm", "rmmod", "sed", "sleep", "sort", "stat", "tail", "tee",
+    "touch", "tr", "umount", "uname", "wc",
+];
 
 /// The file of a program, by its path or the first of its name in the search path.
 fn found(program: &OsStr) -> Result<PathBuf, Early> {

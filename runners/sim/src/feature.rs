@@ -1,0 +1,103 @@
+//! Features of processors that a machine can be made without, by the names that CPUID's bits have.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::SimError;
+
+/// A feature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "their names are said by `Feature::name`")]
+pub enum Feature {
+    NestedPaging,
+    NextRip,
+    TscRatio,
+    VmcbClean,
+    FlushByAsid,
+    DecodeAssists,
+    PauseFilter,
+    PauseFilterThreshold,
+    Sev,
+    SevEs,
+    SevSnp,
+}
+
+impl Feature {
+    /// All features, each with the name of its bit (CPUID Fn8000_000A_EDX and Fn8000_001F_EAX; AMD64 Architecture
+    /// Programmer's Manual, volume 3, E.4.9 and E.4.17), in small letters.
+    pub const ALL: &'static [(Feature, &'static str)] = &[
+        (Feature::NestedPaging, "npt"),
+        (Feature::NextRip, "nrips"),
+        (Feature::TscRatio, "tscratemsr"),
+        (Feature::VmcbClean, "vmcbclean"),
+        (Feature::FlushByAsid, "flushbyasid"),
+        (Feature::DecodeAssists, "decodeassists"),
+        (Feature::PauseFilter, "pausefilter"),
+        (Feature::PauseFilterThreshold, "pausefilterthreshold"),
+        (Feature::Sev, "sev"),
+        (Feature::SevEs, "sev_es"),
+        (Feature::SevSnp, "sev_snp"),
+    ];
+}
+
+/// The features that a processor lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Without(u32);
+
+impl Without {
+    /// Whether it lacks this one.
+    #[must_use]
+    pub fn lacks(self, feature: Feature) -> bool {
+        self.0 & 1 << feature as u32 != 0
+    }
+
+    /// Whether it lacks none.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Display for Without {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lacking: Vec<_> =
+            Feature::ALL.iter().filter(|(feature, _)| self.lacks(*feature)).map(|(_, name)| *name).collect();
+        f.write_str(&lacking.join(","))
+    }
+}
+
+impl FromStr for Without {
+    type Err = SimError;
+
+    /// Names, with commas between them.
+    fn from_str(names: &str) -> Result<Without, SimError> {
+        let bit = |name: &str| {
+            let known = Feature::ALL.iter().find(|(_, known)| *known == name);
+            known.map(|(feature, _)| 1 << *feature as u32).ok_or_else(|| {
+                let known: Vec<_> = Feature::ALL.iter().map(|(_, name)| *name).collect();
+                SimError::Description(format!("no feature is named \"{name}\": there is {}", known.join(", ")))
+            })
+        };
+        names.split(',').try_fold(0, |without, name| Ok(without | bit(name)?)).map(Without)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_found_by_name() {
+        for (feature, name) in Feature::ALL {
+            let without: Without = name.parse().unwrap();
+            assert!(without.lacks(*feature), "{name}");
+            assert_eq!(without.to_string(), *name);
+        }
+        let without: Without = "nrips,decodeassists".parse().unwrap();
+        assert!(without.lacks(Feature::NextRip) && without.lacks(Feature::DecodeAssists));
+        assert!(!without.lacks(Feature::NestedPaging) && !without.is_empty());
+        assert!("nrips,avic".parse::<Without>().unwrap_err().to_string().contains("decodeassists"));
+    }
+}
