@@ -8,7 +8,7 @@ use privet_report::{CaseReport, Verdict};
 use crate::boot::{Boot, End, News};
 use crate::error::RigError;
 use crate::machine::Machine;
-use crate::plan::{Event, Request};
+use crate::plan::{CaseRun, Event, Request};
 use crate::share::{Common, Told};
 use crate::snapshot::Snapshot;
 
@@ -63,7 +63,9 @@ impl Common<'_> {
     ) -> Result<(CaseReport, Option<String>), RigError> {
         let case = &self.plan.cases[row];
         let started = Instant::now();
-        let mut machine = Machine::resume(self.plan, &snapshot.machine(), Request::Rows(vec![case.clone()]), schedule)?;
+        // Nothing that the guest gets tells how many schedules there are: each can be repeated alone.
+        let alone = CaseRun { schedules: Vec::new(), ..case.clone() };
+        let mut machine = Machine::resume(self.plan, &snapshot.machine(), Request::Rows(vec![alone]), schedule)?;
         let mut boot = Boot::resumed(std::slice::from_ref(case), self.limits());
         let mut report = None;
         let outcome = self.follow(&mut machine, &mut boot, &[row], &case.label, &mut |told| match told {
