@@ -24,6 +24,7 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
         (Mnemonic::Tzcnt, _) => by_size!(size, tzcnt),
         (Mnemonic::Lzcnt, _) => by_size!(size, lzcnt),
         (Mnemonic::Popcnt, _) => by_size!(size, popcnt),
+        (Mnemonic::Rdrand | Mnemonic::Rdseed, _) => by_size!(size, random),
         (Mnemonic::Andn, _) => by_size!(size, andn),
         (Mnemonic::Bextr, _) => by_size!(size, bextr),
         (Mnemonic::Blsi, _) => by_size!(size, blsi),
@@ -143,6 +144,17 @@ fn popcnt<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let value = core.get::<T>(op, op.b)?;
     core.set_register::<T>(op.a, u64::from(value.count_ones()));
     core.set_flags(ARITHMETIC, if value == 0 { ZF } else { 0 });
+    Ok(())
+}
+
+/// RDRAND and RDSEED, which always have something. It follows from how much was executed, so that a run can be repeated
+/// (the mixing of SplitMix64); nobody is to be kept from guessing it.
+fn random<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    let mut word = (core.s.instructions ^ core.s.rip.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    core.set_register::<T>(op.a, word ^ word >> 31);
+    core.set_flags(ARITHMETIC, CF);
     Ok(())
 }
 

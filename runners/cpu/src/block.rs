@@ -241,6 +241,8 @@ fn ends_block(instruction: &Instruction) -> bool {
                 | M::Lss
                 | M::Xsetbv
                 | M::Rdtsc
+                | M::Rdrand
+                | M::Rdseed
                 | M::Rdtscp
                 | M::Vmcall
                 | M::Vmmcall

@@ -11,8 +11,9 @@
 //! 5-level paging, in protected mode with 32-bit, PAE or no paging, and in real mode. The host must have x86-64-v2
 //! itself: arithmetic on vectors and on the x87 stack is done by the host's instruction of the same name.
 //!
-//! Not implemented, so that CPUID must not offer them: RDRAND and RDSEED (there is no source that would
-//! be the same in every run), AVX-512, AMX, XOP, FMA4, SSE4A, GFNI, MOVDIRI, MOVDIR64B, MONITORX, WAITPKG,
+//! RDRAND and RDSEED give what follows from the count of executed instructions, the same in every run.
+//!
+//! Not implemented, so that CPUID must not offer them: AVX-512, AMX, XOP, FMA4, SSE4A, GFNI, MOVDIRI, MOVDIR64B, MONITORX, WAITPKG,
 //! TSX, MPX, CET, FRED, INVLPGB, key locker. MASKMOVQ is not implemented either. The example `missing`
 //! lists what a program has of these; C libraries, kernels and compiled programs have nothing beyond them.
 //!

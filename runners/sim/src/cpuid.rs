@@ -81,8 +81,8 @@ impl Processors {
 
     fn features(self, id: u32, cpus: u32, state: &CpuState) -> CpuidResult {
         let has = Extensions::of_host();
-        // SSE3 SSSE3 CMPXCHG16B PCID SSE4.1 SSE4.2 MOVBE POPCNT TSC-DEADLINE XSAVE.
-        let ecx = bits(&[0, 9, 13, 17, 19, 20, 22, 23, 24, 26])
+        // SSE3 SSSE3 CMPXCHG16B PCID SSE4.1 SSE4.2 MOVBE POPCNT TSC-DEADLINE XSAVE RDRAND.
+        let ecx = bits(&[0, 9, 13, 17, 19, 20, 22, 23, 24, 26, 30])
             | bits_if(&[
                 (has.pclmulqdq, 1),
                 (has.fma, 12),
@@ -116,8 +116,8 @@ fn apic(state: &CpuState) -> u32 {
 
 fn structured_features() -> CpuidResult {
     let has = Extensions::of_host();
-    // FSGSBASE BMI1 SMEP BMI2 ERMS INVPCID ADX SMAP CLFLUSHOPT CLWB.
-    let ebx = bits(&[0, 3, 7, 8, 9, 10, 19, 20, 23, 24]) | bits_if(&[(has.avx2, 5), (has.sha, 29)]);
+    // FSGSBASE BMI1 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP CLFLUSHOPT CLWB.
+    let ebx = bits(&[0, 3, 7, 8, 9, 10, 18, 19, 20, 23, 24]) | bits_if(&[(has.avx2, 5), (has.sha, 29)]);
     // UMIP RDPID.
     let ecx = bits(&[2, 22]) | bits_if(&[(has.vaes, 9), (has.vpclmulqdq, 10)]);
     // FSRM.

@@ -55,10 +55,18 @@ pub fn sim(args: Sim) -> Result<Status, Early> {
     .run(&options)
 }
 
+/// Where the machine mounts file systems of its own, below which no file that comes along could be seen.
+const MOUNTED_OVER: [&str; 4] = ["/dev", "/proc", "/sys", "/tmp"];
+
 /// The absolute path of a file that comes along.
 fn absolute(file: &Path) -> Result<PathBuf, Early> {
-    let cannot = |error| Early::usage(format!("cannot take {} along: {error}", file.display()));
-    std::fs::metadata(file).and_then(|_| std::path::absolute(file)).map_err(cannot)
+    let cannot = |why: String| Early::usage(format!("cannot take {} along: {why}", file.display()));
+    let path =
+        std::fs::metadata(file).and_then(|_| std::path::absolute(file)).map_err(|error| cannot(error.to_string()))?;
+    match MOUNTED_OVER.iter().find(|mounted| path.starts_with(mounted)) {
+        Some(mounted) => Err(cannot(format!("the machine has a {mounted} of its own; put the file elsewhere"))),
+        None => Ok(path),
+    }
 }
 
 /// What a shell can start, as far as this system has it.

@@ -100,6 +100,8 @@ fn program(steps: &[Step]) -> Result<Vec<u8>, IcedError> {
             Step::Time => {
                 a.rdtsc()?;
                 a.add(rbp, rax)?;
+                a.rdrand(rbx)?;
+                a.add(rbp, rbx)?;
             }
             Step::Reload => {
                 a.mov(rcx, cr3)?;
