@@ -68,7 +68,7 @@ fn an_edit_is_at_one_place_and_turns_rows_red_that_there_are() {
 }
 
 #[test]
-fn every_row_about_the_launch_of_encrypted_guests_was_seen_red() {
+fn every_row_about_the_launch_of_encrypted_guests_has_an_edit_that_it_has_to_notice() {
     let red: BTreeSet<String> = edits().into_iter().flat_map(|edit| edit.red).collect();
     let is_of_sev_alone = |types: &BTreeSet<&str>| types.iter().all(|vm| ["sev", "sev_es", "snp"].contains(vm));
     let open: Vec<String> = rows()
