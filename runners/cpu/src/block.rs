@@ -20,12 +20,13 @@ use crate::exit::MAX_INSTRUCTION_BYTES;
 use crate::op::Op;
 use crate::segment::Seg;
 
-const SLOTS: usize = 16384;
 /// A block is at most so long, bytes.
 const MAX_BYTES: usize = 256;
 
-/// Instructions that execute one after the other.
+/// Instructions that execute one after the other. Each is in one line of the processor's cache: to find one that is not
+/// there takes longer than to execute it.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Block {
     rip: u64,
     /// 0 for no block.
@@ -47,14 +48,21 @@ enum Source {
     Page { address: usize, page: Arc<CodePage>, version: u32 },
 }
 
-/// The blocks decoded so far, direct mapped by address.
+/// The blocks decoded so far, two slots for each address.
 #[derive(Debug)]
 pub(crate) struct BlockCache {
+    /// A power of two of them.
     slots: Box<[Block]>,
 }
 
 impl BlockCache {
-    pub(crate) fn new() -> BlockCache {
+    /// What a guest of one CPU executes: little but itself.
+    pub(crate) const OF_GUEST: u32 = 14;
+    /// What all CPUs of a machine execute, a whole operating system among it.
+    pub(crate) const OF_MACHINE: u32 = 16;
+
+    /// No blocks, and room for 2^`bits`.
+    pub(crate) fn new(bits: u32) -> BlockCache {
         let none = || Block {
             rip: 0,
             bits: 0,
@@ -62,30 +70,47 @@ impl BlockCache {
             source: Source::Bytes(Box::default()),
             ops: Box::default(),
         };
-        BlockCache { slots: std::iter::repeat_with(none).take(SLOTS).collect() }
+        BlockCache { slots: std::iter::repeat_with(none).take(1 << bits).collect() }
     }
 
     /// The block at RIP.
     #[inline(always)]
     pub(crate) fn find(&mut self, core: &mut Core<'_>) -> Result<&Block, Abort> {
-        let rip = core.s.rip;
-        let block = &mut self.slots[slot(rip)];
-        if block.rip != rip || block.bits != core.bits || !block.is_current(core)? {
-            *block = decode_block(core)?;
+        let first = first_of_pair(core.s.rip, self.slots.len());
+        if !self.slots[first].is_at_rip(core)? {
+            self.make_first(first, core)?;
         }
-        Ok(block)
+        Ok(&self.slots[first])
+    }
+
+    /// Finds the block at RIP in the other slot of its pair, or decodes it, and makes it the first one.
+    #[inline(never)]
+    fn make_first(&mut self, first: usize, core: &mut Core<'_>) -> Result<(), Abort> {
+        // Whatever becomes of the second one, the first one was used later.
+        self.slots.swap(first, first + 1);
+        if !self.slots[first].is_at_rip(core)? {
+            self.slots[first] = decode_block(core)?;
+        }
+        Ok(())
     }
 }
 
+/// The first of the two slots for an address, of so many slots.
 #[inline(always)]
-fn slot(rip: u64) -> usize {
-    (rip ^ rip >> 12) as usize % SLOTS
+fn first_of_pair(rip: u64, slots: usize) -> usize {
+    // The golden ratio: addresses that differ in few bits come to lie far apart.
+    (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (slots - 2)
 }
 
 impl Block {
     /// How many bytes its instructions have.
     pub(crate) fn bytes(&self) -> u64 {
         self.ops.iter().map(|op| u64::from(op.len)).sum()
+    }
+
+    #[inline(always)]
+    fn is_at_rip(&self, core: &mut Core<'_>) -> Result<bool, Abort> {
+        Ok(self.rip == core.s.rip && self.bits == core.bits && self.is_current(core)?)
     }
 
     #[inline(always)]

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::block::BlockCache;
+
 const PAGE: usize = 4096;
 /// Writes are told apart by lines of so many bytes: 64 make a page.
 const LINE: usize = 64;
@@ -15,9 +17,11 @@ const TOLD: usize = 1024;
 /// CPUs that share one ([`crate::Cpu::sharing`]) take code for unchanged until a write to it is known here. Their own
 /// writes are. Whoever else writes to guest memory (a device, a loader, encryption) has to call [`CodePages::wrote`].
 /// The CPUs have to run in turns, not at the same time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CodePages {
     inner: Mutex<Inner>,
+    /// What all of them execute was decoded once.
+    blocks: Mutex<BlockCache>,
 }
 
 #[derive(Debug, Default)]
@@ -59,11 +63,30 @@ pub(crate) enum News {
     Lost,
 }
 
+impl Default for CodePages {
+    fn default() -> CodePages {
+        CodePages::new()
+    }
+}
+
 impl CodePages {
     /// No code.
     #[must_use]
     pub fn new() -> CodePages {
-        CodePages::default()
+        CodePages { inner: Mutex::default(), blocks: Mutex::new(BlockCache::new(BlockCache::OF_MACHINE)) }
+    }
+
+    /// The blocks, for the CPU whose turn it is.
+    pub(crate) fn blocks(&self) -> MutexGuard<'_, BlockCache> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The addresses of all pages of host memory that are code: writes to them have to be told.
+    #[must_use]
+    pub fn pages(&self) -> Vec<usize> {
+        let inner = self.lock();
+        let is_code = |page: &CodePage| page.lines.load(Ordering::Relaxed) != 0;
+        inner.pages.iter().filter(|(_, page)| is_code(page)).map(|(number, _)| number * PAGE).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -141,6 +164,7 @@ mod tests {
         let code = CodePages::new();
         let page = code.mark(at(0x5100), 20);
         let version = page.version();
+        assert_eq!(code.pages(), [0x5000]);
         for (address, size) in [(0x50c0, 64), (0x5140, 1), (0x4000, 0x1100), (0x6000, 8)] {
             code.wrote(at(address), size);
             assert_eq!(page.version(), version, "{address:#x}");
@@ -150,6 +174,7 @@ mod tests {
             code.wrote(at(address), size);
             assert_ne!(page.version(), version, "{address:#x}");
             assert!(!code.is_code(at(0x5000)), "until something is decoded there again");
+            assert_eq!(code.pages(), []);
         }
     }
 

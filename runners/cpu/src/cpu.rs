@@ -26,7 +26,8 @@ pub struct Cpu {
     pub debug: DebugControl,
     kick: Arc<Kick>,
     tlbs: Tlbs,
-    blocks: BlockCache,
+    /// Its own, if it shares none.
+    blocks: Option<BlockCache>,
     code: Option<Arc<CodePages>>,
     seen_code: Seen,
     completion: Completion,
@@ -39,19 +40,23 @@ impl Cpu {
     /// told there.
     #[must_use]
     pub fn sharing(config: Config, code: Arc<CodePages>) -> Cpu {
-        Cpu { code: Some(code), ..Cpu::new(config) }
+        Cpu { code: Some(code), ..Cpu::with_blocks(config, None) }
     }
 
     /// A CPU after RESET. It compares code with memory each time: anybody may write there without telling it.
     #[must_use]
     pub fn new(config: Config) -> Cpu {
+        Cpu::with_blocks(config, Some(BlockCache::new(BlockCache::OF_GUEST)))
+    }
+
+    fn with_blocks(config: Config, blocks: Option<BlockCache>) -> Cpu {
         Cpu {
             state: CpuState::reset(),
             config,
             debug: DebugControl::default(),
             kick: Arc::new(Kick::new()),
             tlbs: Tlbs::new(),
-            blocks: BlockCache::new(),
+            blocks,
             code: None,
             seen_code: Seen::default(),
             completion: Completion::default(),
@@ -74,7 +79,10 @@ impl Cpu {
         }
         self.notice_changes();
         let kick = Arc::clone(&self.kick);
-        let (mut core, blocks) = self.core(bus);
+        let code = self.code.clone();
+        let mut shared = code.as_ref().map(|code| code.blocks());
+        let (mut core, own) = self.core(bus);
+        let blocks = shared.as_deref_mut().or(own).expect("a CPU without blocks of its own shares some");
         core.update_mode();
         core.select_context();
         core.hear_of_code();
@@ -115,6 +123,13 @@ impl Cpu {
         self.state.injection = Some(Injection::Exception(exception));
     }
 
+    /// Goes on somewhere else, as after RESET: what it was about to do is forgotten. Code that it has decoded stays so.
+    pub fn put_to(&mut self, state: CpuState) {
+        self.state = state;
+        self.completion = Completion::default();
+        self.flush_tlb();
+    }
+
     /// Drops all cached translations. For changes that the CPU cannot see itself, from the owner's
     /// thread; other threads use [`Kick::request_flush`].
     pub fn flush_tlb(&mut self) {
@@ -146,7 +161,7 @@ impl Cpu {
         }
     }
 
-    fn core<'a>(&'a mut self, bus: &'a mut dyn Bus) -> (Core<'a>, &'a mut BlockCache) {
+    fn core<'a>(&'a mut self, bus: &'a mut dyn Bus) -> (Core<'a>, Option<&'a mut BlockCache>) {
         let core = Core {
             next_rip: self.state.rip,
             s: &mut self.state,
@@ -173,6 +188,6 @@ impl Cpu {
             delivered: false,
             patience: Patience::default(),
         };
-        (core, &mut self.blocks)
+        (core, self.blocks.as_mut())
     }
 }

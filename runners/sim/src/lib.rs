@@ -14,8 +14,8 @@
 //! it talks to the caller.
 //!
 //! Time is virtual: it passes with executed instructions, and jumps when all processors wait. Nothing depends on how
-//! long anything really takes, so the same description gives the same run, to the last instruction, and a machine may
-//! be copied by `fork()` at any time.
+//! long anything really takes, so the same description gives the same run, to the last instruction, and a machine can
+//! be put back to where it was saved ([`Rewindable`]).
 //!
 //! What a guest asks for and the machine has not is told by name ([`Machine::take_findings`]).
 
@@ -52,3 +52,4 @@ pub use privet_silicon::{Rule, Rules};
 pub use profile::Profile;
 pub use record::{Block, Record};
 pub use scheduler::Turns;
+pub use snapshot::Rewindable;

@@ -58,6 +58,38 @@ impl Ram {
         Ram::mapped(bytes, touched, map)
     }
 
+    /// Begins again as the first bytes of a file, the one that it was mapped from. Code that is there as it was stays
+    /// decoded.
+    ///
+    /// # Errors
+    /// If the file cannot be mapped; what memory there is then nobody knows.
+    pub(crate) fn map_again(&mut self, file: &File, touched: Vec<u64>) -> Result<(), SimError> {
+        let code = self.code.pages();
+        let before: Vec<_> = code.iter().map(|page| self.copy(page - self.start.addr().get())).collect();
+        let (at, length) = (self.start.addr(), NonZeroUsize::new(self.bytes as usize).expect("a machine has memory"));
+        // SAFETY: this replaces the mapping that `mapped` made, all of it and nothing else, by one with the same
+        // protection. No reference to guest memory is ever made, and no guest runs meanwhile.
+        unsafe { mmap(Some(at), length, PROTECTION, FLAGS | MapFlags::MAP_FIXED, file, 0) }
+            .map_err(|errno| SimError::Io { what: "map the machine's memory again".into(), source: errno.into() })?;
+        self.touched = touched;
+        for (page, before) in code.iter().zip(before) {
+            let offset = page - self.start.addr().get();
+            if self.copy(offset) != before {
+                self.code.wrote(self.start.as_ptr().wrapping_add(offset), PAGE_SIZE as usize);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in the page at this offset in the mapping.
+    fn copy(&self, offset: usize) -> [u8; PAGE_SIZE as usize] {
+        assert!(offset as u64 <= self.bytes - PAGE_SIZE, "a page of this memory");
+        let mut bytes = [0; PAGE_SIZE as usize];
+        // SAFETY: the page is in the mapping, no guest runs meanwhile, and `bytes` is no guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset), bytes.as_mut_ptr(), bytes.len()) };
+        bytes
+    }
+
     fn mapped(
         bytes: u64,
         touched: Vec<u64>,
@@ -92,12 +124,7 @@ impl Ram {
         let touched = |page: &u64| self.touched[(page / 64) as usize] >> (page % 64) & 1 != 0;
         (0..self.bytes / PAGE_SIZE).filter(touched).filter_map(|page| {
             let offset = page * PAGE_SIZE;
-            let mut bytes = [0; PAGE_SIZE as usize];
-            // SAFETY: the page is in the mapping, no guest runs meanwhile, and `bytes` is no guest memory.
-            unsafe {
-                let source = self.start.as_ptr().add(offset as usize);
-                std::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len());
-            }
+            let bytes = self.copy(offset as usize);
             bytes.iter().any(|byte| *byte != 0).then_some((offset, bytes))
         })
     }

@@ -1,7 +1,8 @@
 //! A machine in a file: its memory, sparse, and behind that everything else.
 //!
-//! A restored machine maps the file and shares what it does not write with whoever else does. The file belongs to the
-//! build of this crate that wrote it; another one refuses it.
+//! A restored machine maps the file and shares what it does not write with whoever else does. It can go on from there
+//! as often as it is rewound, and remembers the code that it has decoded. The file belongs to the build of this crate
+//! that wrote it; another one refuses it.
 
 use std::fs::File;
 use std::io;
@@ -25,7 +26,7 @@ const MAGIC: [u8; 16] = *b"privet sim 0001\n";
 const FOOTER: u64 = 32;
 
 /// Everything but the bytes of the memory.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct State {
     processors: Vec<(CpuState, Activity)>,
     board: Board,
@@ -93,14 +94,7 @@ impl Machine {
     /// # Errors
     /// If the file cannot be read, or was written by another version.
     pub fn restore(path: &Path) -> Result<Machine, SimError> {
-        let file = File::open(path).map_err(failed("open", path))?;
-        let state = read_state(&file).map_err(failed("read", path))?;
-        let ram = Ram::map(&file, state.memory_bytes, state.touched)?;
-        let mut memory = Memory::with_keys(ram, state.keys);
-        let processor =
-            |(registers, activity)| Processor::new(state.board.processors, registers, activity, &mut memory);
-        let processors = state.processors.into_iter().map(processor).collect();
-        Ok(Machine { processors, board: state.board, scheduler: state.scheduler, memory, recorder: None })
+        Rewindable::restore(path).map(|restored| restored.machine)
     }
 
     /// A fingerprint of the whole machine: registers, devices, and memory. Equal machines have equal ones.
@@ -113,6 +107,50 @@ impl Machine {
             hash.update(&page);
         }
         hash.digest128()
+    }
+}
+
+/// A machine with the file that it was restored from.
+#[derive(Debug)]
+pub struct Rewindable {
+    /// The machine.
+    pub machine: Machine,
+    file: File,
+    state: State,
+}
+
+impl Rewindable {
+    /// A machine that goes on where it was saved.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or was written by another version.
+    pub fn restore(path: &Path) -> Result<Rewindable, SimError> {
+        let file = File::open(path).map_err(failed("open", path))?;
+        let state = read_state(&file).map_err(failed("read", path))?;
+        let State { processors, board, scheduler, memory_bytes, touched, keys } = state.clone();
+        let mut memory = Memory::with_keys(Ram::map(&file, memory_bytes, touched)?, keys);
+        let processor = |(registers, activity)| Processor::new(board.processors, registers, activity, &mut memory);
+        let processors = processors.into_iter().map(processor).collect();
+        Ok(Rewindable { machine: Machine { processors, board, scheduler, memory, recorder: None }, file, state })
+    }
+
+    /// Puts the machine back to where it was saved: nothing that a guest or a count can see is left of what it has
+    /// done since then.
+    ///
+    /// # Errors
+    /// If the file cannot be mapped; the machine is of no use then.
+    pub fn rewind(&mut self) -> Result<(), SimError> {
+        let State { processors, board, scheduler, touched, keys, .. } = self.state.clone();
+        let machine = &mut self.machine;
+        machine.memory.ram.map_again(&self.file, touched)?;
+        machine.memory.keys = keys;
+        for (processor, (registers, activity)) in machine.processors.iter_mut().zip(processors) {
+            processor.cpu.put_to(registers);
+            processor.activity = activity;
+        }
+        machine.board = board;
+        machine.scheduler = scheduler;
+        Ok(())
     }
 }
 

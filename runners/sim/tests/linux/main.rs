@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use privet_kernel::Kernel;
-use privet_sim::{Description, Limits, Machine, Outcome, Profile, Turns};
+use privet_sim::{Description, Limits, Machine, Outcome, Profile, Rewindable, Turns};
 
 fn main() -> ExitCode {
     let kernel = Kernel::cached();
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         test("who_is_recorded_does_the_same", recorded),
         test("a_saved_machine_goes_on_as_the_one_that_was_saved", save_and_restore),
         test("a_saved_machine_is_not_changed_by_one_that_goes_on_from_it", restored_twice),
+        test("a_rewound_machine_is_the_one_that_was_saved", rewound),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -154,6 +155,26 @@ fn save_and_restore(description: &Description) {
     assert_eq!(machine.instructions(), restored.instructions());
     assert_eq!(machine.digest(), restored.digest());
     assert!(machine.save(&path).unwrap_err().to_string().contains("exists"), "nothing is overwritten");
+}
+
+/// What it did before it was rewound, code that was overwritten among it, changes nothing that comes after.
+fn rewound(description: &Description) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("machine");
+    let mut machine = Machine::new(description).unwrap();
+    machine.run(&instructions(30));
+    machine.save(&path).unwrap();
+    let before = machine.digest();
+    assert_eq!(machine.run(&instructions(50)), Outcome::InstructionLimit);
+    let after = (machine.instructions(), machine.digest());
+    let mut again = Rewindable::restore(&path).unwrap();
+    run_to_the_end(&mut again.machine);
+    for _ in 0..2 {
+        again.rewind().unwrap();
+        assert_eq!(again.machine.digest(), before);
+        assert_eq!(again.machine.run(&instructions(50)), Outcome::InstructionLimit);
+        assert_eq!((again.machine.instructions(), again.machine.digest()), after);
+    }
 }
 
 fn restored_twice(description: &Description) {
