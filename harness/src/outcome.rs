@@ -23,6 +23,8 @@ impl fmt::Display for Lack {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LackOf {
+    /// All of it: there is no KVM, no rig, or no model.
+    Place,
     /// VMs of the row's type.
     VmType,
     /// Something that KVM offers or does not: a capability, a feature, guest code that runs.

@@ -87,7 +87,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::KvmFeature("steal time", 5)),
         Row::new(
             "slots.dirty_log.emulated",
-            Types::ALL,
+            Types::UNENCRYPTED,
             "What KVM's emulator writes for the guest is in the log: a store, and a locked compare-and-exchange, which \
              goes another way.",
             emulated,

@@ -125,8 +125,8 @@ pub fn assign(
     model: impl FnOnce() -> Result<(), String>,
 ) -> Assigned {
     let without = |of| move |reason| Lack { of, reason };
-    let unmet_on_host = || host().map_err(without(LackOf::VmType)).map_or_else(Some, |host| row.unmet(&host));
-    let skip = |place, why| Assigned::Skip(place, without(LackOf::Resource)(why));
+    let unmet_on_host = || host().map_err(without(LackOf::Place)).map_or_else(Some, |host| row.unmet(&host));
+    let skip = |place, why| Assigned::Skip(place, without(LackOf::Place)(why));
     match on {
         On::Host => unmet_on_host().map_or(Assigned::Host, |why| Assigned::Skip(Place::Host, why)),
         On::Rig => rig().map_or_else(|why| skip(Place::Rig, why), |()| Assigned::Rig(None)),
@@ -190,16 +190,16 @@ mod tests {
         let no_rig = || Err("no kernel".to_owned());
         let no_model = || Err("no library".to_owned());
         let skipped = |place, of, reason: &str| Assigned::Skip(place, Lack { of, reason: reason.to_owned() });
-        assert_eq!(assigned(On::Host, Ok(()), Ok(())), skipped(Place::Host, LackOf::VmType, "no /dev/kvm"));
+        assert_eq!(assigned(On::Host, Ok(()), Ok(())), skipped(Place::Host, LackOf::Place, "no /dev/kvm"));
         assert_eq!(assigned(On::Rig, Ok(()), Ok(())), Assigned::Rig(None));
-        assert_eq!(assigned(On::Rig, no_rig(), Ok(())), skipped(Place::Rig, LackOf::Resource, "no kernel"));
+        assert_eq!(assigned(On::Rig, no_rig(), Ok(())), skipped(Place::Rig, LackOf::Place, "no kernel"));
         assert_eq!(assigned(On::Model, Ok(()), Ok(())), Assigned::Model(None));
-        assert_eq!(assigned(On::Model, Ok(()), no_model()), skipped(Place::Model, LackOf::Resource, "no library"));
+        assert_eq!(assigned(On::Model, Ok(()), no_model()), skipped(Place::Model, LackOf::Place, "no library"));
         assert_eq!(assigned(On::Auto, Ok(()), Ok(())), Assigned::Rig(Some("no /dev/kvm".into())));
         let no_kernel = "no /dev/kvm; and no rig: no kernel".to_owned();
         assert_eq!(assigned(On::Auto, no_rig(), Ok(())), Assigned::Model(Some(no_kernel)));
         let all = "no /dev/kvm; and no rig: no kernel; and no model: no library".to_owned();
-        assert_eq!(assigned(On::Auto, no_rig(), no_model()), skipped(Place::Host, LackOf::VmType, &all));
+        assert_eq!(assigned(On::Auto, no_rig(), no_model()), skipped(Place::Host, LackOf::Place, &all));
     }
 
     #[test]

@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn only_skips_of_required_types_become_failures() {
-        for lacks in [None, Some(LackOf::VmType), Some(LackOf::Feature), Some(LackOf::Resource)] {
+        for lacks in [None, Some(LackOf::Place), Some(LackOf::VmType), Some(LackOf::Feature), Some(LackOf::Resource)] {
             assert_eq!(held(Verdict::Skip, Types::UPM, lacks), Verdict::Fail);
             assert_eq!(held(Verdict::Skip, Types::PLAIN, lacks), Verdict::Skip);
         }

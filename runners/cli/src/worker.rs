@@ -127,7 +127,7 @@ fn say(args: &Worker, table: Vec<Entry>) -> Said {
     };
     let host = match Host::open() {
         Ok(host) => host,
-        Err(error) => return Said { lacks: Some(LackOf::VmType), ..said(Verdict::Skip, error.to_string()) },
+        Err(error) => return Said { lacks: Some(LackOf::Place), ..said(Verdict::Skip, error.to_string()) },
     };
     let proven = [(args.ring0_works, Proven::Ring0), (args.hypercalls_work, Proven::Hypercall)];
     host.trust(&proven.into_iter().filter(|(works, _)| *works).map(|(_, proven)| proven).collect::<Vec<_>>());

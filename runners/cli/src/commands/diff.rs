@@ -129,6 +129,8 @@ mod tests {
             (Place::Model, LackOf::Feature, Pass, Status::NothingRan),
             (Place::Rig, LackOf::Feature, Pass, Status::Failed),
             (Place::Rig, LackOf::VmType, Pass, Status::Failed),
+            (Place::Rig, LackOf::Place, Pass, Status::Failed),
+            (Place::Model, LackOf::Place, Pass, Status::Failed),
             (Place::Model, LackOf::Kernel, Pass, Status::Failed),
             (Place::Model, LackOf::Setting, Pass, Status::Failed),
         ] {
