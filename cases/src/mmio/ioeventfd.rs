@@ -42,7 +42,8 @@ pub(super) fn rows() -> Vec<Row> {
             .basis(&[FAST, SLOW])
             .needs(caching(true))
             .needs(Need::Vendor(Vendor::Amd, NEXT_RIP))
-            .needs(Need::Parameter("kvm_amd.nrips", "1")),
+            .needs(Need::Parameter("kvm_amd.nrips", "1"))
+            .needs(Need::KernelSince((7, 0), "before it, kvm_amd emulates each of them")),
         Row::new(
             "mmio.ioeventfd.without_next_rip",
             Types::VISIBLE_REGISTERS,
