@@ -94,6 +94,20 @@ pub(crate) fn host_has(feature: CpuidFeature) -> bool {
     }
 }
 
+/// Reads the memory operand that the form has, if it has one and reads it, into the start of `memory`. Returns its linear
+/// address, for what is written there later.
+fn read_memory_operand(core: &mut Core<'_>, op: &Op, form: &Form, memory: &mut [u8]) -> Result<u64, Abort> {
+    let Some(operand) = form.memory else { return Ok(0) };
+    let linear = core.linear(&op.mem, operand.size, operand.write)?;
+    if operand.aligned {
+        core.require_alignment(linear)?;
+    }
+    if operand.read {
+        core.read_vector(linear, &mut memory[..operand.size])?;
+    }
+    Ok(linear)
+}
+
 /// The form of an op. Ops with a handler of this module have one; others end as unknown, and so do all of them where
 /// a hypervisor's emulator is at work (see [`crate::Access::emulated`]): KVM's knows no arithmetic of x87 or SSE.
 fn form_of(core: &mut Core<'_>, op: &Op) -> Result<&'static Form, Abort> {

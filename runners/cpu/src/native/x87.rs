@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::mem::offset_of;
 
 use super::form::Kind;
-use super::form_of;
+use super::{form_of, read_memory_operand};
 use crate::core::{Abort, Core};
 use crate::exception::Exception;
 use crate::flags;
@@ -57,19 +57,7 @@ pub(super) fn execute(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
         host_fcw: 0,
     };
     image.load_registers(core, op);
-    let address = match form.memory {
-        Some(memory) => {
-            let linear = core.linear(&op.mem, memory.size, memory.write)?;
-            if memory.aligned {
-                core.require_alignment(linear)?;
-            }
-            if memory.read {
-                core.read_vector(linear, &mut image.memory[..memory.size])?;
-            }
-            linear
-        }
-        None => 0,
-    };
+    let address = read_memory_operand(core, op, form, &mut image.memory)?;
     call(&mut image);
 
     let mut after = core.s.fpu.clone();
