@@ -17,6 +17,7 @@ use privet_harness::units::{Gpa, PAGE_SIZE};
 use privet_protocol::Op;
 
 use crate::expect::{expect_eq, expect_no_exit_but};
+use crate::malformed::{INVALID_EVENT, INVALID_INPUT, INVALID_USAGE, MALFORMED, MISSING_INPUT, NOT_REGISTERED};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -38,14 +39,6 @@ const RUN_VMPL: u64 = 0x8000_0018;
 const HV_FEATURES: u64 = 0x8000_fffd;
 const TERMINATION: u64 = 0x8000_fffe;
 const UNSUPPORTED_EVENT: u64 = 0x8000_ffff;
-
-/// SW_EXITINFO1 of a request that makes no sense; SW_EXITINFO2 says why.
-const MALFORMED: u64 = 2;
-const NOT_REGISTERED: u64 = 1;
-const INVALID_USAGE: u64 = 2;
-const MISSING_INPUT: u64 = 4;
-const INVALID_INPUT: u64 = 5;
-const INVALID_EVENT: u64 = 6;
 
 /// `KVM_SYSTEM_EVENT_SEV_TERM`.
 const SEV_TERM: u32 = 6;

@@ -13,6 +13,7 @@ use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_protocol::{Op, Pattern, Width};
 
 use crate::expect::{expect_eq, expect_no_exit_but, expect_ok};
+use crate::malformed::{INVALID_EVENT, INVALID_SCRATCH_AREA, MALFORMED};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -38,10 +39,6 @@ const SMASH: u64 = 3;
 const INVALID_HEADER: u64 = 1 << 32 | 1;
 const INVALID_ENTRY: u64 = 1 << 32 | 2;
 const GENERIC: u64 = 0x100 << 32;
-/// SW_EXITINFO1 of a request that makes no sense, and SW_EXITINFO2 if it is the scratch area or the code.
-const MALFORMED: u64 = 2;
-const INVALID_SCRATCH_AREA: u64 = 3;
-const INVALID_EVENT: u64 = 6;
 
 /// Bit 0 of the attributes of the exit: pages of 2 MiB.
 const SIZE_2M: u64 = 1;

@@ -7,17 +7,13 @@ use privet_harness::test_range::RangeSpec;
 use privet_harness::units::PAGE_SIZE;
 use privet_protocol::{Op, Pattern};
 
+use crate::clocks::{SYSTEM_TIME, WALL_CLOCK};
 use crate::expect::expect_that;
 use crate::row::Row;
 use crate::types::Types;
 
 const A: Pattern = Pattern(0xaa);
 const B: Pattern = Pattern(0xbb);
-
-/// MSR_KVM_WALL_CLOCK_NEW.
-const WALL_CLOCK: u32 = 0x4b56_4d00;
-/// MSR_KVM_SYSTEM_TIME_NEW; bit 0 of its value switches it on.
-const SYSTEM_TIME: u32 = 0x4b56_4d01;
 
 const BY_ADDRESS: &str = "virt/kvm/kvm_main.c: __kvm_write_guest_page writes by userspace_addr";
 

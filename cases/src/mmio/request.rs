@@ -18,6 +18,7 @@ use super::cost::{Cost, Meter};
 use super::memory::{GAP, open_gap, ram_and_gap};
 use super::{answer_read, caching, gva, read, read_exit, take_write, write, write_exit};
 use crate::expect::{expect_eq, expect_no_exit_but};
+use crate::malformed::{INVALID_INPUT, INVALID_SCRATCH_AREA, MALFORMED};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -28,9 +29,6 @@ const SPLITS: &str = "arch/x86/kvm/x86.c: emulator_read_write_onepage translates
 
 const MMIO_READ: u64 = 0x8000_0001;
 const MMIO_WRITE: u64 = 0x8000_0002;
-const MALFORMED: u64 = 2;
-const INVALID_SCRATCH_AREA: u64 = 3;
-const INVALID_INPUT: u64 = 5;
 
 const VALUE: u64 = 0x8877_6655_4433_2211;
 const ANSWER: u64 = 0x1f2e_3d4c_5b6a_7988;

@@ -12,6 +12,7 @@ use privet_harness::units::{Gpa, PageCount};
 use privet_protocol::{Op, Pattern, Width};
 
 use super::parts::Region;
+use crate::clocks::{SYSTEM_TIME, WALL_CLOCK};
 use crate::expect::{expect_eq, expect_errno, expect_ok};
 use crate::row::Row;
 use crate::types::Types;
@@ -174,11 +175,6 @@ fn not_the_host(t: &Case) -> Outcome {
     v.expect(range.shared_gva(0), 4, B, 0)?;
     expect_dirty(&g, 0)
 }
-
-/// MSR_KVM_WALL_CLOCK_NEW.
-const WALL_CLOCK: u32 = 0x4b56_4d00;
-/// MSR_KVM_SYSTEM_TIME_NEW; bit 0 of its value switches it on.
-const SYSTEM_TIME: u32 = 0x4b56_4d01;
 
 fn clocks(t: &Case) -> Outcome {
     let g = guest(t, 4)?;

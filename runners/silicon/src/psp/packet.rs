@@ -3,8 +3,10 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::Status;
 use super::session::TransportKeys;
+use super::{Psp, Status, Surroundings};
+use crate::Rule;
+use crate::encryption::Key;
 
 /// Of LAUNCH_SECRET, SEND_UPDATE_DATA and RECEIVE_UPDATE_DATA.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -116,6 +118,36 @@ impl PacketHeader {
             bytes,
             measurement,
         ])
+    }
+}
+
+impl Psp {
+    /// Opens the packet that `parameters` name and writes what was in it into memory of the guest, which has `key`.
+    pub(super) fn take_packet(
+        &self,
+        around: &mut Surroundings<'_>,
+        parameters: &PacketParameters,
+        keys: &TransportKeys,
+        key: Key,
+        content: Content,
+        measurement: &[u8],
+    ) -> Result<(), Status> {
+        parameters.check_guest_range()?;
+        if parameters.header_length.get() != HEADER_LENGTH {
+            return Err(Status::InvalidLength);
+        }
+        let (to, length) = (parameters.guest_address.get(), parameters.guest_length.get());
+        self.check_output(around, to, length.into())?;
+        let header: PacketHeader = around.load(parameters.header_address.get())?;
+        let transport = parameters.transport_length.get();
+        let mut bytes = around.bytes(Key::PLAIN, parameters.transport_address.get(), transport)?;
+        let authentic = match content {
+            Content::Secret => Rule::SecretMac,
+            Content::Data => Rule::PacketMac,
+        };
+        header.open(keys, content, length, &mut bytes, measurement, self.rules.hold(authentic))?;
+        around.memory.write_as(key, to, &bytes);
+        Ok(())
     }
 }
 

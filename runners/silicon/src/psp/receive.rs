@@ -4,11 +4,9 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::guest::{Guest, Phase};
-use super::packet::{Content, HEADER_LENGTH, PacketHeader, PacketParameters};
+use super::packet::{Content, PacketParameters};
 use super::policy::SevPolicy;
 use super::{Psp, Status, Surroundings};
-use crate::Rule;
-use crate::encryption::Key;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -45,18 +43,7 @@ impl Psp {
         let parameters: PacketParameters = around.parameters(at)?;
         let guest = self.active_guest(parameters.handle, |phase| *phase == Phase::Receiving)?;
         let (keys, key) = (guest.transport.clone(), guest.key);
-        parameters.check_guest_range()?;
-        if parameters.header_length.get() != HEADER_LENGTH {
-            return Err(Status::InvalidLength);
-        }
-        let (to, length) = (parameters.guest_address.get(), parameters.guest_length.get());
-        self.check_output(around, to, length.into())?;
-        let header: PacketHeader = around.load(parameters.header_address.get())?;
-        let transport = parameters.transport_length.get();
-        let mut bytes = around.bytes(Key::PLAIN, parameters.transport_address.get(), transport)?;
-        header.open(&keys, Content::Data, length, &mut bytes, &[], self.rules.hold(Rule::PacketMac))?;
-        around.memory.write_as(key, to, &bytes);
-        Ok(())
+        self.take_packet(around, &parameters, &keys, key, Content::Data, &[])
     }
 
     /// RECEIVE_FINISH: the guest is here now.

@@ -1,10 +1,8 @@
 //! LAUNCH_SECRET (55766, 6.6): the owner gives a measured guest what only it shall know.
 
 use super::guest::Phase;
-use super::packet::{Content, HEADER_LENGTH, PacketHeader, PacketParameters};
+use super::packet::{Content, PacketParameters};
 use super::{Psp, Status, Surroundings};
-use crate::Rule;
-use crate::encryption::Key;
 
 impl Psp {
     /// LAUNCH_SECRET. Who has made it has seen the measurement: that is part of what is authenticated.
@@ -13,18 +11,7 @@ impl Psp {
         let guest = self.active_guest(parameters.handle, |phase| matches!(phase, Phase::LaunchSecret { .. }))?;
         let Phase::LaunchSecret { measurement } = guest.phase else { return Err(Status::InvalidGuestState) };
         let (keys, key) = (guest.transport.clone(), guest.key);
-        parameters.check_guest_range()?;
-        if parameters.header_length.get() != HEADER_LENGTH {
-            return Err(Status::InvalidLength);
-        }
-        let (to, length) = (parameters.guest_address.get(), parameters.guest_length.get());
-        self.check_output(around, to, length.into())?;
-        let header: PacketHeader = around.load(parameters.header_address.get())?;
-        let transport = parameters.transport_length.get();
-        let mut bytes = around.bytes(Key::PLAIN, parameters.transport_address.get(), transport)?;
-        header.open(&keys, Content::Secret, length, &mut bytes, &measurement, self.rules.hold(Rule::SecretMac))?;
-        around.memory.write_as(key, to, &bytes);
-        Ok(())
+        self.take_packet(around, &parameters, &keys, key, Content::Secret, &measurement)
     }
 }
 
