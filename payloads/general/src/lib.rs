@@ -5,7 +5,7 @@
 mod hammer;
 mod memory;
 
-use privet_protocol::{Op, Reply, Start};
+use privet_protocol::{Op, Refusal, Reply, Start};
 use privet_runtime::paging::Refused;
 use privet_runtime::probe::{self, Probed};
 use privet_runtime::{Vcpu, convert, cpu, ghcb, guest_assert_eq, hypercall, port, snp};
@@ -43,7 +43,9 @@ pub fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply {
         },
         Op::AdjustRmp { gva, attributes } => value(snp::adjust_rmp(gva, attributes)),
         Op::VmgexitMsr { msr } => Reply::done([ghcb::vmgexit(msr)]),
-        Op::VmgexitPage { msr, page } => ghcb::exchange(vcpu, msr, page),
+        Op::VmgexitPage { msr, page } => {
+            vcpu.ghcb().map_or(Reply::Refused(Refusal::NotMapped, 0), |ghcb| ghcb.exchange(msr, page))
+        }
         Op::HandledVc => Reply::done([vcpu.handled_vc()]),
         Op::PortRead { port, width } => value(port::read(port as u16, width)),
         Op::PortWrite { port, width, value } => nothing(port::write(port as u16, width, value)),

@@ -4,7 +4,8 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
-use crate::exceptions::{VECTORS, stub};
+/// Vectors that exceptions can have.
+pub(crate) const VECTORS: usize = 32;
 
 const CODE: u16 = 0x08;
 const DATA: u16 = 0x10;
@@ -62,8 +63,9 @@ impl DescriptorTables {
     }
 
     /// Fills the tables and makes the vCPU that executes this use them. To be called once on the vCPU that
-    /// they belong to, before anything can raise an exception. The stacks are given by their tops.
-    pub(crate) fn load(&'static self, exception_stack: u64, urgent_stack: u64) {
+    /// they belong to, before anything can raise an exception. The stacks are given by their tops; `stub` tells
+    /// where the handler of a vector is.
+    pub(crate) fn load(&'static self, stub: fn(usize) -> u64, exception_stack: u64, urgent_stack: u64) {
         // SAFETY: this vCPU is the only one that uses these tables, and does not use them yet.
         let tables = unsafe { &mut *self.0.get() };
         for (vector, gate) in tables.idt.iter_mut().enumerate() {

@@ -5,14 +5,21 @@ use core::arch::asm;
 
 use privet_protocol::DOORBELL_PORT;
 
-use crate::vc;
+use crate::ghcb::{Answer, Ghcb, IOIO, NO_DOORBELL, RAX, port_access, terminate};
 use crate::vcpu::Vcpu;
 
 /// Rings. Returns when the host enters the guest again.
 pub fn ring(vcpu: &Vcpu) {
     match vcpu.ghcb() {
         None => out(),
-        Some(ghcb) => vc::ring(ghcb),
+        Some(ghcb) => ask(ghcb),
+    }
+}
+
+/// One byte, 0, for the doorbell's port, as OUT would write it: without OUT, and so without #VC.
+fn ask(ghcb: Ghcb) {
+    if let Answer::Refused(..) = ghcb.request(IOIO, [port_access(DOORBELL_PORT, 1), 0], &[(RAX, 0)]) {
+        terminate(NO_DOORBELL);
     }
 }
 

@@ -8,6 +8,7 @@ use core::arch::global_asm;
 
 use privet_protocol::MAX_VCPUS;
 
+use crate::exceptions::stub;
 use crate::vcpu::{AREA_BYTES, AREAS, Vcpu};
 
 global_asm!(
@@ -58,5 +59,5 @@ unsafe extern "C" {
 extern "C" fn start(mailbox: u64) -> ! {
     // SAFETY: `_start` runs once on each vCPU and has set up its stack; the host promises that RDI is the GVA
     // of this vCPU's mailbox for good.
-    privet_main(unsafe { Vcpu::start(mailbox) })
+    privet_main(unsafe { Vcpu::start(mailbox, stub) })
 }

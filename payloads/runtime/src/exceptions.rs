@@ -6,13 +6,12 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use privet_protocol::Fault;
 
+use crate::descriptor_tables::VECTORS;
 use crate::failure;
+use crate::frame::Frame;
 use crate::probe::execute_faulted;
 use crate::vc::{self, Handled, VMM_COMMUNICATION};
 use crate::vcpu::Vcpu;
-
-/// Vectors that exceptions can have.
-pub(crate) const VECTORS: usize = 32;
 
 /// The exceptions that push an error code: #DF #TS #NP #SS #GP #PF #AC #CP #VC #SX.
 const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1f << 10 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
@@ -61,26 +60,6 @@ global_asm!(
     handle = sym handle,
 );
 
-/// What the stubs push, and below it what the CPU pushed.
-#[repr(C)]
-pub(crate) struct Frame {
-    r15_to_r8: [u64; 8],
-    rbp: u64,
-    pub(crate) rdi: u64,
-    pub(crate) rsi: u64,
-    pub(crate) rdx: u64,
-    pub(crate) rcx: u64,
-    pub(crate) rbx: u64,
-    pub(crate) rax: u64,
-    vector: u64,
-    pub(crate) error_code: u64,
-    pub(crate) rip: u64,
-    cs: u64,
-    rflags: u64,
-    rsp: u64,
-    ss: u64,
-}
-
 /// One probe: a fault at an instruction of `start .. end` goes on at `resume`. Each is relative to the place
 /// where it is stored.
 #[repr(C)]
@@ -98,6 +77,7 @@ unsafe extern "C" {
 }
 
 /// The address of the stub of `vector`.
+#[cfg_attr(not(privet_payload), expect(dead_code, reason = "only payloads have an entry point"))]
 pub(crate) fn stub(vector: usize) -> u64 {
     (&raw const privet_vectors as u64) + (vector * STUB_BYTES) as u64
 }

@@ -9,7 +9,6 @@ use core::sync::atomic::Ordering::Relaxed;
 use privet_protocol::{Refusal, Reply, WORDS, Words};
 
 use crate::paging::PAGE_SIZE;
-use crate::vcpu::Vcpu;
 
 const GHCB_MSR: u32 = 0xc001_0130;
 
@@ -39,11 +38,18 @@ const VERSION_2: u64 = 2 << 16;
 const EVENT_ERROR_CODE: u64 = 1 << 11;
 const EVENT_VALID: u64 = 1 << 31;
 
+/// The exit code of a port access.
+pub(crate) const IOIO: u64 = 0x7b;
+/// SZ8 of its SW_EXITINFO1; SZ16 and SZ32 are the next bits, as the number of bytes is (APM volume 2, 15.10.2).
+const IOIO_SIZE_SHIFT: u32 = 4;
+
 /// Requests of the MSR protocol, and the code of the answer.
 const REGISTER: u64 = 0x12;
 const TERMINATE: u64 = 0x100;
-/// A set of reasons that no other guest has. Its codes are vectors of exceptions.
+/// A set of reasons that no other guest has. Its codes are vectors of exceptions, and one more.
 const PRIVET_REASONS: u64 = 0xe << 12;
+/// The reason of a guest whose doorbell is refused, so that it can tell nothing else. No vector.
+pub(crate) const NO_DOORBELL: u64 = 0xff;
 
 /// What the host answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,6 +105,23 @@ impl Ghcb {
         }
     }
 
+    /// VMGEXIT with `msr` in the GHCB MSR and the page at `page`, which the host has made, as the contents of the GHCB;
+    /// what is in the GHCB afterwards replaces it. Values of the reply: the MSR afterwards.
+    pub fn exchange(self, msr: u64, page: u64) -> Reply {
+        if !page.is_multiple_of(PAGE_SIZE) {
+            return Reply::Refused(Refusal::Unaligned, page);
+        }
+        // SAFETY: the host vouches for the page, as for every address that it sends; a page is aligned for words.
+        let image: &Words = unsafe { &*(page as *const Words) };
+        let copy = |from: &Words, to: &Words| {
+            (0..WORDS).for_each(|word| to[word].store(from[word].load(Relaxed), Relaxed));
+        };
+        copy(image, self.page);
+        let answered = vmgexit(msr);
+        copy(self.page, image);
+        Reply::done([answered])
+    }
+
     /// What the host has written for a register.
     pub(crate) fn get(self, field: Field) -> u64 {
         self.word(field).load(Relaxed)
@@ -119,24 +142,6 @@ impl Ghcb {
     }
 }
 
-/// VMGEXIT with `msr` in the GHCB MSR and the page at `page`, which the host has made, as the GHCB of this vCPU; what is in
-/// the GHCB afterwards replaces it. Values of the reply: the MSR afterwards.
-pub fn exchange(vcpu: &Vcpu, msr: u64, page: u64) -> Reply {
-    if !page.is_multiple_of(PAGE_SIZE) {
-        return Reply::Refused(Refusal::Unaligned, page);
-    }
-    let Some(ghcb) = vcpu.ghcb() else { return Reply::Refused(Refusal::NotMapped, 0) };
-    // SAFETY: the host vouches for the page, as for every address that it sends; a page is aligned for words.
-    let image: &Words = unsafe { &*(page as *const Words) };
-    let copy = |from: &Words, to: &Words| {
-        (0..WORDS).for_each(|word| to[word].store(from[word].load(Relaxed), Relaxed));
-    };
-    copy(image, ghcb.page);
-    let answered = vmgexit(msr);
-    copy(ghcb.page, image);
-    Reply::done([answered])
-}
-
 /// VMGEXIT with `msr` in the GHCB MSR: that MSR afterwards. Neither access to it is ever intercepted.
 pub fn vmgexit(msr: u64) -> u64 {
     let (low, high): (u32, u32);
@@ -155,7 +160,12 @@ pub fn vmgexit(msr: u64) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Ends the guest without a GHCB, because of the exception `vector`: the host sees `KVM_SYSTEM_EVENT_SEV_TERM`.
+/// SW_EXITINFO1 of an access of `bytes` bytes to a port, but for its direction.
+pub(crate) const fn port_access(port: u16, bytes: u64) -> u64 {
+    (port as u64) << 16 | bytes << IOIO_SIZE_SHIFT
+}
+
+/// Ends the guest without a GHCB, because of the exception `vector` or [`NO_DOORBELL`]: the host sees `KVM_SYSTEM_EVENT_SEV_TERM`.
 pub(crate) fn terminate(vector: u64) -> ! {
     loop {
         vmgexit(vector << 16 | PRIVET_REASONS | TERMINATE);

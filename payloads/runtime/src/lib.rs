@@ -16,6 +16,7 @@ pub mod doorbell;
 mod entry;
 pub mod exceptions;
 pub mod failure;
+mod frame;
 pub mod ghcb;
 pub mod hypercall;
 #[cfg(privet_payload)]

@@ -9,10 +9,12 @@ use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::AtomicU8;
 use core::sync::atomic::Ordering::Relaxed;
 
-use privet_protocol::{DOORBELL_PORT, Fault};
+use privet_protocol::Fault;
 
-use crate::exceptions::Frame;
-use crate::ghcb::{Answer, BUFFER_BYTES, CPL, Ghcb, RAX, RBX, RCX, RDX, RSI, SCRATCH, XCR0, terminate};
+use crate::frame::Frame;
+use crate::ghcb::{
+    Answer, BUFFER_BYTES, CPL, Ghcb, IOIO, RAX, RBX, RCX, RDX, RSI, SCRATCH, XCR0, port_access, terminate,
+};
 use crate::paging::{PAGE_SIZE, translate};
 use crate::vcpu::Vcpu;
 
@@ -21,7 +23,6 @@ pub(crate) const VMM_COMMUNICATION: u64 = 29;
 
 /// Exit codes: the error code of #VC, and what the host is asked with.
 const CPUID: u64 = 0x72;
-const IOIO: u64 = 0x7b;
 const MSR: u64 = 0x7c;
 const VMMCALL: u64 = 0x81;
 const NESTED_PAGE_FAULT: u64 = 0x400;
@@ -35,8 +36,6 @@ const IOIO_REPEATED: u64 = 1 << 3;
 const IOIO_A64: u64 = 1 << 9;
 /// Segment of a string in memory: ES for IN, DS for OUT.
 const IOIO_DS: u64 = 3 << 10;
-/// SZ8; SZ16 and SZ32 are the next bits, as the number of bytes is.
-const IOIO_SIZE_SHIFT: u32 = 4;
 
 /// The leaf of CPUID whose answer depends on XCR0.
 const XSAVE_LEAF: u64 = 0xd;
@@ -143,7 +142,7 @@ fn hypercall(ghcb: Ghcb, frame: &mut Frame) -> Answer {
 
 /// The port in DX and the size of an access, as IOIO wants them.
 fn port(frame: &Frame, bytes: u64) -> u64 {
-    (frame.rdx & 0xffff) << 16 | bytes << IOIO_SIZE_SHIFT
+    port_access(frame.rdx as u16, bytes)
 }
 
 fn port_in(ghcb: Ghcb, frame: &mut Frame, bytes: u64, length: u64) -> Answer {
@@ -158,14 +157,6 @@ fn port_out(ghcb: Ghcb, frame: &mut Frame, bytes: u64, length: u64) -> Answer {
     let answer = ghcb.request(IOIO, [port(frame, bytes), 0], &[(RAX, value)]);
     frame.rip += length;
     answer
-}
-
-/// One byte, 0, for the doorbell's port, as OUT would write it: without OUT, and so without #VC.
-pub(crate) fn ring(ghcb: Ghcb) {
-    let port = (u64::from(DOORBELL_PORT) << 16) | (1 << IOIO_SIZE_SHIFT);
-    if let Answer::Refused(info_1, info_2) = ghcb.request(IOIO, [port, 0], &[(RAX, 0)]) {
-        crate::failure::refused(IOIO, info_1, info_2);
-    }
 }
 
 /// What a register of 32 bits holds.

@@ -119,16 +119,16 @@ impl Vcpu {
         AREAS.iter().map(|area| &area.vcpu)
     }
 
-    /// First thing on a vCPU: remembers its mailbox and makes exceptions arrive.
+    /// First thing on a vCPU: remembers its mailbox and makes exceptions arrive, each at its `stub`.
     ///
     /// # Safety
     /// To be called once on each vCPU, on its own main stack. `mailbox` is a page that stays mapped and that
     /// nobody uses but as this vCPU's mailbox.
     #[cfg_attr(not(privet_payload), expect(dead_code, reason = "only payloads have an entry point"))]
-    pub(crate) unsafe fn start(mailbox: u64) -> &'static Self {
+    pub(crate) unsafe fn start(mailbox: u64, stub: fn(usize) -> u64) -> &'static Self {
         let area = current();
         area.vcpu.mailbox.store(mailbox, Relaxed);
-        area.tables.load(area.exception_stack.top(), area.urgent_stack.top());
+        area.tables.load(stub, area.exception_stack.top(), area.urgent_stack.top());
         &area.vcpu
     }
 
