@@ -1,4 +1,4 @@
-//! The last exits of a worker, kept cheaply and printed only when a row does not pass.
+//! What a worker has seen, kept cheaply and told only when somebody asks: the last exits, and all launches.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,6 +10,7 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use privet_protocol::Op;
 
 use crate::exit::Exit;
+use crate::measure::EventLog;
 use crate::outcome::Outcome;
 
 /// The longest x86 instruction in bytes.
@@ -53,13 +54,14 @@ impl fmt::Display for VcpuName {
     }
 }
 
-/// A ring of the last exits, shared by all vCPUs.
+/// A ring of the last exits, shared by all vCPUs, and the launches of all VMs.
 #[derive(Debug)]
 pub struct Trace {
     start: Instant,
     vms: AtomicU64,
     exits: AtomicU64,
     entries: Mutex<VecDeque<Entry>>,
+    launches: Mutex<Vec<EventLog>>,
     depth: usize,
 }
 
@@ -71,6 +73,7 @@ impl Trace {
             vms: AtomicU64::new(0),
             exits: AtomicU64::new(0),
             entries: Mutex::new(VecDeque::with_capacity(depth)),
+            launches: Mutex::default(),
             depth,
         }
     }
@@ -78,6 +81,16 @@ impl Trace {
     /// How often KVM_RUN returned.
     pub fn exits(&self) -> u64 {
         self.exits.load(Ordering::Relaxed)
+    }
+
+    /// What was measured in each launch that has come to its end, in order.
+    pub fn launches(&self) -> Vec<EventLog> {
+        self.launches.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One more launch has come to its end.
+    pub(crate) fn launched(&self, log: EventLog) {
+        self.launches.lock().unwrap_or_else(PoisonError::into_inner).push(log);
     }
 
     /// The number of a VM that is about to be made.

@@ -12,6 +12,7 @@ use crate::errno;
 use crate::guest_memfd::GuestMemfd;
 use crate::host::Host;
 use crate::mapping::Mapping;
+use crate::measure::EventLog;
 use crate::memslot::{Memslot, SlotSpec};
 use crate::outcome::{Outcome, Stop};
 use crate::raw;
@@ -56,6 +57,11 @@ impl Vm {
     /// The descriptor, for what has no function of its own here.
     pub fn kvm(&self) -> &VmFd {
         &self.core.fd
+    }
+
+    /// Puts down that it was launched so.
+    pub(crate) fn launched(&self, log: EventLog) {
+        self.core.trace.launched(log);
     }
 
     /// `KVM_CHECK_EXTENSION` of this VM; 0 for what it does not have.

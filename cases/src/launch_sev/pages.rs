@@ -400,5 +400,5 @@ fn through_the_launch(t: &Case) -> Outcome {
     expect_eq("what is told of the page that is not private", &told, &expected)?;
     range.set_private(&vm, 7..8)?;
     launch.update(PageType::Zero, at(7), range.host(), 7 * PAGE_SIZE..8 * PAGE_SIZE)?;
-    launch.finish(Finish::PLAIN).map(drop)
+    launch.finish(Finish::PLAIN, &[]).map(drop)
 }

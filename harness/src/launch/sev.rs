@@ -1,10 +1,10 @@
 //! The launch of a SEV or SEV-ES guest, step by step; a step that is out of order does not compile.
 //!
 //! ```
-//! # use privet_harness::{launch::sev, mapping::Mapping, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
-//! # fn story(vm: &Vm, device: &Device, memory: &Mapping) -> Outcome {
+//! # use privet_harness::{launch::{Piece, sev}, mapping::Mapping, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
+//! # fn story(vm: &Vm, device: &Device, memory: &Mapping, piece: &Piece) -> Outcome {
 //! let mut launch = sev::Launch::create(vm, device, Default::default())?.start(SevPolicy::NONE)?;
-//! launch.update_data(memory, 0..0x1000)?;
+//! launch.encrypt(memory, piece)?;
 //! launch.measure()?.finish()?;
 //! # Ok(())
 //! # }
@@ -12,19 +12,19 @@
 //!
 //! Nothing is encrypted before the key is there:
 //! ```compile_fail,E0599
-//! # use privet_harness::{launch::sev, mapping::Mapping, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
-//! # fn story(vm: &Vm, device: &Device, memory: &Mapping) -> Outcome {
-//! sev::Launch::create(vm, device, Default::default())?.update_data(memory, 0..0x1000)?;
+//! # use privet_harness::{launch::{Piece, sev}, mapping::Mapping, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
+//! # fn story(vm: &Vm, device: &Device, memory: &Mapping, piece: &Piece) -> Outcome {
+//! sev::Launch::create(vm, device, Default::default())?.encrypt(memory, piece)?;
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! Nor after the measurement:
 //! ```compile_fail,E0599
-//! # use privet_harness::{launch::sev, mapping::Mapping, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
-//! # fn story(vm: &Vm, device: &Device, memory: &Mapping) -> Outcome {
+//! # use privet_harness::{launch::{Piece, sev}, mapping::Mapping, outcome::Outcome, sev::{Device, SevPolicy}, vm::Vm};
+//! # fn story(vm: &Vm, device: &Device, memory: &Mapping, piece: &Piece) -> Outcome {
 //! let launch = sev::Launch::create(vm, device, Default::default())?.start(SevPolicy::NONE)?;
-//! launch.measure()?.update_data(memory, 0..0x1000)?;
+//! launch.measure()?.encrypt(memory, piece)?;
 //! # Ok(())
 //! # }
 //! ```
@@ -38,28 +38,31 @@
 //! # }
 //! ```
 
-use std::ops::Range;
-
 use kvm_bindings::kvm_sev_init;
 
+use super::plan::Piece;
 use crate::mapping::Mapping;
-use crate::measure::SevDigest;
+use crate::measure::{EventLog, Method, SevFeatures, VcpuState};
 use crate::outcome::{Outcome, Stop};
-use crate::sev::{Commands, Device, Memory, Secret, SevPolicy};
+use crate::sev::{Commands, Device, Memory, PageType, Secret, SevPolicy};
+use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
 /// `INIT2` is done: the VM is a guest without a key.
 #[derive(Debug)]
-pub struct Created(());
+pub struct Created {
+    features: SevFeatures,
+}
 /// The guest has a key, and memory can be encrypted with it.
 #[derive(Debug)]
 pub struct Started {
-    /// Of what is encrypted so far.
-    digest: SevDigest,
+    /// What is encrypted so far.
+    log: EventLog,
 }
 /// What was encrypted is measured; the owner may add a secret.
 #[derive(Debug)]
 pub struct Measured {
+    log: EventLog,
     measurement: Measurement,
 }
 /// The guest may run.
@@ -96,7 +99,7 @@ impl<'a> Launch<'a, Created> {
     pub fn create(vm: &'a Vm, device: &Device, init: kvm_sev_init) -> Outcome<Self> {
         let commands = Commands::new(vm, device);
         commands.init2(init)?;
-        Ok(Launch { commands, state: Created(()) })
+        Ok(Launch { commands, state: Created { features: SevFeatures(init.vmsa_features) } })
     }
 
     /// Gives it a key.
@@ -105,41 +108,46 @@ impl<'a> Launch<'a, Created> {
     /// `Stop::Fail` with what KVM and the firmware say.
     pub fn start(self, policy: SevPolicy) -> Outcome<Launch<'a, Started>> {
         self.commands.launch_start(0, policy, None)?;
-        Ok(Launch { commands: self.commands, state: Started { digest: SevDigest::new() } })
+        let log = EventLog::new(Method::Sha256, self.state.features);
+        Ok(Launch { commands: self.commands, state: Started { log } })
     }
 }
 
 impl<'a> Launch<'a, Started> {
-    /// Encrypts bytes of `memory` where they are, and pins them.
+    /// Encrypts a piece of the guest's own memory in `view`, the host's view of that, and pins it.
     ///
     /// # Errors
     /// `Stop::Fail` with where, and what KVM and the firmware say.
-    pub fn update_data(&mut self, memory: &Mapping, bytes: Range<u64>) -> Outcome {
-        let (place, len) = (Memory::In(memory, bytes.start), bytes.end - bytes.start);
+    pub fn encrypt(&mut self, view: &Mapping, piece: &Piece) -> Outcome {
+        let bytes = piece.in_own_memory();
+        let (place, len) = (Memory::In(view, bytes.start), bytes.end - bytes.start);
         let describe = |what: &dyn std::fmt::Display| {
-            Stop::Fail(format!("bytes {bytes:#x?} of a mapping to be encrypted: {what}"))
+            Stop::Fail(format!("{len:#x} bytes at gpa {} to be encrypted: {what}", piece.gpa))
         };
         self.commands
             .register_region(place, len)
             .map_err(|errno| describe(&format!("KVM_MEMORY_ENCRYPT_REG_REGION: {errno:?}")))?;
         let mut plain = vec![0; len as usize];
-        memory.read(bytes.start, &mut plain)?;
+        view.read(bytes.start, &mut plain)?;
         self.commands.launch_update_data(place, len as u32).map_err(|refused| describe(&refused))?;
-        self.state.digest.update(&plain);
+        self.state.log.add(PageType::Normal, piece.gpa, plain, piece.part);
         Ok(())
     }
 
-    /// What the firmware has measured so far of memory.
-    pub fn digest(&self) -> [u8; 32] {
-        self.state.digest.bytes()
+    /// What is measured so far.
+    pub fn log(&self) -> &EventLog {
+        &self.state.log
     }
 
-    /// Encrypts the state of all vCPUs, of a SEV-ES guest.
+    /// Encrypts the state of all vCPUs of a SEV-ES guest, which are these.
     ///
     /// # Errors
     /// `Stop::Fail` with what KVM and the firmware say.
-    pub fn update_vmsas(&mut self) -> Outcome {
-        Ok(self.commands.launch_update_vmsa()?)
+    pub fn encrypt_vcpus(&mut self, vcpus: &[Vcpu]) -> Outcome {
+        let states = vcpus.iter().map(VcpuState::of).collect::<Outcome<Vec<_>>>()?;
+        self.commands.launch_update_vmsa()?;
+        states.iter().for_each(|state| self.state.log.add_vcpu(state));
+        Ok(())
     }
 
     /// Measures all of it.
@@ -156,7 +164,7 @@ impl<'a> Launch<'a, Started> {
         let mut measurement = Measurement { mac: [0; 32], nonce: [0; 16] };
         memory.read(0, &mut measurement.mac)?;
         memory.read(32, &mut measurement.nonce)?;
-        Ok(Launch { commands: self.commands, state: Measured { measurement } })
+        Ok(Launch { commands: self.commands, state: Measured { log: self.state.log, measurement } })
     }
 }
 
@@ -180,6 +188,7 @@ impl<'a> Launch<'a, Measured> {
     /// `Stop::Fail` with what KVM and the firmware say.
     pub fn finish(self) -> Outcome<Launch<'a, Running>> {
         self.commands.launch_finish()?;
+        self.commands.vm().launched(self.state.log);
         Ok(Launch { commands: self.commands, state: Running { measurement: self.state.measurement } })
     }
 }

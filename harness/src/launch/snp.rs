@@ -6,7 +6,7 @@
 //! # fn story(vm: &Vm, device: &Device, source: &Mapping) -> Outcome {
 //! let mut launch = snp::Launch::create(vm, device, Default::default())?.start(SnpPolicy::DEFAULT)?;
 //! launch.update(PageType::Normal, Gpa(0x10_0000), source, 0..0x1000)?;
-//! launch.finish(Finish::PLAIN)?;
+//! launch.finish(Finish::PLAIN, &[])?;
 //! # Ok(())
 //! # }
 //! ```
@@ -28,7 +28,7 @@
 //! # use privet_harness::sev::{Device, Finish, PageType, SnpPolicy};
 //! # fn story(vm: &Vm, device: &Device, source: &Mapping) -> Outcome {
 //! let launch = snp::Launch::create(vm, device, Default::default())?.start(SnpPolicy::DEFAULT)?;
-//! let mut finished = launch.finish(Finish::PLAIN)?;
+//! let mut finished = launch.finish(Finish::PLAIN, &[])?;
 //! finished.update(PageType::Normal, Gpa(0x10_0000), source, 0..0x1000)?;
 //! # Ok(())
 //! # }
@@ -38,8 +38,9 @@ use std::ops::Range;
 
 use kvm_bindings::kvm_sev_init;
 
+use super::plan::Part;
 use crate::mapping::Mapping;
-use crate::measure::{SevFeatures, SnpDigest, VcpuState};
+use crate::measure::{EventLog, Method, SevFeatures, SnpDigest, VcpuState};
 use crate::outcome::{Outcome, Stop};
 use crate::sev::{Commands, Device, Finish, Memory, PageType, SnpPolicy, Update};
 use crate::units::{Gpa, PAGE_SIZE};
@@ -51,9 +52,8 @@ pub struct Created(SevFeatures);
 /// The guest has a context and a key: pages can be added.
 #[derive(Debug)]
 pub struct Started {
-    features: SevFeatures,
-    /// Of the pages so far.
-    digest: SnpDigest,
+    /// The pages so far.
+    log: EventLog,
 }
 /// The guest may run.
 #[derive(Debug)]
@@ -83,8 +83,8 @@ impl<'a> Launch<'a, Created> {
     /// `Stop::Fail` with what KVM and the firmware say.
     pub fn start(self, policy: SnpPolicy) -> Outcome<Launch<'a, Started>> {
         self.commands.snp_launch_start(policy, 0)?;
-        let state = Started { features: self.state.0, digest: SnpDigest::EMPTY };
-        Ok(Launch { commands: self.commands, state })
+        let log = EventLog::new(Method::Sha384, self.state.0);
+        Ok(Launch { commands: self.commands, state: Started { log } })
     }
 }
 
@@ -95,6 +95,18 @@ impl<'a> Launch<'a, Started> {
     /// # Errors
     /// `Stop::Fail` with the first GPA that was not done, how many were, and what KVM and the firmware say.
     pub fn update(&mut self, page_type: PageType, gpa: Gpa, source: &Mapping, bytes: Range<u64>) -> Outcome {
+        self.update_part(page_type, gpa, source, bytes, None)
+    }
+
+    /// The same with what these pages are of a guest's own memory.
+    pub(crate) fn update_part(
+        &mut self,
+        page_type: PageType,
+        gpa: Gpa,
+        source: &Mapping,
+        bytes: Range<u64>,
+        part: Option<Part>,
+    ) -> Outcome {
         let all = bytes.end - bytes.start;
         let mut update = Update {
             gfn: gpa.gfn(),
@@ -119,24 +131,29 @@ impl<'a> Launch<'a, Started> {
             if page_type.is_measured() {
                 source.read(bytes.start + (all - before.len), &mut done)?;
             }
-            self.state.digest.update(page_type, Gpa(before.gfn * PAGE_SIZE), &done);
+            self.state.log.add(page_type, Gpa(before.gfn * PAGE_SIZE), done, part);
         }
         Ok(())
     }
 
     /// What the firmware will have measured when the launch is finished with vCPUs in these states, by their index.
     pub fn digest(&self, vcpus: &[VcpuState]) -> SnpDigest {
-        let mut digest = self.state.digest;
-        vcpus.iter().for_each(|state| digest.vmsa(&state.vmsa(self.state.features)));
-        digest
+        self.log_with(vcpus).snp()
     }
 
-    /// Measures the state of every vCPU and ends the launch.
+    fn log_with(&self, vcpus: &[VcpuState]) -> EventLog {
+        let mut log = self.state.log.clone();
+        vcpus.iter().for_each(|state| log.add_vcpu(state));
+        log
+    }
+
+    /// Measures the state of every vCPU, which is this, and ends the launch.
     ///
     /// # Errors
     /// `Stop::Fail` with what KVM and the firmware say.
-    pub fn finish(self, finish: Finish<'_>) -> Outcome<Launch<'a, Running>> {
+    pub fn finish(self, finish: Finish<'_>, vcpus: &[VcpuState]) -> Outcome<Launch<'a, Running>> {
         self.commands.snp_launch_finish(finish)?;
+        self.commands.vm().launched(self.log_with(vcpus));
         Ok(Launch { commands: self.commands, state: Running(()) })
     }
 }

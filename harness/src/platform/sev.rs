@@ -27,7 +27,7 @@ fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     let (host, slot) = launch.content()?;
     launch.vm.add_slot(slot)?;
     for piece in launch.plan.private() {
-        steps.update_data(&host, piece.in_own_memory())?;
+        steps.encrypt(&host, piece)?;
     }
     let vcpus = (launch.make_vcpus)()?;
     steps.measure()?.finish()?;

@@ -26,11 +26,11 @@ fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     let (host, slot) = launch.content()?;
     launch.vm.add_slot(slot)?;
     for piece in launch.plan.private() {
-        steps.update_data(&host, piece.in_own_memory())?;
+        steps.encrypt(&host, piece)?;
     }
     // Registers that are set later than this do not reach the guest.
     let vcpus = (launch.make_vcpus)()?;
-    steps.update_vmsas()?;
+    steps.encrypt_vcpus(&vcpus)?;
     steps.measure()?.finish()?;
     Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus })
 }

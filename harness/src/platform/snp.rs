@@ -4,6 +4,7 @@ use privet_protocol::{AliasBits, Conversion, Doorbell};
 
 use super::Facts;
 use crate::launch::{Launch, Launched, OwnMemory, Part, Plan, ghcb, snp};
+use crate::measure::VcpuState;
 use crate::outcome::Outcome;
 use crate::sev::{Device, Finish, PageType, SnpPolicy};
 use crate::test_range::Backing;
@@ -29,9 +30,10 @@ fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     vm.add_slot(slot.with_gmem(&gmem, 0))?;
     for piece in launch.plan.private() {
         vm.set_private(piece.gpa, piece.pages())?;
-        steps.update(PageType::Normal, piece.gpa, &host, piece.in_own_memory())?;
+        steps.update_part(PageType::Normal, piece.gpa, &host, piece.in_own_memory(), piece.part)?;
     }
     let vcpus = (launch.make_vcpus)()?;
-    steps.finish(Finish::PLAIN)?;
+    let states = vcpus.iter().map(VcpuState::of).collect::<Outcome<Vec<_>>>()?;
+    steps.finish(Finish::PLAIN, &states)?;
     Ok(Launched { own: OwnMemory { host, gmem: Some(gmem) }, vcpus })
 }

@@ -17,6 +17,7 @@ use crate::exit::Early;
 use crate::filterset::Filterset;
 
 mod compare;
+mod measure;
 mod model;
 mod probe;
 mod recording;
@@ -26,6 +27,7 @@ mod values;
 mod worker;
 
 pub use compare::{Compare, CompareFormat, KselftestWorker, Kselftests, KselftestsBuild};
+pub use measure::{Measure, MeasureOn};
 pub use model::{Model, Mutants, OneVendor};
 pub use probe::{Probe, ProbeOn};
 pub use recording::Recording;
@@ -106,6 +108,8 @@ pub enum Command {
     Run(Box<Run>),
     /// Tell what a row checks, on what it is based and what it needs
     Explain(Explain),
+    /// Launch the guests of a row, and tell what the secure processor measures of them: pages, vCPUs, launch digest
+    Measure(Measure),
     /// Show what this machine can run, or a machine of the rig, and why not more
     Probe(Probe),
     /// The rig: a real kernel in a small virtual machine

@@ -30,6 +30,7 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
         Command::List(args) => commands::list::list(&args, io::stdout().lock()),
         Command::Run(args) => commands::run::run(&args, Paint::on_stdout(color)),
         Command::Explain(args) => commands::explain::explain(&args, io::stdout().lock()),
+        Command::Measure(args) => commands::measure::measure(&args, io::stdout().lock()),
         Command::Probe(args) => commands::probe::probe(&args, io::stdout().lock()),
         Command::Rig(Rig::Build(args)) => commands::rig_build::rig_build(args, io::stdout().lock()),
         Command::Rig(Rig::Fetch(args)) => commands::rig_fetch::rig_fetch(args, io::stdout().lock()),

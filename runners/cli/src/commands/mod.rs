@@ -8,6 +8,7 @@ pub mod kselftests;
 pub mod list;
 pub mod list_defects;
 pub mod list_upstream;
+pub mod measure;
 pub mod model;
 pub mod mutants;
 pub mod probe;
