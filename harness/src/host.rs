@@ -189,7 +189,7 @@ impl Host {
     ///
     /// # Errors
     /// `Stop::Fail` if KVM does not tell.
-    pub(crate) fn c_bit(&self) -> Outcome<u64> {
+    pub fn c_bit(&self) -> Outcome<u64> {
         let leaf = self.supported_cpuid()?.as_slice().iter().find(|entry| entry.function == ENCRYPTED_MEMORY);
         match leaf.map(|leaf| leaf.ebx & 0x3f) {
             Some(bit @ 12..) => Ok(1 << bit),

@@ -39,7 +39,7 @@ impl PageTables {
     }
 
     /// The same, empty as they are, with this bit (a C-bit) in every entry that leads to another table.
-    pub(crate) fn with_bits(self, bits: u64) -> Self {
+    pub fn with_bits(self, bits: u64) -> Self {
         Self { bits, ..self }
     }
 

@@ -86,16 +86,18 @@ impl Svm {
         if state.cpl() == 0 { Ok(Caller { asid, vmpl }) } else { Err(Exception::gp(0).into()) }
     }
 
-    /// PVALIDATE: RAX linear address, ECX size, EDX whether to validate. EAX the result, CF whether nothing changed.
+    /// PVALIDATE: RAX linear address, ECX size, bit 0 of EDX whether to validate. EAX the result, CF whether nothing
+    /// changed. The other bits of EDX mean nothing: Linux leaves there what there was (arch/x86/include/asm/sev.h:
+    /// pvalidate, whose `bool` compilers put into DL).
     fn pvalidate(&mut self, board: &mut impl Board, state: &mut CpuState) -> Result<Intercepted, Stopped> {
         let caller = self.caller(state)?;
-        let (size, validate) = (state.gpr[gpr::RCX] as u32, state.gpr[gpr::RDX] as u32);
-        if size > 1 || validate > 1 {
+        let (size, validate) = (state.gpr[gpr::RCX] as u32, state.gpr[gpr::RDX] & 1 != 0);
+        if size > 1 {
             return Ok(answer(state, Code::FailInput));
         }
         let operand = self.operand(board, state, PageSize::of_bit(size == 1))?;
         let rmp = board.rmp().ok_or(Exception::ud())?;
-        match rmp::pvalidate(&rmp, board, caller, &operand, validate == 1) {
+        match rmp::pvalidate(&rmp, board, caller, &operand, validate) {
             Ok(done) => {
                 answer(state, done.code);
                 state.rflags |= if done.unchanged { flags::CF } else { 0 };

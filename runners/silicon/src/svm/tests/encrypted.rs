@@ -448,9 +448,10 @@ fn a_guest_validates_its_pages() {
     let mut bench = snp();
     with_tables(&mut bench);
     bench.enter();
-    for (carry, rax) in [(0, 0), (1, 0)] {
-        assert_eq!(snp_instruction(&mut bench, Call::Pvalidate, 0, 0, 1), Intercepted::Done);
-        assert_eq!((bench.state.gpr[gpr::RAX], bench.state.rflags & 1), (rax, carry));
+    // Of EDX only bit 0 counts.
+    for (validate, carry) in [(1, 0), (0x1234_5601, 1), (0x1234_5600, 0), (1, 0)] {
+        assert_eq!(snp_instruction(&mut bench, Call::Pvalidate, 0, 0, validate), Intercepted::Done);
+        assert_eq!((bench.state.gpr[gpr::RAX], bench.state.rflags & 1), (0, carry));
     }
     assert_eq!(entry(&mut bench, PAGE).state, PageState::GuestValid(owned(PAGE)));
     assert_eq!(snp_instruction(&mut bench, Call::Rmpadjust, 0, 0, 0x1_0f01), Intercepted::Done);

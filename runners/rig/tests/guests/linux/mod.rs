@@ -1,0 +1,177 @@
+//! A VMM for Linux, made of the harness: it launches the guest, and is its platform as far as one processor, one serial
+//! port and no disk go.
+
+mod boot;
+mod cpuid;
+mod initramfs;
+mod loader;
+
+use std::fs;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use privet_harness::exit::{Direction, Exit};
+use privet_harness::host::Host;
+use privet_harness::launch::snp;
+use privet_harness::long_mode;
+use privet_harness::mapping::Mapping;
+use privet_harness::measure::VcpuState;
+use privet_harness::memslot::SlotSpec;
+use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::page_tables::PageTables;
+use privet_harness::sev::{Device, Finish, PageType, SnpPolicy};
+use privet_harness::uapi::HC_MAP_GPA_RANGE;
+use privet_harness::units::{Gpa, Gva, PAGE_SIZE, PageCount};
+use privet_harness::vcpu::Vcpu;
+use privet_harness::vm::Vm;
+use privet_harness::vm_type::VmType;
+use vm_superio::{Serial, Trigger};
+
+use self::boot::{Boot, Piece};
+pub(crate) use self::initramfs::HELLO;
+
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=k tsc=nowatchdog swiotlb=512";
+
+const LOADER: u64 = 0x3_0000;
+const PAGE_TABLES: u64 = 0x3_1000;
+const LARGE_PAGE: u64 = 2 << 20;
+
+/// COM1, and its interrupt.
+const SERIAL: Range<u16> = 0x3f8..0x400;
+const SERIAL_IRQ: u32 = 4;
+/// The keyboard controller's command port, and what resets the machine there.
+const KEYBOARD: u16 = 0x64;
+const RESET: u8 = 0xfe;
+/// The data of the clock: no battery, no update in progress.
+const CLOCK_DATA: u16 = 0x71;
+
+/// Bit 4 of the third argument of KVM_HC_MAP_GPA_RANGE: the pages shall be private.
+const ENCRYPTED: u64 = 1 << 4;
+/// Nothing that a guest does between two exits takes so long.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Runs the kernel at `path` as an SNP guest until it resets its machine. Standard output is its console.
+///
+/// # Errors
+/// What KVM refuses, and any exit that no such guest should have.
+pub(crate) fn run(path: &Path) -> Outcome {
+    let broken = |error: &dyn std::fmt::Display| Stop::Error(error.to_string());
+    let image = fs::read(path).map_err(|error| broken(&error))?;
+    let initramfs = initramfs::initramfs().map_err(|error| broken(&error))?;
+    let boot = Boot::new(&image, initramfs, COMMAND_LINE)?;
+
+    let host = Host::open().map_err(|error| broken(&error))?;
+    let c_bit = host.c_bit()?;
+    let mut tables = PageTables::new(Gpa(PAGE_TABLES)).with_bits(c_bit);
+    tables.map_large(Gva(0), Gpa(c_bit), boot::MEMORY / LARGE_PAGE);
+    let mut pieces = boot.pieces;
+    pieces.push(Piece::new(PAGE_TABLES, tables.bytes()));
+    let firmware = boot::CPUID_PAGE..boot::SECRETS_PAGE + PAGE_SIZE;
+    let filled = pieces.iter().map(Piece::range).chain([firmware, LOADER..LOADER + PAGE_SIZE]);
+    let unvalidated = rest_of(0..boot::MEMORY, filled.collect());
+    let loader = loader::loader(LOADER, &unvalidated, boot::BOOT_PARAMS, boot.entry).map_err(|error| broken(&error))?;
+    pieces.push(Piece::new(LOADER, loader));
+
+    let vm = Vm::create(&host, VmType::Snp)?;
+    vm.enable_map_gpa_range_exit()?;
+    let refused = |what: &str, error: kvm_ioctls::Error| Stop::Fail(format!("{what}: {error}"));
+    vm.kvm().create_irq_chip().map_err(|error| refused("KVM_CREATE_IRQCHIP", error))?;
+    let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.kvm().create_pit2(timer).map_err(|error| refused("KVM_CREATE_PIT2", error))?;
+
+    let device = Device::open()?;
+    let mut launch = snp::Launch::create(&vm, &device, Default::default())?.start(SnpPolicy::DEFAULT)?;
+    let memory = Arc::new(Mapping::anonymous(boot::MEMORY)?);
+    let gmem = vm.create_guest_memfd(boot::MEMORY, 0)?;
+    let pages = PageCount::of_bytes(boot::MEMORY);
+    vm.add_slot(SlotSpec::shared(0, Gpa(0), pages, &memory).with_gmem(&gmem, 0))?;
+    vm.set_private(Gpa(0), pages)?;
+
+    let entries = cpuid::of_first_processor(host.supported_cpuid()?.as_slice().to_vec());
+    memory.write(boot::CPUID_PAGE, &cpuid::page(&entries))?;
+    for piece in &pieces {
+        memory.write(piece.gpa, &piece.bytes)?;
+        launch.update(PageType::Normal, Gpa(piece.gpa), &memory, piece.range())?;
+    }
+    for (kind, gpa) in [(PageType::Cpuid, boot::CPUID_PAGE), (PageType::Secrets, boot::SECRETS_PAGE)] {
+        launch.update(kind, Gpa(gpa), &memory, gpa..gpa + PAGE_SIZE)?;
+    }
+    let vcpu = vm.create_vcpu(0)?;
+    let cpuid = CpuId::from_entries(&entries).map_err(|error| Stop::Error(format!("{error:?}")))?;
+    long_mode::enter(&vcpu, &cpuid, tables.root(), &long_mode::registers(LOADER, 0, 0))?;
+    launch.finish(Finish::PLAIN, &[VcpuState::of(&vcpu)?])?;
+    Platform { vm: &vm, serial: Serial::new(Line(&vm), io::stdout()) }.serve(&vcpu)
+}
+
+/// What of `all` is in none of `parts`.
+fn rest_of(all: Range<u64>, mut parts: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    parts.sort_by_key(|part| part.start);
+    let mut rest = Vec::new();
+    let mut from = all.start;
+    for part in parts.into_iter().chain(std::iter::once(all.end..all.end)) {
+        if from < part.start {
+            rest.push(from..part.start);
+        }
+        from = from.max(part.end);
+    }
+    rest
+}
+
+/// The interrupt line of the serial port.
+struct Line<'a>(&'a Vm);
+
+impl Trigger for Line<'_> {
+    type E = kvm_ioctls::Error;
+
+    fn trigger(&self) -> Result<(), kvm_ioctls::Error> {
+        [true, false].into_iter().try_for_each(|level| self.0.kvm().set_irq_line(SERIAL_IRQ, level))
+    }
+}
+
+/// What is outside of the guest's processor and memory.
+struct Platform<'a> {
+    vm: &'a Vm,
+    serial: Serial<Line<'a>, vm_superio::serial::NoEvents, io::Stdout>,
+}
+
+impl Platform<'_> {
+    fn serve(mut self, vcpu: &Vcpu) -> Outcome {
+        loop {
+            match vcpu.run(LIMIT)? {
+                Exit::Io { port: KEYBOARD, direction: Direction::Out, data, .. } if data == [RESET] => return Ok(()),
+                Exit::Io { port, direction: Direction::Out, data, size: 1, .. } if SERIAL.contains(&port) => {
+                    for byte in data {
+                        self.serial
+                            .write((port - SERIAL.start) as u8, byte)
+                            .map_err(|error| Stop::Error(format!("the serial port: {error:?}")))?;
+                    }
+                    io::stdout().flush().map_err(|error| Stop::Error(error.to_string()))?;
+                }
+                Exit::Io { direction: Direction::Out, .. } => {}
+                Exit::Io { port, direction: Direction::In, size, count, .. } => {
+                    let byte = match port {
+                        CLOCK_DATA => 0,
+                        _ if SERIAL.contains(&port) => self.serial.read((port - SERIAL.start) as u8),
+                        _ => 0xff,
+                    };
+                    vcpu.set_io_in_data(&vec![byte; usize::from(size) * count as usize])?;
+                }
+                Exit::Mmio { write: None, .. } => vcpu.set_mmio_data(u64::MAX)?,
+                Exit::Mmio { .. } => {}
+                Exit::Hypercall { nr: HC_MAP_GPA_RANGE, args: [gpa, pages, attributes], .. } => {
+                    let (gpa, pages) = (Gpa(gpa), PageCount(pages));
+                    match attributes & ENCRYPTED {
+                        0 => self.vm.set_shared(gpa, pages)?,
+                        _ => self.vm.set_private(gpa, pages)?,
+                    }
+                    vcpu.set_hypercall_ret(0)?;
+                }
+                other => return Err(Stop::Fail(format!("the guest's processor: {other}"))),
+            }
+        }
+    }
+}

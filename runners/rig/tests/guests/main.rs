@@ -1,0 +1,122 @@
+//! What nobody here has written launches and runs guests, on the real kvm-amd, in a machine of ours: an unmodified Linux as
+//! an SEV-SNP guest, and the client crate `sev`. Without a kernel in the cache (`privet rig build`) these tests are
+//! ignored.
+//!
+//! This program is all of it: the tests, the machine, the host's init, and the programs that run on that host.
+
+mod linux;
+mod sev_crate;
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use privet_kernel::Kernel;
+use privet_rig::{
+    Attached, GuestProgram, MachineKind, Patience, Plan, ProgramEnd, ProgramNews, SimOptions, run_program,
+};
+
+/// Where the host has this program, and what that is there by its first argument.
+const THIS_PROGRAM: &str = "/privet";
+const LINUX: &str = "linux";
+const SEV_CRATE: &str = "sev-crate";
+
+fn main() -> ExitCode {
+    if privet_rig::is_init() {
+        privet_rig::init(|| (), |(), _, _| ());
+    }
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let told = |result: Result<(), String>| match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    };
+    match arguments.iter().map(|argument| argument.to_str()).collect::<Vec<_>>()[..] {
+        [Some("sim-machine"), Some(job)] => told(privet_rig::sim_machine(job)),
+        [Some(LINUX), Some(kernel)] => told(linux::run(Path::new(kernel)).map_err(|stop| stop.to_string())),
+        [Some(SEV_CRATE), Some(what)] => told(sev_crate::run(what).map_err(|error| error.to_string())),
+        _ => tests(),
+    }
+}
+
+fn tests() -> ExitCode {
+    let kernel = Kernel::cached();
+    if let Err(error) = &kernel {
+        eprintln!("no kernel to boot, so all of these tests are ignored: {error}");
+    }
+    let test = |name: &str, body: fn(Kernel)| {
+        let kernel = kernel.as_ref().ok().cloned();
+        let missing = kernel.is_none();
+        let body = move || {
+            body(kernel.expect("ignored without one"));
+            Ok::<(), Failed>(())
+        };
+        Trial::test(name, body).with_ignored_flag(missing)
+    };
+    let tests = vec![
+        test("linux_runs_as_an_snp_guest_up_to_its_init", linux_guest),
+        test("the_crate_sev_asks_the_platform", |kernel| sev_crate(kernel, "platform", "identifier")),
+        test("the_crate_sev_launches_an_snp_guest", |kernel| sev_crate(kernel, "snp", sev_crate::HALTED)),
+        #[cfg(feature = "openssl")]
+        test("the_crate_sev_owns_and_launches_an_sev_guest", |kernel| sev_crate(kernel, "sev", sev_crate::HALTED)),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+/// Boots the kernel as a host that runs this program with these arguments: what it printed, and how it ended.
+fn on_host(kernel: Kernel, arguments: Vec<OsString>, files: Vec<std::path::PathBuf>) -> (String, ProgramEnd) {
+    let plan = Plan {
+        kernel,
+        machine: MachineKind::Sim,
+        worker: std::env::current_exe().expect("every process has one"),
+        programs: Vec::new(),
+        files,
+        cases: Vec::new(),
+        machines: 1,
+        module_params: Vec::new(),
+        patience: Patience { pause: Duration::from_secs(600), ..Patience::default() },
+        sim: SimOptions::default(),
+        without_rule: None,
+        records: false,
+        artifacts: None,
+    };
+    let program = GuestProgram { path: THIS_PROGRAM.into(), arguments, tells_symbols: false };
+    // Nobody interrupts it: nobody writes into this pipe.
+    let (interrupt, _writer) = std::io::pipe().expect("a pipe");
+    let mut printed = Vec::new();
+    let ended = run_program(&plan, program, Attached::default(), interrupt.as_fd(), &mut |news| {
+        if let ProgramNews::Printed(_, bytes) = news {
+            printed.extend(bytes);
+        }
+    });
+    (String::from_utf8_lossy(&printed).into_owned(), ended.expect("the machine runs to its end"))
+}
+
+/// Without an error of the program, or of anything beside it.
+#[track_caller]
+fn assert_clean(printed: &str, ended: &ProgramEnd) {
+    assert_eq!((ended.status, &ended.not_simulated, &ended.trouble), (0, &None, &None), "{printed}");
+}
+
+fn linux_guest(kernel: Kernel) {
+    let image = kernel.image.clone();
+    let (console, ended) = on_host(kernel, vec![LINUX.into(), image.clone().into()], vec![image]);
+    for word in ["Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP", linux::HELLO] {
+        assert!(console.contains(word), "{word} is missing: {console}");
+    }
+    for trouble in ["WARNING", "BUG", "APIC ID mismatch"] {
+        assert!(!console.contains(trouble), "{trouble}: {console}");
+    }
+    assert_clean(&console, &ended);
+}
+
+fn sev_crate(kernel: Kernel, what: &str, word: &str) {
+    let (printed, ended) = on_host(kernel, vec![SEV_CRATE.into(), what.into()], Vec::new());
+    assert_clean(&printed, &ended);
+    assert!(printed.contains(word), "{word} is missing: {printed}");
+}
