@@ -1,5 +1,5 @@
 //! What nobody here has written launches and runs guests, on the real kvm-amd, in a machine of ours: an unmodified Linux as
-//! an SEV-SNP guest, and the client crate `sev`. Without a kernel in the cache (`privet rig build`) these tests are
+//! SEV-ES and SEV-SNP guest, and the client crate `sev`. Without a kernel in the cache (`privet rig build`) these tests are
 //! ignored.
 //!
 //! This program is all of it: the tests, the machine, the host's init, and the programs that run on that host.
@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use privet_harness::vm_type::VmType;
 use privet_kernel::Kernel;
 use privet_rig::{
     Attached, GuestProgram, MachineKind, Patience, Plan, ProgramEnd, ProgramNews, SimOptions, run_program,
@@ -38,7 +39,10 @@ fn main() -> ExitCode {
     };
     match arguments.iter().map(|argument| argument.to_str()).collect::<Vec<_>>()[..] {
         [Some("sim-machine"), Some(job)] => told(privet_rig::sim_machine(job)),
-        [Some(LINUX), Some(kernel)] => told(linux::run(Path::new(kernel)).map_err(|stop| stop.to_string())),
+        [Some(LINUX), Some(vm_type), Some(kernel)] => {
+            let vm_type = vm_type.parse().expect("the tests know the types of VMs");
+            told(linux::run(vm_type, Path::new(kernel)).map_err(|stop| stop.to_string()))
+        }
         [Some(SEV_CRATE), Some(what)] => told(sev_crate::run(what).map_err(|error| error.to_string())),
         _ => tests(),
     }
@@ -59,7 +63,10 @@ fn tests() -> ExitCode {
         Trial::test(name, body).with_ignored_flag(missing)
     };
     let tests = vec![
-        test("linux_runs_as_an_snp_guest_up_to_its_init", linux_guest),
+        test("linux_runs_as_an_snp_guest_up_to_its_init", |kernel| {
+            linux_guest(kernel, VmType::Snp, "SEV SEV-ES SEV-SNP")
+        }),
+        test("linux_runs_as_an_sev_es_guest_up_to_its_init", |kernel| linux_guest(kernel, VmType::SevEs, "SEV SEV-ES")),
         test("the_crate_sev_asks_the_platform", |kernel| sev_crate(kernel, "platform", "identifier")),
         test("the_crate_sev_launches_an_snp_guest", |kernel| sev_crate(kernel, "snp", sev_crate::HALTED)),
         #[cfg(feature = "openssl")]
@@ -103,10 +110,12 @@ fn assert_clean(printed: &str, ended: &ProgramEnd) {
     assert_eq!((ended.status, &ended.not_simulated, &ended.trouble), (0, &None, &None), "{printed}");
 }
 
-fn linux_guest(kernel: Kernel) {
+fn linux_guest(kernel: Kernel, vm_type: VmType, features: &str) {
     let image = kernel.image.clone();
-    let (console, ended) = on_host(kernel, vec![LINUX.into(), image.clone().into()], vec![image]);
-    for word in ["Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP", linux::HELLO] {
+    let arguments = vec![LINUX.into(), vm_type.to_string().into(), image.clone().into()];
+    let (console, ended) = on_host(kernel, arguments, vec![image]);
+    // The lines of a serial console end with a carriage return, too.
+    for word in [&format!("Memory Encryption Features active: AMD {features}\r\n"), linux::HELLO] {
         assert!(console.contains(word), "{word} is missing: {console}");
     }
     for trouble in ["WARNING", "BUG", "APIC ID mismatch"] {

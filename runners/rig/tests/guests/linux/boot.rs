@@ -66,11 +66,11 @@ pub(crate) struct Boot {
 }
 
 impl Boot {
-    /// `image` with its root file system and command line.
+    /// `image` with its root file system and command line; an SNP guest is told where the firmware's pages are.
     ///
     /// # Errors
     /// `Stop::Error` if it is no bzImage, or has no room.
-    pub(crate) fn new(image: &[u8], initramfs: Vec<u8>, command_line: &str) -> Outcome<Boot> {
+    pub(crate) fn new(image: &[u8], initramfs: Vec<u8>, command_line: &str, is_snp: bool) -> Outcome<Boot> {
         if image.get(MAGIC..MAGIC + 4) != Some(b"HdrS") {
             return Err(Stop::Error("the kernel is no bzImage".into()));
         }
@@ -88,7 +88,9 @@ impl Boot {
         put(INITRD, &(INITRAMFS as u32).to_le_bytes());
         put(INITRD + 4, &(initramfs.len() as u32).to_le_bytes());
         put(COMMAND_LINE_AT, &(COMMAND_LINE as u32).to_le_bytes());
-        put(SETUP_DATA_AT, &SETUP_DATA.to_le_bytes());
+        if is_snp {
+            put(SETUP_DATA_AT, &SETUP_DATA.to_le_bytes());
+        }
         let map = [
             (0..RESERVED.start, USABLE),
             (RESERVED, RESERVED_TYPE),

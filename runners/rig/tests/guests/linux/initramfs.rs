@@ -6,7 +6,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, eax, edi, edx, esi};
 
 /// What the guest's first process says.
-pub(crate) const HELLO: &str = "hello from the first process of an SNP guest";
+pub(crate) const HELLO: &str = "hello from the first process of a guest";
 
 const LOAD_ADDRESS: u64 = 0x40_0000;
 const ELF_HEADERS: u64 = 64 + 56;

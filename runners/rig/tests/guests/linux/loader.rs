@@ -1,5 +1,5 @@
-//! What runs in the guest before its kernel: it validates the memory that the launch has not filled, which is what a
-//! kernel takes for granted, and jumps to the kernel.
+//! What runs in the guest before its kernel: it validates the memory that the launch of an SNP guest has not filled, which
+//! is what a kernel takes for granted, and jumps to the kernel.
 
 use std::ops::Range;
 

@@ -4,26 +4,21 @@
 mod boot;
 mod cpuid;
 mod initramfs;
+mod launch;
 mod loader;
 
 use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use privet_harness::exit::{Direction, Exit};
 use privet_harness::host::Host;
-use privet_harness::launch::snp;
 use privet_harness::long_mode;
-use privet_harness::mapping::Mapping;
-use privet_harness::measure::VcpuState;
-use privet_harness::memslot::SlotSpec;
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::page_tables::PageTables;
-use privet_harness::sev::{Device, Finish, PageType, SnpPolicy};
 use privet_harness::uapi::HC_MAP_GPA_RANGE;
 use privet_harness::units::{Gpa, Gva, PAGE_SIZE, PageCount};
 use privet_harness::vcpu::Vcpu;
@@ -54,15 +49,16 @@ const ENCRYPTED: u64 = 1 << 4;
 /// Nothing that a guest does between two exits takes so long.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Runs the kernel at `path` as an SNP guest until it resets its machine. Standard output is its console.
+/// Runs the kernel at `path` as a guest of this type until it resets its machine. Standard output is its console.
 ///
 /// # Errors
 /// What KVM refuses, and any exit that no such guest should have.
-pub(crate) fn run(path: &Path) -> Outcome {
+pub(crate) fn run(vm_type: VmType, path: &Path) -> Outcome {
     let broken = |error: &dyn std::fmt::Display| Stop::Error(error.to_string());
     let image = fs::read(path).map_err(|error| broken(&error))?;
     let initramfs = initramfs::initramfs().map_err(|error| broken(&error))?;
-    let boot = Boot::new(&image, initramfs, COMMAND_LINE)?;
+    let is_snp = vm_type == VmType::Snp;
+    let boot = Boot::new(&image, initramfs, COMMAND_LINE, is_snp)?;
 
     let host = Host::open().map_err(|error| broken(&error))?;
     let c_bit = host.c_bit()?;
@@ -72,38 +68,29 @@ pub(crate) fn run(path: &Path) -> Outcome {
     pieces.push(Piece::new(PAGE_TABLES, tables.bytes()));
     let firmware = boot::CPUID_PAGE..boot::SECRETS_PAGE + PAGE_SIZE;
     let filled = pieces.iter().map(Piece::range).chain([firmware, LOADER..LOADER + PAGE_SIZE]);
-    let unvalidated = rest_of(0..boot::MEMORY, filled.collect());
+    let unvalidated = if is_snp { rest_of(0..boot::MEMORY, filled.collect()) } else { Vec::new() };
     let loader = loader::loader(LOADER, &unvalidated, boot::BOOT_PARAMS, boot.entry).map_err(|error| broken(&error))?;
     pieces.push(Piece::new(LOADER, loader));
 
-    let vm = Vm::create(&host, VmType::Snp)?;
+    let vm = Vm::create(&host, vm_type)?;
     vm.enable_map_gpa_range_exit()?;
     let refused = |what: &str, error: kvm_ioctls::Error| Stop::Fail(format!("{what}: {error}"));
     vm.kvm().create_irq_chip().map_err(|error| refused("KVM_CREATE_IRQCHIP", error))?;
     let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.kvm().create_pit2(timer).map_err(|error| refused("KVM_CREATE_PIT2", error))?;
 
-    let device = Device::open()?;
-    let mut launch = snp::Launch::create(&vm, &device, Default::default())?.start(SnpPolicy::DEFAULT)?;
-    let memory = Arc::new(Mapping::anonymous(boot::MEMORY)?);
-    let gmem = vm.create_guest_memfd(boot::MEMORY, 0)?;
-    let pages = PageCount::of_bytes(boot::MEMORY);
-    vm.add_slot(SlotSpec::shared(0, Gpa(0), pages, &memory).with_gmem(&gmem, 0))?;
-    vm.set_private(Gpa(0), pages)?;
-
     let entries = cpuid::of_first_processor(host.supported_cpuid()?.as_slice().to_vec());
-    memory.write(boot::CPUID_PAGE, &cpuid::page(&entries))?;
-    for piece in &pieces {
-        memory.write(piece.gpa, &piece.bytes)?;
-        launch.update(PageType::Normal, Gpa(piece.gpa), &memory, piece.range())?;
-    }
-    for (kind, gpa) in [(PageType::Cpuid, boot::CPUID_PAGE), (PageType::Secrets, boot::SECRETS_PAGE)] {
-        launch.update(kind, Gpa(gpa), &memory, gpa..gpa + PAGE_SIZE)?;
-    }
-    let vcpu = vm.create_vcpu(0)?;
     let cpuid = CpuId::from_entries(&entries).map_err(|error| Stop::Error(format!("{error:?}")))?;
-    long_mode::enter(&vcpu, &cpuid, tables.root(), &long_mode::registers(LOADER, 0, 0))?;
-    launch.finish(Finish::PLAIN, &[VcpuState::of(&vcpu)?])?;
+    let make_vcpu = || {
+        let vcpu = vm.create_vcpu(0)?;
+        long_mode::enter(&vcpu, &cpuid, tables.root(), &long_mode::registers(LOADER, 0, 0))?;
+        Ok(vcpu)
+    };
+    let vcpu = match vm_type {
+        VmType::Snp => launch::snp(&vm, &pieces, &cpuid::page(&entries), make_vcpu)?,
+        VmType::SevEs => launch::sev_es(&vm, &pieces, make_vcpu)?,
+        other => return Err(Stop::Error(format!("Linux is not launched as a guest of type {other}"))),
+    };
     Platform { vm: &vm, serial: Serial::new(Line(&vm), io::stdout()) }.serve(&vcpu)
 }
 
