@@ -11,6 +11,7 @@ mod exits;
 mod expect;
 mod ghcb;
 mod hypercalls;
+mod kernel_edits;
 mod launch;
 mod launch_sev;
 mod lifecycle;
@@ -27,6 +28,7 @@ mod table;
 mod transition;
 mod types;
 
+pub use kernel_edits::KERNEL_EDITS;
 pub use row::{Counterpart, KnownBug, Row, Story};
 pub use table::{Entry, Ran};
 pub use types::Types;

@@ -37,11 +37,7 @@ enum Operator {
 }
 
 fn edits() -> Vec<Edit> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernel-edits");
-    let mut files: Vec<_> = directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let read = |path| toml::from_str::<Edits>(&std::fs::read_to_string(path).unwrap()).unwrap().edit;
-    files.into_iter().flat_map(read).collect()
+    privet_cases::KERNEL_EDITS.iter().flat_map(|text| toml::from_str::<Edits>(text).unwrap().edit).collect()
 }
 
 /// Names of rows and the VM types that they are told for.
@@ -51,6 +47,15 @@ fn rows() -> BTreeMap<String, BTreeSet<&'static str>> {
         rows.entry(entry.name.clone()).or_default().insert(entry.vm.name());
     }
     rows
+}
+
+#[test]
+fn every_file_of_edits_is_part_of_the_table() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernel-edits");
+    for entry in directory.read_dir().unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        assert!(privet_cases::KERNEL_EDITS.contains(&text.as_str()), "not in cases/src/kernel_edits.rs: {text}");
+    }
 }
 
 #[test]

@@ -7,11 +7,11 @@ use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
 use privet_harness::outcome::Outcome;
 use privet_harness::test_range::{Backing, RangeSpec};
-use privet_harness::uapi::{Capability, MEM_LOG_DIRTY_PAGES};
-use privet_harness::units::{Gpa, PageCount};
+use privet_harness::uapi::{Capability, MEM_LOG_DIRTY_PAGES, USER_MEM_SLOTS};
+use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 use privet_protocol::{Op, Pattern, Width};
 
-use super::parts::Region;
+use super::parts::{Parts, Region, SIZE};
 use crate::clocks::{SYSTEM_TIME, WALL_CLOCK};
 use crate::expect::{expect_eq, expect_errno, expect_ok};
 use crate::row::Row;
@@ -96,7 +96,15 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[EMULATOR, "arch/x86/kvm/x86.c: emulator_cmpxchg_emulated"])
         .needs(Need::Parameter("kvm.force_emulation_prefix", "1")),
     ];
-    rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
+    let without_guest = Row::new(
+        "slots.dirty_log.of_no_slot",
+        Types::ALL,
+        "A slot id that no slot has, or no longer, has no dirty log: ENOENT. An id that no slot can have is EINVAL, whatever \
+         there is beside it.",
+        of_no_slot,
+    )
+    .basis(&[LOG]);
+    rows.into_iter().map(|row| row.needs(Need::GuestCode)).chain([without_guest]).collect()
 }
 
 /// A guest with a range of memory beside the logged one, for code and the like.
@@ -140,6 +148,27 @@ fn written_since(t: &Case) -> Outcome {
     }
     set_flags(0)?;
     expect_errno("the dirty log once it was switched off", without(), Errno::ENOENT)
+}
+
+fn of_no_slot(t: &Case) -> Outcome {
+    const LAST: u32 = USER_MEM_SLOTS - 1;
+    let parts = Parts::new(t)?;
+    let log = |slot| parts.vm.dirty_log(slot, PageCount(SIZE / PAGE_SIZE));
+    let none =
+        |what: &str, slot, errno| expect_errno(&format!("the dirty log of slot {slot:#x}, {what}"), log(slot), errno);
+    none("which never was", LAST, Errno::ENOENT)?;
+    let logged = Region { slot: LAST, flags: MEM_LOG_DIRTY_PAGES, ..parts.shared_region() };
+    expect_ok("making a logged slot", parts.set(logged))?;
+    expect_eq("its dirty pages", &expect_ok("its dirty log", log(LAST))?, &vec![0])?;
+    none("beside it", LAST - 1, Errno::ENOENT)?;
+    for slot in [USER_MEM_SLOTS, USER_MEM_SLOTS + 1, 0xffff] {
+        none("an id of KVM's own or of nobody", slot, Errno::EINVAL)?;
+    }
+    for space in [2, 0xffff] {
+        none("in an address space that no VM has", space << 16 | LAST, Errno::EINVAL)?;
+    }
+    expect_ok("deleting the slot", parts.delete(LAST))?;
+    none("which is deleted", LAST, Errno::ENOENT)
 }
 
 fn first_touch(t: &Case) -> Outcome {

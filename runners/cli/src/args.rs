@@ -17,6 +17,7 @@ use crate::exit::Early;
 use crate::filterset::Filterset;
 
 mod compare;
+mod kernel_mutants;
 mod measure;
 mod model;
 mod probe;
@@ -27,6 +28,7 @@ mod values;
 mod worker;
 
 pub use compare::{Compare, CompareFormat, KselftestWorker, Kselftests, KselftestsBuild};
+pub use kernel_mutants::KernelMutants;
 pub use measure::{Measure, MeasureOn};
 pub use model::{Model, Mutants, OneVendor};
 pub use probe::{Probe, ProbeOn};
@@ -126,7 +128,7 @@ pub enum Command {
     /// Run any program of this system on a real kernel, in a small machine of our own; the exit status is the program's
     Sim(Sim),
     /// Run rows on the model once as it is and once with each of its defects, and tell which rows catch which
-    Mutants(Mutants),
+    Mutants(Box<Mutants>),
     /// Write a script that completes this command line in a shell
     Completions(Completions),
     /// Write a manual page, in the format of man(7)

@@ -40,6 +40,9 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
         Command::Kselftests(Kselftests::Worker(args)) => reported(kselftest_worker::run(&args)),
         Command::Sim(args) => commands::sim::sim(args),
         Command::Model(args) => commands::model::model(&args),
+        Command::Mutants(args) if args.kernel.kernel => {
+            commands::kernel_mutants::kernel_mutants(&args, io::stdout().lock())
+        }
         Command::Mutants(args) if args.silicon => {
             commands::silicon_mutants::silicon_mutants(&args, io::stdout().lock())
         }

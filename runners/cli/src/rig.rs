@@ -100,6 +100,7 @@ impl Rig<'_> {
                     patience: Patience::default(),
                     sim: self.options.sim(),
                     without_rule: None,
+                    keeps_snapshot: true,
                     files: Vec::new(),
                     records: self.recorded.is_some(),
                     artifacts: self.artifacts.map(Path::to_owned),

@@ -12,6 +12,7 @@
 //! functions really are, modules included.
 
 mod coverage;
+mod executed_lines;
 mod lcov;
 mod lines;
 mod profile;
@@ -19,6 +20,7 @@ mod ranges;
 mod symbols;
 
 pub use coverage::{Coverage, Executed, Range};
+pub use executed_lines::{SourceLine, executed_lines};
 pub use lcov::write_lcov;
 pub use lines::{Lines, LinesError};
 pub use profile::Profile;

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::build_cache::{build_alone, put};
 use crate::build_tools;
@@ -11,6 +10,7 @@ use crate::command::Runner;
 use crate::error::{KernelError, cannot};
 use crate::kernel::{CONFIG, IMAGE, Kernel, MODULES, RELEASE, SOURCE, VMLINUX, cache_dir};
 use crate::kernel_config::{FRAGMENT, not_taken};
+use crate::kernel_make::{BUILT_IMAGE, Make};
 use crate::kernel_source::KernelSource;
 
 /// What to build.
@@ -66,7 +66,7 @@ fn build_in(
 }
 
 /// The rig's fragment with the caller's after it, where it counts more.
-fn fragment(extra: Option<&Path>) -> Result<String, KernelError> {
+pub(crate) fn fragment(extra: Option<&Path>) -> Result<String, KernelError> {
     let extra = extra.map(|path| fs::read_to_string(path).map_err(cannot("read", path))).transpose()?;
     Ok(match extra {
         Some(extra) => format!("{FRAGMENT}\n{extra}"),
@@ -119,33 +119,10 @@ impl Build<'_, '_> {
         for directory in [&objects, &finished, &finished.join(MODULES)] {
             fs::create_dir(directory).map_err(cannot("create", directory))?;
         }
-        let fragment = self.work.join("fragment");
-        fs::write(&fragment, self.fragment).map_err(cannot("write", &fragment))?;
+        let make = Make { tree, objects: &objects, fragment: self.fragment, module_flags: "" };
+        make.run(self.runner, self.on_progress)?;
 
-        let make = |targets: &[&str]| {
-            let mut make = Command::new("make");
-            make.arg("-C").arg(tree).arg(format!("O={}", objects.display())).args(targets);
-            // The same source and options give the same kernel.
-            make.env("KBUILD_BUILD_USER", "privet").env("KBUILD_BUILD_HOST", "rig").env("KBUILD_BUILD_TIMESTAMP", "@0");
-            make.env("KCONFIG_ALLCONFIG", &fragment);
-            make
-        };
-        (self.on_progress)("configuring");
-        self.runner.run("make allnoconfig", &mut make(&["allnoconfig"]), &mut |_| {})?;
-        let jobs = format!("-j{}", std::thread::available_parallelism().map_or(1, usize::from));
-        let mut files = 0;
-        let on_progress = &mut *self.on_progress;
-        self.runner.run("make", &mut make(&[&jobs, "bzImage", "modules"]), &mut |line| {
-            // "CC      arch/x86/kvm/mmu/mmu.o"
-            if let Some((_, file)) =
-                line.split_once("  ").filter(|(verb, _)| verb.bytes().all(|byte| byte.is_ascii_uppercase()))
-            {
-                files += 1;
-                on_progress(&format!("compiling: {files} files, {}", file.trim_start()));
-            }
-        })?;
-
-        copy(&objects.join("arch/x86/boot/bzImage"), &finished.join(IMAGE))?;
+        copy(&objects.join(BUILT_IMAGE), &finished.join(IMAGE))?;
         copy(&objects.join(".config"), &finished.join(CONFIG))?;
         let config = finished.join(CONFIG);
         if fs::read_to_string(&config).map_err(cannot("read", &config))?.contains("\nCONFIG_DEBUG_INFO=y\n") {

@@ -133,6 +133,8 @@ pub struct Plan {
     pub sim: SimOptions,
     /// A rule that the silicon of those machines forgets while rows run.
     pub without_rule: Option<Rule>,
+    /// Whether the booted machine of ours is kept for the next run.
+    pub keeps_snapshot: bool,
     /// Whether it is told what they execute while rows or a program run; only ours can.
     pub records: bool,
     /// Where the console of each boot is kept, as `<vendor>-boot-<n>.log`, and that of each row that ran in a copy of

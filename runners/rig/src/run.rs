@@ -30,7 +30,12 @@ pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(P
         let shares = shares(plan.cases.len(), machines);
         return side_by_side(shares, |cases, tell| common.run_share(cases, tell), on_progress);
     }
-    let snapshot = Snapshot::of(&common, &mut |machines| on_progress(Progress::Booting(machines)))?;
+    let mut on_booting = |machines| on_progress(Progress::Booting(machines));
+    let snapshot = if plan.keeps_snapshot {
+        Snapshot::of(&common, &mut on_booting)
+    } else {
+        Snapshot::once(&common, &mut on_booting)
+    }?;
     if plan.records {
         on_progress(Progress::Symbols(common.symbols(&snapshot)?));
     }

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use nix::fcntl::{Flock, FlockArg};
 use privet_kernel::build_cache::{build_alone, put};
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use crate::boot::Boot;
 use crate::error::{RigError, cannot};
@@ -44,6 +45,8 @@ pub(crate) struct Snapshot {
     /// What the kernel complained about before its guest was ready.
     pub(crate) trouble: Option<String>,
     _in_use: Flock<File>,
+    /// What it goes with, if it is not kept.
+    _not_kept: Option<TempDir>,
 }
 
 impl Snapshot {
@@ -84,7 +87,23 @@ impl Snapshot {
         // When it was used last.
         let _ = file.set_modified(SystemTime::now());
         let in_use = Flock::lock(file, FlockArg::LockSharedNonblock).ok()?;
-        Some(Self { dir: dir.to_owned(), trouble: facts.trouble, _in_use: in_use })
+        Some(Self { dir: dir.to_owned(), trouble: facts.trouble, _in_use: in_use, _not_kept: None })
+    }
+
+    /// A snapshot for one run, which nobody else will want.
+    ///
+    /// # Errors
+    /// If the machine does not get ready, or there is no place for it.
+    pub(crate) fn once(common: &Common<'_>, on_booting: &mut dyn FnMut(usize)) -> Result<Self, RigError> {
+        let archive = common.archive(Work::RowsFromPort)?;
+        let place = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
+        on_booting(1);
+        let made = make(common, &archive, place.path());
+        on_booting(0);
+        let made = made?;
+        let gone = || RigError::Machine(format!("{} is gone already: run this again", made.display()));
+        let snapshot = Self::open(&made).ok_or_else(gone)?;
+        Ok(Self { _not_kept: Some(place), ..snapshot })
     }
 
     /// The saved machine.

@@ -101,6 +101,7 @@ fn run_in_child(directory: &Path) -> ExitCode {
         },
         sim: SimOptions::default(),
         without_rule: None,
+        keeps_snapshot: true,
         files: Vec::new(),
         records: false,
         artifacts: Some(directory.join("artifacts")),

@@ -9,8 +9,8 @@ use privet_harness::vendor::Vendor;
 use privet_machine::Defect;
 use privet_rig::{ModuleParam, Rule};
 
-use super::Selection;
 use super::values::{seconds, whole};
+use super::{KernelMutants, Selection};
 use crate::selection::no_such;
 
 /// `privet mutants`.
@@ -26,6 +26,9 @@ pub struct Mutants {
     /// Try without this rule of the silicon only; can be given several times
     #[arg(long, value_name = "NAME", value_parser = rule, requires = "silicon")]
     pub rule: Vec<Rule>,
+    /// Mutants of the kernel.
+    #[command(flatten)]
+    pub kernel: KernelMutants,
     /// Try this defect only; can be given several times
     #[arg(long, value_name = "NAME", value_parser = defect)]
     pub defect: Vec<Defect>,

@@ -4,6 +4,7 @@ pub mod compare;
 pub mod completions;
 pub mod diff;
 pub mod explain;
+pub mod kernel_mutants;
 pub mod kselftests;
 pub mod list;
 pub mod list_defects;

@@ -128,6 +128,7 @@ impl Mutant {
             patience: Patience::default(),
             sim: SimOptions { profile: Profile::Genoa, ..SimOptions::default() },
             without_rule,
+            keeps_snapshot: true,
             records: false,
             artifacts: None,
         };

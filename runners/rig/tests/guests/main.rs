@@ -89,6 +89,7 @@ fn on_host(kernel: Kernel, arguments: Vec<OsString>, files: Vec<std::path::PathB
         patience: Patience { pause: Duration::from_secs(600), ..Patience::default() },
         sim: SimOptions::default(),
         without_rule: None,
+        keeps_snapshot: true,
         records: false,
         artifacts: None,
     };

@@ -1,0 +1,64 @@
+//! The arguments of `privet mutants --kernel`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::values::whole;
+
+/// The heading of these options.
+const KERNEL: &str = "With --kernel";
+
+/// Which mutants of the kernel's source, and where the results go.
+#[derive(Debug, Args)]
+pub struct KernelMutants {
+    /// Not defects of the model but changes of the kernel's source, one at a time: which would no row notice?
+    ///
+    /// KVM's modules are built with each change and rows run on them in the sim, those first that are quickest, and only
+    /// rows that execute what is changed. The kernel is the newest Debian source package, or --source.
+    #[arg(long, conflicts_with_all = ["defect", "silicon"])]
+    pub kernel: bool,
+    /// A source tree or archive of the kernel, instead of a Debian package
+    #[arg(long, value_name = "DIR|TARBALL", requires = "kernel", help_heading = KERNEL)]
+    pub source: Option<PathBuf>,
+    /// A Debian suite to take the source package from
+    #[arg(long, value_name = "SUITE", requires = "kernel", conflicts_with = "source", help_heading = KERNEL)]
+    pub suite: Option<String>,
+    /// A file with options that are added to the kernel's, or replace them
+    #[arg(long, value_name = "FRAGMENT", requires = "kernel", help_heading = KERNEL)]
+    pub config: Option<PathBuf>,
+    /// Only these files of the source, all of their functions [default: what the table is about]
+    #[arg(long, value_name = "FILE", value_delimiter = ',', requires = "kernel", help_heading = KERNEL)]
+    pub files: Vec<String>,
+    /// Only functions with these names, in which `*` stands for any text
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "kernel", help_heading = KERNEL)]
+    pub functions: Vec<String>,
+    /// Only lines that this patch adds; it is in the source already
+    #[arg(long, value_name = "FILE", requires = "kernel", help_heading = KERNEL)]
+    pub patch: Option<PathBuf>,
+    /// Only so many mutants, chosen by the seed, with an equal share for each operator
+    #[arg(long, value_name = "N", value_parser = whole::<NonZeroUsize>, allow_negative_numbers = true, requires = "kernel", help_heading = KERNEL)]
+    pub sample: Option<NonZeroUsize>,
+    /// Only the edits that this repository describes, each of which certain rows have to notice
+    #[arg(long, requires = "kernel", conflicts_with_all = ["files", "functions", "patch", "sample"], help_heading = KERNEL)]
+    pub named: bool,
+    /// Leave barriers out, too, which few machines notice
+    #[arg(long, requires = "kernel", help_heading = KERNEL)]
+    pub barriers: bool,
+    /// Begin no mutant after so many minutes; what was not tried is for the next time
+    #[arg(long, value_name = "MINUTES", value_parser = whole::<u64>, allow_negative_numbers = true, requires = "kernel", help_heading = KERNEL)]
+    pub budget: Option<u64>,
+    /// Where the results are kept, and a page that shows them; what is there already is not tried again
+    #[arg(long, value_name = "DIR", default_value = "kernel-mutants", requires = "kernel", help_heading = KERNEL)]
+    pub results: PathBuf,
+    /// A file of survivors that somebody has judged, as in runners/mutation/judged.toml [default: that one]
+    #[arg(long, value_name = "FILE", requires = "kernel", help_heading = KERNEL)]
+    pub judged: Option<PathBuf>,
+    /// Try nothing: show the change of this mutant, and the rows that execute it
+    #[arg(long, value_name = "NAME", requires = "kernel", help_heading = KERNEL)]
+    pub show: Option<String>,
+    /// Try nothing: list the mutants
+    #[arg(long, requires = "kernel", conflicts_with = "show", help_heading = KERNEL)]
+    pub list: bool,
+}

@@ -1,0 +1,106 @@
+//! Which mutants are meant by a command line.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use privet_kernel::BuildTree;
+use privet_mutation::{NamedEdit, Operator, Part, Patch, Point, Source, fingerprint, matches, points, sample};
+
+use super::{cannot, failed};
+use crate::args::KernelMutants;
+use crate::exit::Early;
+
+/// A mutant, and what has to be known of it.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    /// Where and how the source is broken.
+    pub(super) point: Point,
+    /// The fingerprint of the function.
+    pub(super) content: String,
+    /// The file as it is.
+    pub(super) text: std::sync::Arc<str>,
+    /// If it is one with a story, that.
+    pub(super) named: Option<NamedEdit>,
+}
+
+/// All mutants that the options name, in the order in which they are tried.
+///
+/// # Errors
+/// If a file or patch cannot be read, or there are none.
+pub(super) fn candidates(tree: &BuildTree, options: &KernelMutants, seed: u64) -> Result<Vec<Candidate>, Early> {
+    let named = if options.named { named_edits()? } else { Vec::new() };
+    let patch = options.patch.as_deref().map(|path| {
+        let text = fs::read_to_string(path).map_err(cannot("read", path))?;
+        Patch::parse(&text).map_err(|why| Early::usage(format!("{} {why}", path.display())))
+    });
+    let patch = patch.transpose()?;
+    let scope = scope(options, patch.as_ref(), &named);
+
+    let mut all: BTreeMap<String, Candidate> = BTreeMap::new();
+    for part in &scope {
+        let path = tree.source.join(&part.file);
+        let text = fs::read_to_string(&path).map_err(cannot("read", &path))?;
+        let source = Source::parse(&part.file, text);
+        let text: std::sync::Arc<str> = source.text.as_str().into();
+        for function in source.functions().filter(|function| part.has(function.name)) {
+            let content = fingerprint(&function.content());
+            for point in points(&function) {
+                let candidate = Candidate { point, content: content.clone(), text: text.clone(), named: None };
+                all.insert(candidate.point.name(), candidate);
+            }
+        }
+    }
+    if options.named {
+        return named.into_iter().map(|edit| of_edit(edit, &all)).collect();
+    }
+    let wanted = |point: &Point| {
+        (point.unbiased || (options.barriers && point.operator == Operator::Barrier))
+            && (options.functions.is_empty() || options.functions.iter().any(|name| matches(name, &point.function)))
+            && patch.as_ref().is_none_or(|patch| patch.touches(point))
+    };
+    // One that is named is meant whatever samples take.
+    let is_shown = |candidate: &Candidate| options.show.as_deref() == Some(candidate.point.name().as_str());
+    let chosen: Vec<Candidate> =
+        all.into_values().filter(|candidate| wanted(&candidate.point) || is_shown(candidate)).collect();
+    if chosen.is_empty() {
+        return Err(Early::usage("no mutant is meant: see `privet mutants --kernel --list`"));
+    }
+    let Some(count) = options.sample else { return Ok(chosen) };
+    let mut by_name: BTreeMap<String, Candidate> =
+        chosen.iter().map(|candidate| (candidate.point.name(), candidate.clone())).collect();
+    let points = chosen.into_iter().map(|candidate| candidate.point).collect();
+    let sampled = sample(points, count.get(), seed);
+    Ok(sampled.iter().filter_map(|point| by_name.remove(&point.name())).collect())
+}
+
+/// The parts of the source in which to look.
+fn scope(options: &KernelMutants, patch: Option<&Patch>, named: &[NamedEdit]) -> Vec<Part> {
+    let whole = |file: &str| Part { file: file.to_owned(), functions: Vec::new(), without: Vec::new() };
+    let is_code = |file: &&str| file.ends_with(".c");
+    let files: Vec<Part> = match patch {
+        _ if !options.files.is_empty() => options.files.iter().map(|file| whole(file)).collect(),
+        Some(patch) => patch.files().into_iter().filter(is_code).map(whole).collect(),
+        None if options.named => {
+            let files: std::collections::BTreeSet<&str> = named.iter().map(|edit| edit.file.as_str()).collect();
+            files.into_iter().map(whole).collect()
+        }
+        None => Part::default_scope(),
+    };
+    files
+}
+
+fn named_edits() -> Result<Vec<NamedEdit>, Early> {
+    let read = |text: &&str| NamedEdit::parse(text).map_err(|why| failed(format!("an edit of the kernel: {why}")));
+    Ok(privet_cases::KERNEL_EDITS.iter().map(read).collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+/// The mutant of an edit.
+fn of_edit(edit: NamedEdit, all: &BTreeMap<String, Candidate>) -> Result<Candidate, Early> {
+    match all.values().find(|candidate| edit.is(&candidate.point)) {
+        Some(candidate) => Ok(Candidate { named: Some(edit), ..candidate.clone() }),
+        None => Err(failed(format!(
+            "this source has no place for the edit {}: {} of {} in {}; take the kernel that it was written for, or change it",
+            edit.name, edit.operator, edit.function, edit.file
+        ))),
+    }
+}

@@ -1,0 +1,174 @@
+//! The rows on the unchanged kernel: which pass, how long they take, and which lines of the source they execute.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
+
+use privet_coverage::{Coverage, Lines, Symbols, executed_lines};
+use privet_kernel::BuildTree;
+use privet_mutation::Point;
+use privet_report::Verdict;
+use privet_rig::{Event, Progress};
+use serde::{Deserialize, Serialize};
+
+use super::trial::plan;
+use super::{cannot, failed};
+use crate::doing::Doing;
+use crate::exit::{Early, Status};
+use crate::interrupt::Interrupt;
+use crate::plan::Job;
+use crate::report::one_line;
+
+/// A row that passes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) duration_us: u64,
+    /// By file, below the top of the source: the lines.
+    lines: BTreeMap<String, BTreeSet<usize>>,
+}
+
+/// All of them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Clean {
+    judge: String,
+    /// The quickest first.
+    pub(super) rows: Vec<Row>,
+}
+
+/// The rows that can notice a mutant.
+pub(super) struct Reach<'a> {
+    /// The quickest first.
+    pub(super) rows: Vec<&'a Row>,
+    /// What it is that they execute: `the line`, `the function`.
+    pub(super) what: &'static str,
+}
+
+impl Clean {
+    /// What is known of this judge's rows, from `results` or from a run now.
+    ///
+    /// # Errors
+    /// If the unchanged kernel does not run, a row is red there, none passes, or the run is interrupted.
+    pub(super) fn of(
+        tree: &BuildTree,
+        program: &Path,
+        jobs: &[Job],
+        judge: &str,
+        machines: usize,
+        results: &Path,
+        interrupt: &Interrupt,
+    ) -> Result<Self, Early> {
+        let path = results.join("clean.json");
+        let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
+        if let Some(clean) = kept.filter(|clean| clean.judge == judge) {
+            return Ok(clean);
+        }
+        let clean = run(tree, program, jobs, judge, machines, interrupt)?;
+        let unfinished = tempfile::NamedTempFile::new_in(results).map_err(cannot("create a file in", results))?;
+        serde_json::to_writer(&unfinished, &clean)
+            .map_err(|error| failed(format!("cannot write {}: {error}", path.display())))?;
+        unfinished.persist(&path).map_err(|error| cannot("write", &path)(error.error))?;
+        Ok(clean)
+    }
+
+    /// The rows that execute what a mutant changes: the lines themselves, or if the compiler tells of none, any of its
+    /// function.
+    pub(super) fn reaching(&self, point: &Point) -> Reach<'_> {
+        let executing = |lines: &std::ops::Range<usize>| -> Vec<&Row> {
+            let of_row =
+                |row: &&Row| row.lines.get(&point.file).is_some_and(|of| of.range(lines.clone()).next().is_some());
+            self.rows.iter().filter(of_row).collect()
+        };
+        let rows = executing(&point.lines);
+        if rows.is_empty() {
+            return Reach { rows: executing(&point.function_lines), what: "the function" };
+        }
+        Reach { rows, what: "the changed line" }
+    }
+}
+
+fn run(
+    tree: &BuildTree,
+    program: &Path,
+    jobs: &[Job],
+    judge: &str,
+    machines: usize,
+    interrupt: &Interrupt,
+) -> Result<Clean, Early> {
+    let mut plan = plan(tree.kernel.clone(), program, jobs);
+    (plan.machines, plan.records) = (machines, true);
+    let shown = Doing::on_stderr();
+    let (mut coverage, mut passed, mut red) = (None, BTreeMap::new(), Vec::new());
+    let mut ended = 0;
+    let ran = privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| match progress {
+        Progress::Symbols(text) => coverage = Some(Coverage::new(Symbols::parse(&text))),
+        Progress::Recorded(index, record) => {
+            coverage.iter_mut().for_each(|coverage: &mut Coverage| coverage.add(&jobs[index].id, &record));
+        }
+        Progress::Row(Event::Finished(index, report)) => {
+            ended += 1;
+            shown.tell(&format!("the unchanged kernel: {ended} of {} rows", jobs.len()));
+            match report.verdict {
+                Verdict::Pass => drop(passed.insert(jobs[index].id.clone(), report.duration_us)),
+                verdict if verdict.is_red() => red.push(format!("{} ({})", report.id, one_line(&report.reason))),
+                _ => {}
+            }
+        }
+        _ => {}
+    });
+    drop(shown);
+    if let Some(signal) = interrupt.signal() {
+        return Err(Early { status: Status::Interrupted(signal), message: "interrupted".to_owned() });
+    }
+    ran.map_err(|error| failed(format!("on the unchanged kernel: {error}")))?;
+    if !red.is_empty() {
+        let (some, more) = (&red[..red.len().min(3)], if red.len() > 3 { " ..." } else { "" });
+        return Err(failed(format!(
+            "red on the unchanged kernel, and so blind for its mutants: {}{more}; leave them out with --skip",
+            some.join(", ")
+        )));
+    }
+    let coverage =
+        coverage.filter(|_| !passed.is_empty()).ok_or_else(|| failed("no row passes on the unchanged kernel"))?;
+    let lines = lines(tree, coverage.symbols())?;
+    let mut executed = executed_lines(&coverage, &lines);
+    let mut rows: Vec<Row> = passed
+        .into_iter()
+        .map(|(id, duration_us)| {
+            let mut lines: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+            for (file, line) in executed.remove(&id).unwrap_or_default() {
+                if let Some(file) = below(tree, &file) {
+                    lines.entry(file).or_default().insert(line as usize);
+                }
+            }
+            Row { id, duration_us, lines }
+        })
+        .collect();
+    rows.sort_by_key(|row| row.duration_us);
+    Ok(Clean { judge: judge.to_owned(), rows })
+}
+
+/// The line tables of KVM's modules.
+fn lines(tree: &BuildTree, symbols: &Symbols) -> Result<Lines, Early> {
+    let mut lines = Lines::new();
+    let modules = tree.kernel.load_order_of_parts(&["kvm", "kvm_amd"]).map_err(|error| failed(error.to_string()))?;
+    for module in modules {
+        let elf = module.read().map_err(|error| failed(error.to_string()))?;
+        lines.add(Some(&module.name), &elf, symbols).map_err(|error| failed(error.to_string()))?;
+    }
+    Ok(lines)
+}
+
+/// A C file of KVM's as the compiler was given it, below the top of the source.
+fn below(tree: &BuildTree, file: &str) -> Option<String> {
+    let mut path = PathBuf::new();
+    for part in Path::new(file).components() {
+        match part {
+            Component::ParentDir => drop(path.pop()),
+            part => path.push(part),
+        }
+    }
+    let file = path.strip_prefix(&tree.source).ok()?.to_str()?;
+    (file.ends_with(".c") && file.contains("kvm/")).then(|| file.to_owned())
+}

@@ -1,0 +1,168 @@
+//! `privet mutants --kernel`: which changes of the kernel's source would no row notice?
+
+mod candidates;
+mod clean;
+mod show;
+mod stop;
+mod trial;
+mod verdicts;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use privet_kernel::{BuildRequest, BuildTree, KernelError};
+use privet_mutation::{Judgements, Ledger, Trial, fingerprint};
+
+use self::candidates::{Candidate, candidates};
+use self::clean::Clean;
+use self::trial::Bench;
+use self::verdicts::Verdicts;
+use crate::args::Mutants;
+use crate::dispatch::cores;
+use crate::doing::Doing;
+use crate::exit::{Early, Status};
+use crate::interrupt::Interrupt;
+use crate::plan;
+use crate::selection::select;
+
+/// What was judged about survivors, kept in the repository.
+const JUDGED: &str = include_str!("../../../../mutation/judged.toml");
+
+/// Builds the kernel with each change and runs the rows that execute it until one is red, and writes to `out` what became
+/// of each: `Failed` if one survives about which nothing was decided.
+///
+/// # Errors
+/// If the command line cannot be followed, the kernel does not build, no row passes on the unchanged kernel, or the run is
+/// interrupted; what was tried until then is kept.
+pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
+    let options = &args.kernel;
+    let selected = select(&privet_cases::table(), &args.selection)?;
+    let seed = args.seed.unwrap_or_else(plan::fresh_seed);
+    let interrupt = Interrupt::on_signals().map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
+    let judgements = judgements(options.judged.as_deref())?;
+    let tree = tree(args, &interrupt)?;
+    let chosen = candidates(&tree, options, seed)?;
+    if options.list {
+        let names = chosen.iter().map(|candidate| candidate.point.name() + "\n").collect::<String>();
+        return tell(&mut out, &names).map(|()| Status::Passed);
+    }
+
+    let program = std::env::current_exe().map_err(|error| failed(format!("cannot find this program: {error}")))?;
+    fs::create_dir_all(&options.results).map_err(cannot("create", &options.results))?;
+    let judge = judge(&program, &tree, &selected)?;
+    let jobs = plan::jobs(&selected, 1, seed, args.timeout);
+    let at_a_time = args.jobs.map_or_else(cores, usize::from);
+    let clean = Clean::of(&tree, &program, &jobs, &judge, at_a_time, &options.results, &interrupt)?;
+    if let Some(name) = &options.show {
+        return tell(&mut out, &show::show(name, &chosen, &clean)?).map(|()| Status::Passed);
+    }
+
+    let path = options.results.join("trials.jsonl");
+    let mut ledger = Ledger::open(&path).map_err(cannot("use", &path))?;
+    let mut verdicts = Verdicts::new(judgements);
+    let mut due = VecDeque::new();
+    for candidate in chosen {
+        match ledger.known(&candidate.point.name(), &candidate.content, &judge) {
+            Some(trial) => verdicts.add(&candidate, trial.clone()),
+            None => due.push_back(candidate),
+        }
+    }
+    let known = verdicts.len();
+    if known > 0 {
+        tell(&mut out, &format!("{known} mutants were tried before: {}\n", path.display()))?;
+    }
+
+    let bench = Bench::new(&tree, &program, &clean, &jobs, &judge)?;
+    let until = options.budget.map(|minutes| Instant::now() + Duration::from_secs(minutes * 60));
+    let due = Mutex::new(due);
+    let next = || {
+        let in_time = until.is_none_or(|until| Instant::now() < until) && interrupt.cause().is_none();
+        due.lock().unwrap_or_else(PoisonError::into_inner).pop_front().filter(|_| in_time)
+    };
+    let ended = std::thread::scope(|scope| {
+        let (teller, told) = mpsc::channel::<Result<(Candidate, Trial), Early>>();
+        for _ in 0..at_a_time {
+            let (teller, bench, next, interrupt) = (teller.clone(), &bench, &next, &interrupt);
+            scope.spawn(move || {
+                while let Some(candidate) = next() {
+                    let tried = bench.try_out(&candidate, interrupt).map(|trial| (candidate, trial));
+                    let ends = tried.is_err();
+                    // The receiver is gone once somebody else has failed.
+                    if teller.send(tried).is_err() || ends {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(teller);
+        told.into_iter().try_for_each(|tried| {
+            let (candidate, trial) = tried?;
+            ledger.add(trial.clone()).map_err(cannot("write", &path))?;
+            tell(&mut out, &verdicts.line(&candidate, &trial))?;
+            verdicts.add(&candidate, trial);
+            Ok(())
+        })
+    });
+    let page = options.results.join("index.html");
+    fs::write(&page, verdicts.page(&tree)).map_err(cannot("write", &page))?;
+    if let Some(signal) = interrupt.signal() {
+        return Err(Early {
+            status: Status::Interrupted(signal),
+            message: "interrupted: what was tried is kept".to_owned(),
+        });
+    }
+    ended?;
+    let untried = due.lock().unwrap_or_else(PoisonError::into_inner).len();
+    tell(&mut out, &verdicts.summary(&tree, untried, &options.results, seed))?;
+    Ok(if verdicts.is_satisfied(options.named) { Status::Passed } else { Status::Failed })
+}
+
+fn failed(message: impl Into<String>) -> Early {
+    Early { status: Status::Failed, message: message.into() }
+}
+
+fn cannot(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Early {
+    move |error| failed(format!("cannot {verb} {}: {error}", path.display()))
+}
+
+fn tell(out: &mut impl Write, text: &str) -> Result<(), Early> {
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Early::usage(format!("cannot write to standard output: {error}")))
+}
+
+fn judgements(path: Option<&Path>) -> Result<Judgements, Early> {
+    let (name, text) = match path {
+        None => ("judged.toml".to_owned(), JUDGED.to_owned()),
+        Some(path) => (path.display().to_string(), fs::read_to_string(path).map_err(cannot("read", path))?),
+    };
+    Judgements::parse(&text).map_err(|why| Early::usage(format!("{name}: {why}")))
+}
+
+/// The kernel, with all that is needed to compile a file of it again.
+fn tree(args: &Mutants, interrupt: &Interrupt) -> Result<BuildTree, Early> {
+    let options = &args.kernel;
+    let request =
+        BuildRequest { suite: options.suite.clone(), source: options.source.clone(), config: options.config.clone() };
+    let shown = Doing::on_stderr();
+    let tree = BuildTree::open(&request, interrupt.as_fd(), &mut |doing| shown.tell(doing));
+    drop(shown);
+    tree.map_err(|error| match (&error, interrupt.signal()) {
+        (KernelError::Interrupted, Some(signal)) => {
+            Early { status: Status::Interrupted(signal), message: "interrupted: the build goes on here".to_owned() }
+        }
+        _ => failed(error.to_string()),
+    })
+}
+
+/// A name for everything that decides whether a mutant is noticed, but for the mutant.
+fn judge(program: &Path, tree: &BuildTree, selected: &[String]) -> Result<String, Early> {
+    let program = fs::read(program).map_err(cannot("read", program))?;
+    let program =
+        program.iter().fold(0_u64, |hash, byte| hash.rotate_left(5) ^ u64::from(*byte).wrapping_mul(0x9e37_79b9));
+    Ok(fingerprint(&format!("{program:x} {} {} {}", tree.name, tree.source.display(), selected.join(" "))))
+}

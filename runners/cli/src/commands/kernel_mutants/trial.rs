@@ -1,0 +1,189 @@
+//! The trial of one mutant: the module is made, the kernel boots with it, and rows run until one is red.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use privet_kernel::{BuildTree, Kernel};
+use privet_mutation::{Fate, Made, Recipe, Trial};
+use privet_report::{CaseReport, Verdict};
+use privet_rig::{Event, MachineKind, Patience, Plan, Progress, RigError, SimOptions};
+
+use super::candidates::Candidate;
+use super::clean::{Clean, Row};
+use super::stop::Stop;
+use super::{cannot, failed};
+use crate::commands::mutants::limit_with_a_defect;
+use crate::exit::Early;
+use crate::interrupt::Interrupt;
+use crate::plan::Job;
+use crate::report::one_line;
+use crate::rig::case_run;
+
+/// What all trials share.
+pub(super) struct Bench<'a> {
+    tree: &'a BuildTree,
+    program: &'a Path,
+    clean: &'a Clean,
+    jobs: &'a [Job],
+    judge: &'a str,
+    /// The modules that a boot needs, without debug info.
+    modules: tempfile::TempDir,
+}
+
+impl<'a> Bench<'a> {
+    /// A bench with the unchanged modules on it.
+    ///
+    /// # Errors
+    /// If they cannot be read, or there is no place for them.
+    pub(super) fn new(
+        tree: &'a BuildTree,
+        program: &'a Path,
+        clean: &'a Clean,
+        jobs: &'a [Job],
+        judge: &'a str,
+    ) -> Result<Self, Early> {
+        let modules = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
+        for module in tree.kernel.load_order_of_parts(&["kvm", "kvm_amd"]).map_err(|error| failed(error.to_string()))? {
+            let name = module.path.file_name().unwrap_or_default();
+            strip(&module.path, &modules.path().join(name))?;
+        }
+        Ok(Self { tree, program, clean, jobs, judge, modules })
+    }
+
+    /// Tries a mutant.
+    ///
+    /// # Errors
+    /// If its module cannot be made for a reason that is not its own, or the run is interrupted.
+    pub(super) fn try_out(&self, candidate: &Candidate, whole: &Interrupt) -> Result<Trial, Early> {
+        let start = Instant::now();
+        let ran = AtomicUsize::new(0);
+        let fate = self.fate(candidate, whole, &ran)?;
+        Ok(Trial {
+            name: candidate.point.name(),
+            content: candidate.content.clone(),
+            judge: self.judge.to_owned(),
+            fate,
+            rows: ran.into_inner(),
+            milliseconds: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn fate(&self, candidate: &Candidate, whole: &Interrupt, ran: &AtomicUsize) -> Result<Fate, Early> {
+        let mut rows = self.clean.reaching(&candidate.point).rows;
+        if let Some(edit) = &candidate.named {
+            // They were named because they notice it.
+            let is_named =
+                |row: &&Row| edit.red.iter().any(|name| row.id.split_once('.').is_some_and(|(_, id)| id == name));
+            let (named, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(is_named);
+            rows = [named, others].concat();
+        }
+        if rows.is_empty() {
+            return Ok(Fate::Unreached);
+        }
+        let work = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
+        let point = &candidate.point;
+        let recipe = Recipe::of(self.tree, &point.file).map_err(|error| failed(error.to_string()))?;
+        let made =
+            recipe.make(&point.applied_to(&candidate.text), work.path()).map_err(|error| failed(error.to_string()))?;
+        let module = match made {
+            Made::Same => return Ok(Fate::Same),
+            Made::Rejected(complaint) => return Ok(Fate::Rejected { complaint }),
+            Made::Module(module) => module,
+        };
+        let modules = self.modules_with(&module, work.path())?;
+        let kernel = Kernel::named(&self.tree.kernel.image, &modules).map_err(|error| failed(error.to_string()))?;
+        let jobs: Vec<Job> = rows.iter().filter_map(|row| self.job(row)).collect();
+        self.noticed(&kernel, &jobs, whole, ran)
+    }
+
+    /// The job of a row, which waits no longer for what never comes than it takes to be sure of that.
+    fn job(&self, row: &Row) -> Option<Job> {
+        let job = self.jobs.iter().find(|job| job.id == row.id)?;
+        Some(Job { limit: limit_with_a_defect(job.limit, row.duration_us), ..job.clone() })
+    }
+
+    /// A directory with all modules, one of them changed.
+    fn modules_with(&self, changed: &Path, work: &Path) -> Result<PathBuf, Early> {
+        let modules = work.join("modules");
+        fs::create_dir(&modules).map_err(cannot("create", &modules))?;
+        let name = changed.file_name().unwrap_or_default();
+        strip(changed, &modules.join(name))?;
+        for entry in fs::read_dir(self.modules.path()).map_err(cannot("read", self.modules.path()))?.flatten() {
+            if entry.file_name() != name {
+                symlink(entry.path(), modules.join(entry.file_name())).map_err(cannot("write", &modules))?;
+            }
+        }
+        Ok(modules)
+    }
+
+    /// Runs the rows in their order until one is red.
+    fn noticed(&self, kernel: &Kernel, jobs: &[Job], whole: &Interrupt, ran: &AtomicUsize) -> Result<Fate, Early> {
+        let stop =
+            Stop::beside(whole).map_err(|error| failed(format!("cannot watch for the end of a run: {error}")))?;
+        let plan = Plan { keeps_snapshot: false, ..plan(kernel.clone(), self.program, jobs) };
+        let mut red: Option<CaseReport> = None;
+        let ended = privet_rig::run(&plan, stop.as_fd(), &mut |progress| {
+            if let Progress::Row(Event::Finished(_, report)) = progress {
+                ran.fetch_add(1, Ordering::Relaxed);
+                // One that passes elsewhere and skips here has noticed, too: the kernel offers less than it did.
+                if report.verdict != Verdict::Pass && red.is_none() {
+                    red = Some(*report);
+                    stop.now();
+                }
+            }
+        });
+        if let Some(signal) = whole.signal() {
+            return Err(Early {
+                status: crate::exit::Status::Interrupted(signal),
+                message: "interrupted: what was tried is kept".to_owned(),
+            });
+        }
+        Ok(match (red, ended) {
+            (Some(report), _) => {
+                Fate::Killed { by: report.id, reason: format!("{}: {}", report.verdict, one_line(&report.reason)) }
+            }
+            (None, Ok(())) => Fate::Survived,
+            // The kernel says so itself, or does not get that far.
+            (None, Err(error @ (RigError::Machine(_) | RigError::Unattributed(_)))) => {
+                Fate::KilledAtBoot { reason: one_line(&error.to_string()) }
+            }
+            (None, Err(error)) => return Err(failed(error.to_string())),
+        })
+    }
+}
+
+/// A run of these jobs on the sim, one machine after the other.
+pub(super) fn plan(kernel: Kernel, program: &Path, jobs: &[Job]) -> Plan {
+    Plan {
+        kernel,
+        machine: MachineKind::Sim,
+        worker: program.to_owned(),
+        programs: Vec::new(),
+        files: Vec::new(),
+        cases: jobs.iter().map(case_run).collect(),
+        machines: 1,
+        module_params: Vec::new(),
+        patience: Patience::default(),
+        sim: SimOptions { profile: privet_rig::Profile::Genoa, ..SimOptions::default() },
+        without_rule: None,
+        keeps_snapshot: true,
+        records: false,
+        artifacts: None,
+    }
+}
+
+/// Copies a module without its debug info, which no kernel reads.
+fn strip(module: &Path, to: &Path) -> Result<(), Early> {
+    let ended = Command::new("objcopy").arg("--strip-debug").arg(module).arg(to).output();
+    let ended = ended.map_err(|error| failed(format!("cannot run objcopy: {error}; install binutils")))?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&ended.stderr);
+    Err(failed(format!("objcopy cannot copy {}: {}", module.display(), one_line(complaint.trim()))))
+}

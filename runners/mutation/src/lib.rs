@@ -1,0 +1,39 @@
+//! Breaks the source of a kernel in small ways, one at a time: where, how, and what became of it.
+//!
+//! ```text
+//! Source ── points ──┬── sample, Patch, Part: which of them are tried
+//!                    ├── NamedEdit: one of them with a story
+//!                    ├── Recipe: the module with one of them in it
+//!                    └── Trial ── Ledger: what became of each
+//!                                 Judgements: what people say of survivors
+//! ```
+//!
+//! Nothing here runs a kernel: the command line does.
+
+mod judged;
+mod ledger;
+mod mutant;
+mod named;
+mod operator;
+mod page;
+mod patch;
+mod point;
+mod points;
+mod recipe;
+mod sample;
+mod scope;
+mod source;
+
+pub use judged::{Judged, Judgement, Judgements};
+pub use ledger::Ledger;
+pub use mutant::{Fate, Trial, fingerprint};
+pub use named::NamedEdit;
+pub use operator::Operator;
+pub use page::{PageLine, page};
+pub use patch::Patch;
+pub use point::Point;
+pub use points::points;
+pub use recipe::{Made, Recipe, RecipeError};
+pub use sample::sample;
+pub use scope::{Part, matches};
+pub use source::{Function, Source};
