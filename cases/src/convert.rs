@@ -1,6 +1,7 @@
 //! Group `convert`: the guest asks for a conversion and the host grants, refuses or delays it.
 
 mod c_bit;
+mod two_vcpus;
 
 use std::ops::Range;
 use std::thread;
@@ -190,6 +191,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[HYPERCALL]),
     ]);
     rows.extend(c_bit::rows());
+    rows.extend(two_vcpus::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode).needs(Need::Hypercall).needs(exit_hypercall())).collect()
 }
 

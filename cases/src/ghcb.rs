@@ -1,6 +1,9 @@
 //! Group `ghcb`: the protocol by which SEV-ES and SNP guests ask their host, word by word, and the instructions for
 //! which they have to.
 
+mod ap_creation;
+mod ap_reset_hold;
+mod asleep;
 mod msr;
 mod port;
 
@@ -12,8 +15,8 @@ use privet_harness::guest::Guest;
 use privet_harness::launch::ghcb;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
-use privet_harness::test_range::{Backing, RangeSpec, TEST_BASE};
-use privet_harness::units::{Gpa, PAGE_SIZE};
+use privet_harness::test_range::{Backing, RangeSpec};
+use privet_harness::units::Gpa;
 use privet_protocol::Op;
 
 use crate::expect::{expect_eq, expect_no_exit_but};
@@ -32,9 +35,7 @@ const CPUID: u64 = 0x72;
 const RDTSC: u64 = 0x6e;
 const IOIO: u64 = 0x7b;
 const MSR: u64 = 0x7c;
-const AP_HLT_LOOP: u64 = 0x8000_0004;
 const AP_JUMP_TABLE: u64 = 0x8000_0005;
-const AP_CREATION: u64 = 0x8000_0013;
 const RUN_VMPL: u64 = 0x8000_0018;
 const HV_FEATURES: u64 = 0x8000_fffd;
 const TERMINATION: u64 = 0x8000_fffe;
@@ -42,8 +43,6 @@ const UNSUPPORTED_EVENT: u64 = 0x8000_ffff;
 
 /// `KVM_SYSTEM_EVENT_SEV_TERM`.
 const SEV_TERM: u32 = 6;
-/// `KVM_EXIT_AP_RESET_HOLD`.
-const AP_RESET_HOLD: u32 = 32;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
@@ -156,25 +155,6 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[PAGE_PROTOCOL, "arch/x86/kvm/svm/svm.c: svm_complete_emulated_msr"])
         .needs(Need::Parameter("kvm.ignore_msrs", "N")),
         Row::new(
-            "ghcb.ap_reset_hold",
-            Types::ES_AND_SNP,
-            "A vCPU that waits for its reset is an exit where KVM has no APIC of it; both forms have an answer that says \
-             that no SIPI has come.",
-            |t| {
-                let g = t.guest().range(ram(1)).boot()?;
-                let held = Exit::Other { reason: AP_RESET_HOLD };
-                let asking = g.vcpu(0).start(Op::VmgexitMsr { msr: 0x006 })?;
-                asking.expect_exit(&held)?;
-                asking.resume()?;
-                expect_eq("the answer by MSR", &asking.done()?[0], &0x007)?;
-                let asking = requests(&g).start(&Page::request(AP_HLT_LOOP, 0, 0))?;
-                asking.expect_exit(&held)?;
-                asking.resume()?;
-                expect_eq("the answer by page", &requests(&g).answer(asking)?.answer(), &(0, 0))
-            },
-        )
-        .basis(&[MSR_PROTOCOL, PAGE_PROTOCOL, "arch/x86/kvm/x86.c: kvm_emulate_ap_reset_hold"]),
-        Row::new(
             "ghcb.ap_jump_table",
             Types::ES_AND_SNP,
             "The address of a jump table that one vCPU sets is what any gets; another request about it is refused.",
@@ -191,21 +171,6 @@ pub(crate) fn rows() -> Vec<Row> {
             },
         )
         .basis(&[PAGE_PROTOCOL]),
-        Row::new(
-            "ghcb.ap_creation.refused",
-            Types::SNP,
-            "No such APIC id, no such request, other features than the guest's, a save area at an address that is none, or \
-             at one of 2 MiB: refused.",
-            ap_creation_refused,
-        )
-        .basis(&["arch/x86/kvm/svm/sev.c: sev_snp_ap_creation"]),
-        Row::new(
-            "ghcb.ap_creation.not_of_sev_es",
-            Types::SEV_ES,
-            "In a SEV-ES guest there is no such event.",
-            |t| refuses(t, Page::request(AP_CREATION, 0, 0).with(Field::RAX, 0), INVALID_EVENT),
-        )
-        .basis(&["arch/x86/kvm/svm/sev.c: is_snp_only_vmgexit"]),
         Row::new(
             "ghcb.nested_exception",
             Types::ES_AND_SNP,
@@ -244,9 +209,16 @@ pub(crate) fn rows() -> Vec<Row> {
             .basis(&[FIELDS]),
         );
     }
+    rows.extend(ap_creation::rows());
+    rows.extend(ap_reset_hold::rows());
     rows.extend(msr::rows());
     rows.extend(port::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
+}
+
+/// A page for requests, far from all others.
+fn image() -> RangeSpec {
+    ram(1).at(Gpa(0x9_0000_0000))
 }
 
 /// Memory for requests, which is always shared.
@@ -288,30 +260,4 @@ fn cpuid(t: &Case) -> Outcome {
         }
     }
     Ok(())
-}
-
-fn ap_creation_refused(t: &Case) -> Outcome {
-    const CREATE: u64 = 1;
-    /// SNP is active, and nothing else: what KVM gives a guest that was asked for no features.
-    const FEATURES: u64 = 1;
-    let g = t.guest().vcpus(2).range(ram(1)).boot()?;
-    let of_vcpu_1 = |request: u64| 1 << 32 | request;
-    let at = TEST_BASE.0 + PAGE_SIZE;
-    let exits = t.trace().exits();
-    let refused = [
-        ("no such APIC id", 77 << 32 | CREATE, at, FEATURES),
-        ("no such request", of_vcpu_1(3), at, FEATURES),
-        ("another VMPL", of_vcpu_1(1 << 16 | CREATE), at, FEATURES),
-        ("other features", of_vcpu_1(CREATE), at, FEATURES | 1 << 5),
-        ("an unaligned address", of_vcpu_1(CREATE), at + 8, FEATURES),
-        ("an address of no memory bus", of_vcpu_1(CREATE), 1 << 60, FEATURES),
-        ("an address of 2 MiB", of_vcpu_1(CREATE), TEST_BASE.0, FEATURES),
-    ];
-    for (what, info_1, info_2, features) in refused {
-        let request = Page::request(AP_CREATION, info_1, info_2).with(Field::RAX, features);
-        expect_eq(what, &requests(&g).call(&request)?.answer(), &(MALFORMED, INVALID_INPUT))?;
-    }
-    expect_no_exit_but(t, exits, refused.len() as u64)?;
-    // Nobody has touched the vCPU that they were about.
-    g.vcpu(1).call(Op::Nop).map(drop)
 }

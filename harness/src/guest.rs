@@ -11,13 +11,14 @@ use crate::host::Host;
 use crate::launch::{Launch, Launched, MAILBOXES, OWN_BASE, OwnMemory, Part, Plan, TABLES};
 use crate::long_mode;
 use crate::mapping::Mapping;
+use crate::measure::{SevFeatures, VcpuState};
 use crate::outcome::{Outcome, Stop};
 use crate::page_tables::{LARGE_PAGE_SIZE, PageTables};
 use crate::payload::Payload;
 use crate::platform::Platform;
 use crate::test_range::{RangeSpec, SHARED_ALIAS, TEST_SLOT, TestRange};
 use crate::uapi::Capability;
-use crate::units::{Gpa, Gva, PageCount};
+use crate::units::{Gpa, Gva, PAGE_SIZE, PageCount};
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
@@ -38,6 +39,7 @@ pub struct GuestBuilder<'a> {
     hypercall: Option<HypercallInstruction>,
     map_gpa_range_exit: bool,
     dirty_rings: Option<u64>,
+    irqchip: bool,
 }
 
 impl<'a> GuestBuilder<'a> {
@@ -45,8 +47,20 @@ impl<'a> GuestBuilder<'a> {
     /// An operation may take as long as `limit` at most.
     pub(crate) fn new(host: &'a Host, platform: Platform, payload: Outcome<&'a Payload>, limit: Duration) -> Self {
         let (vcpus, ranges, private) = (1, Vec::new(), platform.private_parts());
-        let (hypercall, map_gpa_range_exit, dirty_rings) = (None, true, None);
-        Self { host, platform, payload, limit, vcpus, ranges, private, hypercall, map_gpa_range_exit, dirty_rings }
+        let (hypercall, map_gpa_range_exit, dirty_rings, irqchip) = (None, true, None, false);
+        Self {
+            host,
+            platform,
+            payload,
+            limit,
+            vcpus,
+            ranges,
+            private,
+            hypercall,
+            map_gpa_range_exit,
+            dirty_rings,
+            irqchip,
+        }
     }
 
     /// So many vCPUs, at most [`MAX_VCPUS`].
@@ -80,6 +94,11 @@ impl<'a> GuestBuilder<'a> {
         Self { dirty_rings: Some(bytes), ..self }
     }
 
+    /// KVM has its interrupt controllers (`KVM_CREATE_IRQCHIP`): vCPUs can be sent INIT and SIPI. All of them run without.
+    pub fn irqchip(self) -> Self {
+        Self { irqchip: true, ..self }
+    }
+
     /// Creates the VM, loads the payload and waits until every vCPU has rung its doorbell.
     ///
     /// # Errors
@@ -97,6 +116,9 @@ impl<'a> GuestBuilder<'a> {
                 Stop::Fail(format!("KVM_ENABLE_CAP(DIRTY_LOG_RING_ACQ_REL) with {bytes:#x} bytes: {errno:?}"))
             })?;
         }
+        if self.irqchip {
+            vm.create_irqchip()?;
+        }
         let aliases = self.platform.aliases(self.host)?;
         let tables = self.page_tables(aliases);
         let payload = self.payload?;
@@ -105,6 +127,9 @@ impl<'a> GuestBuilder<'a> {
             let vcpu = vm.create_vcpu(index)?;
             let registers = long_mode::registers(payload.entry, (MAILBOXES + PageCount(index)).0, index);
             long_mode::enter(&vcpu, self.host.supported_cpuid()?, tables.root(), &registers)?;
+            if self.irqchip {
+                vcpu.set_runnable()?;
+            }
             Ok(vcpu)
         };
         let make_vcpus = || (0..self.vcpus as u64).map(make_vcpu).collect();
@@ -226,6 +251,13 @@ impl Guest {
             .entry_gpa(gva)
             .ok_or_else(|| Stop::Error(format!("no 4 KiB page-table entry maps gva {gva}")))?;
         self.own.host.write_u64(at.0 - OWN_BASE.0, entry)
+    }
+
+    /// The save area of a vCPU of an SNP guest that begins at `rip` with this in RDI, in the mode and under the page tables of
+    /// the others.
+    pub fn save_area(&self, rip: Gva, rdi: u64, features: SevFeatures) -> [u8; PAGE_SIZE as usize] {
+        let registers = long_mode::registers(rip.0, rdi, 0);
+        VcpuState::with_fresh_fpu(registers, long_mode::after_reset(self.tables.root())).vmsa(features)
     }
 
     /// Where the page-directory entry for `gva` is, whatever it holds; None if there is no page directory.

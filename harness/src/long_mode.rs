@@ -47,6 +47,15 @@ pub fn enter(vcpu: &Vcpu, cpuid: &CpuId, cr3: Gpa, registers: &kvm_regs) -> Outc
     kvm.set_regs(registers).map_err(refused("KVM_SET_REGS"))
 }
 
+/// The special registers of a vCPU in that state whose others are those of a reset.
+pub(crate) fn after_reset(cr3: Gpa) -> kvm_sregs {
+    let system = |type_| kvm_segment { type_, present: 1, limit: 0xffff, ..Default::default() };
+    let mut sregs = kvm_sregs { tr: system(0xb), ldt: system(0x2), ..Default::default() };
+    (sregs.gdt.limit, sregs.idt.limit) = (0xffff, 0xffff);
+    set_sregs(&mut sregs, cr3);
+    sregs
+}
+
 /// SSE is on because the first Rust instruction may already use it.
 fn set_sregs(sregs: &mut kvm_sregs, cr3: Gpa) {
     sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;

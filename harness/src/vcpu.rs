@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_pre_fault_memory};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_pre_fault_memory};
 use kvm_ioctls::VcpuFd;
 use nix::errno::Errno;
 use privet_protocol::Op;
@@ -101,6 +101,15 @@ impl Vcpu {
     /// The number it was made with.
     pub fn id(&self) -> u64 {
         self.shared.id
+    }
+
+    /// `KVM_SET_MP_STATE`: runs without waiting for INIT and SIPI, where KVM has its APIC.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with the error number.
+    pub fn set_runnable(&self) -> Outcome {
+        let result = self.kvm()?.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).map_err(errno::of_kvm);
+        result.map_err(|errno| Stop::Fail(format!("KVM_SET_MP_STATE of vCPU {}: {errno:?}", self.id())))
     }
 
     /// Hands the vCPU to a fresh thread: KVM_RUN comes from there from now on, on another kernel stack.

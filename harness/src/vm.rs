@@ -78,6 +78,15 @@ impl Vm {
         self.core.fd.enable_cap(&request).map_err(errno::of_kvm)
     }
 
+    /// `KVM_CREATE_IRQCHIP`: local APICs, I/O APIC and PICs are KVM's.
+    ///
+    /// # Errors
+    /// `Stop::Fail` with the error number.
+    pub fn create_irqchip(&self) -> Outcome {
+        let result = self.core.fd.create_irq_chip().map_err(errno::of_kvm);
+        result.map_err(|errno| Stop::Fail(format!("KVM_CREATE_IRQCHIP: {errno:?}")))
+    }
+
     /// Lets the guest's conversion requests (`KVM_HC_MAP_GPA_RANGE`) exit to us.
     ///
     /// # Errors
