@@ -4,6 +4,7 @@
 mod ap_creation;
 mod ap_reset_hold;
 mod asleep;
+mod guest_request;
 mod msr;
 mod port;
 
@@ -211,6 +212,7 @@ pub(crate) fn rows() -> Vec<Row> {
     }
     rows.extend(ap_creation::rows());
     rows.extend(ap_reset_hold::rows());
+    rows.extend(guest_request::rows());
     rows.extend(msr::rows());
     rows.extend(port::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()

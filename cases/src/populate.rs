@@ -1,6 +1,7 @@
 //! Group `populate`: guest_memfds that the host maps too, and so fills and reads while guests use them.
 
 mod emulated;
+mod firmware_pages;
 mod launched;
 
 use std::sync::Arc;
@@ -210,7 +211,7 @@ pub(crate) fn rows() -> Vec<Row> {
     // A kernel that has the one flag has the other one, too, where there is no private memory.
     let needs =
         |row: Row| row.needs(Need::GuestMemfd).needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, MMAP as i32));
-    rows.into_iter().map(needs).chain(launched::rows()).collect()
+    rows.into_iter().map(needs).chain(launched::rows()).chain(firmware_pages::rows()).collect()
 }
 
 /// A guest whose test range is one guest_memfd that the host maps too.

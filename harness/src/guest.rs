@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use privet_protocol::{AliasBits, HypercallInstruction, MAX_VCPUS, Start};
 
+use crate::cpuid_page::{CpuidFunction, cpuid_page};
 use crate::guest_memfd::GuestMemfd;
 use crate::guest_vcpu::{GuestVcpu, Mailbox};
 use crate::host::Host;
-use crate::launch::{Launch, Launched, MAILBOXES, OWN_BASE, OwnMemory, Part, Plan, TABLES};
+use crate::launch::{CPUID, Launch, Launched, MAILBOXES, OWN_BASE, OwnMemory, Part, Plan, TABLES};
 use crate::long_mode;
 use crate::mapping::Mapping;
 use crate::measure::{SevFeatures, VcpuState};
@@ -16,6 +17,7 @@ use crate::outcome::{Outcome, Stop};
 use crate::page_tables::{LARGE_PAGE_SIZE, PageTables};
 use crate::payload::Payload;
 use crate::platform::Platform;
+use crate::sev::Device;
 use crate::test_range::{RangeSpec, SHARED_ALIAS, TEST_SLOT, TestRange};
 use crate::uapi::Capability;
 use crate::units::{Gpa, Gva, PAGE_SIZE, PageCount};
@@ -40,6 +42,7 @@ pub struct GuestBuilder<'a> {
     map_gpa_range_exit: bool,
     dirty_rings: Option<u64>,
     irqchip: bool,
+    firmware_pages: Option<Vec<CpuidFunction>>,
 }
 
 impl<'a> GuestBuilder<'a> {
@@ -60,6 +63,7 @@ impl<'a> GuestBuilder<'a> {
             map_gpa_range_exit,
             dirty_rings,
             irqchip,
+            firmware_pages: None,
         }
     }
 
@@ -99,6 +103,12 @@ impl<'a> GuestBuilder<'a> {
         Self { irqchip: true, ..self }
     }
 
+    /// An SNP guest has a page of secrets and one with these functions of CPUID, as far as the firmware agrees; it looks for
+    /// CPUID nowhere else.
+    pub fn firmware_pages(self, cpuid: Vec<CpuidFunction>) -> Self {
+        Self { firmware_pages: Some(cpuid), ..self }
+    }
+
     /// Creates the VM, loads the payload and waits until every vCPU has rung its doorbell.
     ///
     /// # Errors
@@ -122,7 +132,13 @@ impl<'a> GuestBuilder<'a> {
         let aliases = self.platform.aliases(self.host)?;
         let tables = self.page_tables(aliases);
         let payload = self.payload?;
-        let plan = Plan::new(payload, &tables, self.private)?;
+        let mut plan = Plan::new(payload, &tables, self.private)?;
+        if let Some(functions) = &self.firmware_pages {
+            if !self.platform.has_firmware_pages() {
+                return Err(Stop::Error(format!("a {} guest has no pages of the firmware's", self.platform.vm_type())));
+            }
+            plan = plan.with_firmware_pages(cpuid_page(functions)?)?;
+        }
         let make_vcpu = |index: u64| {
             let vcpu = vm.create_vcpu(index)?;
             let registers = long_mode::registers(payload.entry, (MAILBOXES + PageCount(index)).0, index);
@@ -134,7 +150,7 @@ impl<'a> GuestBuilder<'a> {
         };
         let make_vcpus = || (0..self.vcpus as u64).map(make_vcpu).collect();
         let launch = Launch { host: self.host, vm: &vm, plan: &plan, make_vcpus: &make_vcpus };
-        let Launched { own, vcpus } = self.platform.launch(&launch)?;
+        let Launched { own, vcpus, firmware } = self.platform.launch(&launch)?;
 
         let mut ranges = Vec::new();
         let mut slot = TEST_SLOT;
@@ -152,11 +168,12 @@ impl<'a> GuestBuilder<'a> {
                 doorbell: self.platform.doorbell(index),
                 aliases,
                 conversion: self.platform.conversion(),
+                cpuid: self.firmware_pages.as_ref().map_or(0, |_| CPUID.0),
             })?;
             Ok(vcpu)
         };
         let vcpus = vcpus.into_iter().enumerate().map(into_guest).collect::<Outcome<_>>()?;
-        Ok(Guest { platform: self.platform, vcpus, ranges, tables, plan, own, vm })
+        Ok(Guest { platform: self.platform, vcpus, ranges, tables, plan, own, firmware, vm })
     }
 
     fn page_tables(&self, AliasBits { private, shared }: AliasBits) -> PageTables {
@@ -185,6 +202,7 @@ pub struct Guest {
     tables: PageTables,
     plan: Plan,
     own: OwnMemory,
+    firmware: Option<Device>,
     vm: Arc<Vm>,
 }
 
@@ -238,6 +256,11 @@ impl Guest {
     /// [`Stop::Error`] if nothing of it is private: an error of the row.
     pub fn own_gmem(&self) -> Outcome<&Arc<GuestMemfd>> {
         self.own.gmem.as_ref().ok_or_else(|| Stop::Error("nothing of this guest's own memory is private".into()))
+    }
+
+    /// Closes the descriptor by which it was launched. What the guest asks of the firmware from then on does not get there.
+    pub fn close_firmware(&mut self) {
+        self.firmware = None;
     }
 
     /// Changes the guest's page-table entry (4 KiB) that maps `gva` behind the back of its CPU and of KVM: the host

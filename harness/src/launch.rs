@@ -10,5 +10,5 @@ pub mod snp;
 pub(crate) use copier::copy_within_the_guest;
 pub use loader::OWN_SLOT;
 pub(crate) use loader::{Launch, Launched, OwnMemory};
-pub use plan::{Kind, OWN_BASE, Part, Piece, Plan, ghcb};
+pub use plan::{CPUID, Kind, OWN_BASE, Part, Piece, Plan, SECRETS, ghcb};
 pub(crate) use plan::{MAILBOXES, TABLES};

@@ -10,6 +10,7 @@ pub mod case;
 pub mod coalesced;
 pub mod conversion;
 mod cpu_flags;
+pub mod cpuid_page;
 pub mod dirty_ring;
 mod errno;
 pub mod exit;

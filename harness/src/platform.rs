@@ -41,6 +41,8 @@ struct Facts {
     conversion: Conversion,
     /// `kvm_arch_has_private_mem`: the attribute PRIVATE can be set.
     has_private_memory: bool,
+    /// The firmware can give its guests secrets and a table of CPUID.
+    has_firmware_pages: bool,
     /// All that a slot can have behind it.
     backing: Backing,
     /// What page-table entries say of privacy, on this host.
@@ -73,6 +75,11 @@ impl Platform {
     /// Whether the attribute PRIVATE can be set in its VMs.
     pub const fn has_private_memory(self) -> bool {
         self.facts().has_private_memory
+    }
+
+    /// Whether the firmware can give its guests secrets and a table of CPUID.
+    pub(crate) const fn has_firmware_pages(self) -> bool {
+        self.facts().has_firmware_pages
     }
 
     /// What a guest's page-table entries say of privacy.

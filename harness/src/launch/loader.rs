@@ -8,6 +8,7 @@ use crate::host::Host;
 use crate::mapping::Mapping;
 use crate::memslot::SlotSpec;
 use crate::outcome::Outcome;
+use crate::sev::Device;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
@@ -37,6 +38,8 @@ pub(crate) struct Launch<'a> {
 pub(crate) struct Launched {
     pub(crate) own: OwnMemory,
     pub(crate) vcpus: Vec<Vcpu>,
+    /// The way to the firmware, which KVM takes for what the guest asks of it later.
+    pub(crate) firmware: Option<Device>,
 }
 
 impl Launch<'_> {
@@ -60,6 +63,6 @@ impl Launch<'_> {
     pub(crate) fn all_shared(&self) -> Outcome<Launched> {
         let (host, slot) = self.content()?;
         self.vm.add_slot(slot)?;
-        Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus: (self.make_vcpus)()? })
+        Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus: (self.make_vcpus)()?, firmware: None })
     }
 }

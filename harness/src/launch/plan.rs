@@ -20,6 +20,11 @@ pub fn ghcb(index: usize) -> Gpa {
     Gpa(GHCBS.0 + index as u64 * PAGE_SIZE)
 }
 
+/// GPA of the page with the firmware's secrets, in guests that have one; the page with CPUID follows.
+pub const SECRETS: Gpa = Gpa(0x1f_e000);
+/// GPA (and GVA) of the page with CPUID.
+pub const CPUID: Gpa = Gpa(SECRETS.0 + PAGE_SIZE);
+
 /// GPA of the root page table; the other tables follow page by page.
 pub(crate) const TABLES: Gpa = Gpa(0x40_0000);
 /// GPA after the last byte.
@@ -48,6 +53,10 @@ pub enum Kind {
     Shared,
     /// Only the guest has it; its content is there before the guest's first instruction.
     Private,
+    /// Likewise, and the content is the firmware's: keys for messages between the guest and it (SNP).
+    Secrets,
+    /// Likewise, and the firmware has checked the content: a table of CPUID (SNP).
+    Cpuid,
 }
 
 /// Whole pages that lie together and are of one kind.
@@ -59,7 +68,7 @@ pub struct Piece {
     pub bytes: Vec<u8>,
     /// Its kind.
     pub kind: Kind,
-    /// What it is; None for mailboxes and GHCBs, which are always shared.
+    /// What it is; None for mailboxes and GHCBs, which are always shared, and for pages of the firmware's.
     pub part: Option<Part>,
 }
 
@@ -109,12 +118,28 @@ impl Plan {
         Ok(Plan { pieces })
     }
 
+    /// The same with a page of secrets and a page with this table of CPUID.
+    ///
+    /// # Errors
+    /// [`Stop::Error`] if the payload lies there.
+    pub(crate) fn with_firmware_pages(mut self, cpuid: Vec<u8>) -> Outcome<Plan> {
+        let behind = self.pieces.partition_point(|piece| piece.gpa.0 < SECRETS.0);
+        let before = behind.checked_sub(1).map(|last| &self.pieces[last]);
+        if before.is_some_and(|piece| (piece.gpa + piece.pages()).0 > SECRETS.0) {
+            return Err(Stop::Error(format!("the payload reaches over gpa {SECRETS}, where the firmware's pages are")));
+        }
+        let secrets = Piece { gpa: SECRETS, bytes: vec![0; PAGE_SIZE as usize], kind: Kind::Secrets, part: None };
+        let cpuid = Piece { gpa: CPUID, bytes: cpuid, kind: Kind::Cpuid, part: None };
+        self.pieces.splice(behind..behind, [secrets, cpuid]);
+        Ok(self)
+    }
+
     /// All pieces, in the order of their addresses.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces
     }
 
-    /// The pieces that are private.
+    /// The pieces that are private, and have their content from the host alone.
     pub fn private(&self) -> impl Iterator<Item = &Piece> {
         self.pieces.iter().filter(|piece| piece.kind == Kind::Private)
     }

@@ -42,7 +42,7 @@ use super::plan::Part;
 use crate::mapping::Mapping;
 use crate::measure::{EventLog, Method, SevFeatures, SnpDigest, VcpuState};
 use crate::outcome::{Outcome, Stop};
-use crate::sev::{Commands, Device, Finish, Memory, PageType, SnpPolicy, Update};
+use crate::sev::{Commands, Device, Finish, Firmware, Memory, PageType, SnpPolicy, Update};
 use crate::units::{Gpa, PAGE_SIZE};
 use crate::vm::Vm;
 
@@ -98,7 +98,8 @@ impl<'a> Launch<'a, Started> {
         self.update_part(page_type, gpa, source, bytes, None)
     }
 
-    /// The same with what these pages are of a guest's own memory.
+    /// The same with what these pages are of a guest's own memory. A page of CPUID that says too much is given again as the
+    /// firmware has corrected it, which is then in `source`.
     pub(crate) fn update_part(
         &mut self,
         page_type: PageType,
@@ -117,7 +118,12 @@ impl<'a> Launch<'a, Started> {
         };
         while update.len > 0 {
             let before = update;
-            self.commands.snp_launch_update(&mut update).map_err(|refused| {
+            let mut result = self.commands.snp_launch_update(&mut update);
+            if page_type == PageType::Cpuid && result.is_err_and(|refused| refused.firmware == Firmware::INVALID_PARAM)
+            {
+                result = self.commands.snp_launch_update(&mut update);
+            }
+            result.map_err(|refused| {
                 let (at, done) = (Gpa(before.gfn * PAGE_SIZE), (all - before.len) / PAGE_SIZE);
                 Stop::Fail(format!(
                     "{page_type} page at gpa {at}, after {done} of {} pages: {refused}",

@@ -13,6 +13,7 @@ pub(super) const FACTS: Facts = Facts {
     doorbell: |_| Doorbell::Port,
     conversion: Conversion::Hypercall,
     has_private_memory: false,
+    has_firmware_pages: false,
     backing: Backing::HostOnly,
     aliases: |_| Ok(AliasBits::NONE),
     private_parts: &[],

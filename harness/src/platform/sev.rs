@@ -14,6 +14,7 @@ pub(super) const FACTS: Facts = Facts {
     doorbell: |_| Doorbell::Port,
     conversion: Conversion::Hypercall,
     has_private_memory: false,
+    has_firmware_pages: false,
     backing: Backing::HostOnly,
     aliases: |host| Ok(AliasBits { private: host.c_bit()?, shared: 0 }),
     // Instruction fetches and page walks are always private.
@@ -31,5 +32,5 @@ fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     }
     let vcpus = (launch.make_vcpus)()?;
     steps.measure()?.finish()?;
-    Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus })
+    Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus, firmware: Some(device) })
 }

@@ -14,6 +14,7 @@ pub(super) const FACTS: Facts = Facts {
     doorbell: |vcpu| Doorbell::Ghcb { gpa: ghcb(vcpu).0 },
     conversion: Conversion::Hypercall,
     has_private_memory: false,
+    has_firmware_pages: false,
     backing: Backing::HostOnly,
     aliases: |host| Ok(AliasBits { private: host.c_bit()?, shared: 0 }),
     private_parts: &Part::ALL,
@@ -32,5 +33,5 @@ fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     let vcpus = (launch.make_vcpus)()?;
     steps.encrypt_vcpus(&vcpus)?;
     steps.measure()?.finish()?;
-    Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus })
+    Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus, firmware: Some(device) })
 }

@@ -3,7 +3,7 @@
 use privet_protocol::{AliasBits, Conversion, Doorbell};
 
 use super::Facts;
-use crate::launch::{Launch, Launched, OwnMemory, Part, Plan, ghcb, snp};
+use crate::launch::{Kind, Launch, Launched, OwnMemory, Part, Plan, ghcb, snp};
 use crate::measure::VcpuState;
 use crate::outcome::Outcome;
 use crate::sev::{Device, Finish, PageType, SnpPolicy};
@@ -15,6 +15,7 @@ pub(super) const FACTS: Facts = Facts {
     doorbell: |vcpu| Doorbell::Ghcb { gpa: ghcb(vcpu).0 },
     conversion: Conversion::PageStateChange,
     has_private_memory: true,
+    has_firmware_pages: true,
     backing: Backing::HostAndGuestMemfd,
     aliases: |host| Ok(AliasBits { private: host.c_bit()?, shared: 0 }),
     private_parts: &Part::ALL,
@@ -28,12 +29,18 @@ fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     let (host, slot) = launch.content()?;
     let gmem = vm.create_guest_memfd(Plan::length().bytes(), 0)?;
     vm.add_slot(slot.with_gmem(&gmem, 0))?;
-    for piece in launch.plan.private() {
+    for piece in launch.plan.pieces() {
+        let page_type = match piece.kind {
+            Kind::Shared => continue,
+            Kind::Private => PageType::Normal,
+            Kind::Secrets => PageType::Secrets,
+            Kind::Cpuid => PageType::Cpuid,
+        };
         vm.set_private(piece.gpa, piece.pages())?;
-        steps.update_part(PageType::Normal, piece.gpa, &host, piece.in_own_memory(), piece.part)?;
+        steps.update_part(page_type, piece.gpa, &host, piece.in_own_memory(), piece.part)?;
     }
     let vcpus = (launch.make_vcpus)()?;
     let states = vcpus.iter().map(VcpuState::of).collect::<Outcome<Vec<_>>>()?;
     steps.finish(Finish::PLAIN, &states)?;
-    Ok(Launched { own: OwnMemory { host, gmem: Some(gmem) }, vcpus })
+    Ok(Launched { own: OwnMemory { host, gmem: Some(gmem) }, vcpus, firmware: Some(device) })
 }

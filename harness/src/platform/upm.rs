@@ -14,6 +14,7 @@ pub(super) const FACTS: Facts = Facts {
     doorbell: |_| Doorbell::Port,
     conversion: Conversion::Hypercall,
     has_private_memory: true,
+    has_firmware_pages: false,
     backing: Backing::HostAndGuestMemfd,
     aliases: |_| Ok(AliasBits::NONE),
     private_parts: &[],
@@ -34,5 +35,5 @@ fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
         vm.set_private(piece.gpa, piece.pages())?;
     }
     copy_within_the_guest(host, vm, &view, plan)?;
-    Ok(Launched { own: OwnMemory { host: view, gmem: Some(gmem) }, vcpus: make_vcpus()? })
+    Ok(Launched { own: OwnMemory { host: view, gmem: Some(gmem) }, vcpus: make_vcpus()?, firmware: None })
 }

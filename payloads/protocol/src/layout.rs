@@ -30,7 +30,7 @@ pub(crate) const ROUNDS: usize = 5;
 /// The first word of what the guest is told at its start, see `Start`; written by the host before the first entry.
 pub(crate) const START: usize = 18;
 /// How many words of that there are.
-pub(crate) const START_COUNT: usize = 5;
+pub(crate) const START_COUNT: usize = 6;
 /// Word of a mailbox: code of the operation.
 pub const OP: usize = 8;
 /// Word of a mailbox: the first argument of the operation.

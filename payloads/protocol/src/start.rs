@@ -104,21 +104,24 @@ pub struct Start {
     pub aliases: AliasBits,
     /// How it asks for conversions.
     pub conversion: Conversion,
+    /// Where its table of CPUID is, as GVA of a private mapping; 0 if it has none, and asks the host.
+    pub cpuid: u64,
 }
 
 impl Start {
     pub(crate) fn encode(self) -> [u64; START_COUNT] {
         let AliasBits { private, shared } = self.aliases;
-        [self.hypercall as u64, self.doorbell.encode(), private, shared, self.conversion as u64]
+        [self.hypercall as u64, self.doorbell.encode(), private, shared, self.conversion as u64, self.cpuid]
     }
 
     pub(crate) fn decode(words: [u64; START_COUNT]) -> Result<Self, DecodeError> {
-        let [hypercall, doorbell, private, shared, conversion] = words;
+        let [hypercall, doorbell, private, shared, conversion, cpuid] = words;
         Ok(Self {
             hypercall: HypercallInstruction::decode(hypercall)?,
             doorbell: Doorbell::decode(doorbell)?,
             aliases: AliasBits { private, shared },
             conversion: Conversion::decode(conversion)?,
+            cpuid,
         })
     }
 }

@@ -16,6 +16,7 @@ fn told(hypercall: HypercallInstruction) -> Start {
         doorbell: Doorbell::Ghcb { gpa: 0x20_4000 },
         aliases: AliasBits { private: 1 << 51, shared: 1 << 47 },
         conversion: Conversion::PageStateChange,
+        cpuid: 0x1f_f000,
     }
 }
 

@@ -10,6 +10,7 @@
 
 pub mod convert;
 pub mod cpu;
+mod cpuid_page;
 mod descriptor_tables;
 pub mod doorbell;
 #[cfg(privet_payload)]

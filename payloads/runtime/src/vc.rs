@@ -11,6 +11,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use privet_protocol::Fault;
 
+use crate::cpuid_page::{self, CpuidPage};
 use crate::frame::Frame;
 use crate::ghcb::{
     Answer, BUFFER_BYTES, CPL, Ghcb, IOIO, RAX, RBX, RCX, RDX, RSI, SCRATCH, XCR0, port_access, terminate,
@@ -60,7 +61,10 @@ pub(crate) fn handle(vcpu: &Vcpu, frame: &mut Frame, fault: Fault) -> Handled {
     }
     let Some(ghcb) = vcpu.ghcb() else { terminate(VMM_COMMUNICATION) };
     let answer = match (frame.error_code, instruction(frame.rip)) {
-        (CPUID, [0x0f, 0xa2, ..]) => cpuid(ghcb, frame),
+        (CPUID, [0x0f, 0xa2, ..]) => match cpuid_page::of(vcpu) {
+            Some(table) => cpuid_of(table, frame),
+            None => cpuid(ghcb, frame),
+        },
         (MSR, [0x0f, 0x32, ..]) => read_msr(ghcb, frame),
         (MSR, [0x0f, 0x30, ..]) => write_msr(ghcb, frame),
         (VMMCALL, [0x0f, 0x01, 0xd9, ..]) => hypercall(ghcb, frame),
@@ -98,6 +102,14 @@ fn instruction(rip: u64) -> [u8; 3] {
 unsafe fn byte(gva: u64) -> &'static AtomicU8 {
     // SAFETY: the caller's.
     unsafe { &*with_exposed_provenance_mut(gva as usize) }
+}
+
+/// CPUID as the table has it, without the host.
+fn cpuid_of(table: CpuidPage, frame: &mut Frame) -> Answer {
+    let [eax, ebx, ecx, edx] = table.answer(frame.rax as u32, frame.rcx as u32);
+    (frame.rax, frame.rbx, frame.rcx, frame.rdx) = (eax, ebx, ecx, edx);
+    frame.rip += 2;
+    Answer::Done(0)
 }
 
 fn cpuid(ghcb: Ghcb, frame: &mut Frame) -> Answer {
