@@ -245,8 +245,8 @@ pub struct RigOptions {
     /// for AMD, bochs for Intel]
     #[arg(long, value_name = "MACHINE", help_heading = RIG)]
     pub machine: Option<MachineKind>,
-    /// Which processors the sim has: `genoa` with SEV, SEV-ES and SEV-SNP, or `plain` ones of AMD's without [default:
-    /// genoa]
+    /// Which processors the sim has: `milan`, `genoa` or `turin` with SEV, SEV-ES and SEV-SNP, or `plain` ones of AMD's
+    /// without [default: genoa]
     #[arg(long, value_name = "PROFILE", value_parser = cpu_profile(), help_heading = RIG)]
     pub cpu_profile: Option<Profile>,
     /// Features that the sim's processors shall lack, by the names of their CPUID bits, with commas between them, such as

@@ -199,6 +199,11 @@ fn decode_ops(code: &[u8], rip: u64, bits: u8) -> (Vec<Op>, usize, bool) {
         if decoder.last_error() == DecoderError::NoMoreBytes && code.len() - used < MAX_INSTRUCTION_BYTES {
             break;
         }
+        if let Some(op) = decode::rmpread(&instruction, &code[used..], bits) {
+            used += usize::from(op.len);
+            ops.push(op);
+            return (ops, used, true);
+        }
         ops.push(decode::op(&instruction, bits));
         used = decoder.position();
         if !is_near_branch(&instruction) && ends_block(&instruction) {

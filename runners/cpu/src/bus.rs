@@ -180,6 +180,8 @@ pub enum Call {
     Rmpupdate,
     /// RMPQUERY: RAX linear address, RCX VMPL. Result in RAX, RCX, RDX.
     Rmpquery,
+    /// RMPREAD: RAX system-physical address, RCX linear address of where the entry goes. Result in RAX.
+    Rmpread,
     /// PSMASH: RAX system-physical address. Result in RAX.
     Psmash,
     /// VMRUN: rAX system-physical address of the VMCB.

@@ -64,6 +64,13 @@ pub(crate) fn op(instruction: &Instruction, bits: u8) -> Op {
     }
 }
 
+/// RMPREAD (APM volume 3), which iced-x86 takes for invalid, if that is what `code` begins with.
+pub(crate) fn rmpread(instruction: &Instruction, code: &[u8], bits: u8) -> Option<Op> {
+    const RMPREAD: [u8; 4] = [0xf2, 0x0f, 0x01, 0xfd];
+    let is_it = instruction.code() == Code::INVALID && code.starts_with(&RMPREAD);
+    is_it.then(|| Op { run: system::rmpread, len: RMPREAD.len() as u8, ..op(instruction, bits) })
+}
+
 /// The handler of an instruction, if it is implemented.
 pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
     if instruction.code() == Code::INVALID {

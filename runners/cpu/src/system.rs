@@ -266,6 +266,11 @@ fn check_pkru(core: &mut Core<'_>) -> Result<(), Abort> {
     if core.s.gpr[RCX] as u32 != 0 { core.raise(Exception::gp(0)) } else { Ok(()) }
 }
 
+/// RMPREAD.
+pub(crate) fn rmpread(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    call(core, op, Call::Rmpread)
+}
+
 /// Calls that mean something to the bus only.
 fn call(core: &mut Core<'_>, op: &Op, call: Call) -> Result<(), Abort> {
     match core.intercept(op, Intercept::Call(call))? {

@@ -271,7 +271,7 @@ pub(crate) fn command_line(plan: &Plan) -> String {
     let of_profile = match plan.sim.profile {
         Profile::Plain => "",
         // The sim's IOMMU, without which there is no SNP, translates nothing.
-        Profile::Milan | Profile::Genoa => " iommu=pt",
+        Profile::Milan | Profile::Genoa | Profile::Turin => " iommu=pt",
     };
     format!("console=ttyS0 panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on norandmaps rdinit={WORKER}{of_profile}")
 }

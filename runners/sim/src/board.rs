@@ -65,11 +65,10 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// A board after power-on. `rmp` is the memory that firmware has set aside for the reverse map table, for
-    /// processors that use one.
-    pub(crate) fn new(processors: Processors, cpus: usize, rmp: (u64, u64)) -> Board {
+    /// A board after power-on. `rmp` is the memory that firmware has set aside for the reverse map table, if it has.
+    pub(crate) fn new(processors: Processors, cpus: usize, rmp: Option<(u64, u64)>) -> Board {
         let mut pci = Pci::new();
-        let encryption = processors.sev().map(|features| Encryption::new(&features, cpus, rmp, &mut pci));
+        let encryption = Encryption::new(processors, cpus, rmp.unwrap_or_default(), &mut pci);
         Board {
             clock: Clock::default(),
             running: 0,
@@ -203,7 +202,7 @@ mod tests {
     use crate::profile::Profile;
 
     fn board(cpus: usize) -> Board {
-        let mut board = Board::new(Profile::Plain.into(), cpus, (0, 0));
+        let mut board = Board::new(Profile::Plain.into(), cpus, None);
         for lapic in &mut board.lapics {
             lapic.write(register::SPURIOUS, 0x1ff, 0);
         }

@@ -11,6 +11,8 @@ const VENDOR: CpuidResult = registers(0, 0x6874_7541, 0x444d_4163, 0x6974_6e65);
 /// Bits of Fn0000_0001 EDX: FPU VME DE PSE TSC MSR PAE MCE CX8 SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2.
 const BASIC: u32 = 0x078b_f9ff;
 const APIC: u32 = 1 << 9;
+/// With 512 of them, all of memory is covered.
+const RMP_SEGMENT_MAX: u32 = 43;
 const HTT: u32 = 1 << 28;
 /// The part of it that Fn8000_0001 repeats.
 const REPEATED: u32 = 0x0183_f3ff;
@@ -52,7 +54,7 @@ impl Processors {
             (0xb, 1) => registers(3, cpus, 2 << 8 | 1, id),
             (0xb, _) => registers(0, 0, subleaf & 0xff, id),
             (0xd, _) => self.extended_state(state, subleaf),
-            (0x8000_0000, _) => CpuidResult { eax: 0x8000_0021, ..VENDOR },
+            (0x8000_0000, _) => CpuidResult { eax: self.last_extended_leaf(), ..VENDOR },
             (0x8000_0001, _) => {
                 // LAHF SVM ABM PREFETCHW, and CMP_LEGACY.
                 let ecx = bits(&[0, 2, 5, 8]) | bits_if(&[(several, 1)]);
@@ -75,8 +77,16 @@ impl Processors {
             (0x8000_001f, _) => self.sev().map_or(CpuidResult::default(), |sev| sev.cpuid()),
             // LFENCE serializes, and null selectors clear their bases.
             (0x8000_0021, _) => registers(bits(&[2, 6]), 0, 0, 0),
+            // Segments of the RMP: the smallest and the largest number of bits of address.
+            (0x8000_0025, _) => self
+                .rmp_segment()
+                .map_or(CpuidResult::default(), |shift| registers(u32::from(shift) | RMP_SEGMENT_MAX << 6, 0, 0, 0)),
             _ => CpuidResult::default(),
         }
+    }
+
+    fn last_extended_leaf(self) -> u32 {
+        if self.rmp_segment().is_some() { 0x8000_0025 } else { 0x8000_0021 }
     }
 
     fn features(self, id: u32, cpus: u32, state: &CpuState) -> CpuidResult {

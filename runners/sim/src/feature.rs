@@ -1,4 +1,5 @@
-//! Features of processors that a machine can be made without, by the names that CPUID's bits have.
+//! Features that a machine can be made without: those of its processors, by the names that CPUID's bits have, and what
+//! firmware does for SNP.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,11 +23,14 @@ pub enum Feature {
     Sev,
     SevEs,
     SevSnp,
+    SnpFirmware,
+    RmpMemory,
 }
 
 impl Feature {
-    /// All features, each with the name of its bit (CPUID Fn8000_000A_EDX and Fn8000_001F_EAX; AMD64 Architecture
-    /// Programmer's Manual, volume 3, E.4.9 and E.4.17), in small letters.
+    /// All features. Those of processors have the names of their bits (CPUID Fn8000_000A_EDX and Fn8000_001F_EAX; AMD64
+    /// Architecture Programmer's Manual, volume 3, E.4.9 and E.4.17), in small letters. The last two are that the secure
+    /// processor's firmware knows SNP, and that the BIOS has set memory aside for the RMP.
     pub const ALL: &'static [(Feature, &'static str)] = &[
         (Feature::NestedPaging, "npt"),
         (Feature::NextRip, "nrips"),
@@ -39,10 +43,12 @@ impl Feature {
         (Feature::Sev, "sev"),
         (Feature::SevEs, "sev_es"),
         (Feature::SevSnp, "sev_snp"),
+        (Feature::SnpFirmware, "snp_firmware"),
+        (Feature::RmpMemory, "rmp_memory"),
     ];
 }
 
-/// The features that a processor lacks.
+/// The features that a machine lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Without(u32);
 

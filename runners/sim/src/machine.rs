@@ -13,7 +13,7 @@ use crate::board::{Board, CONSOLE, PORT, PowerEvent};
 use crate::boot::{self, Hardware, Images};
 use crate::clock;
 use crate::description::Description;
-use crate::encryption::rmp_memory;
+use crate::encryption::{rmp_memory, segment_table};
 use crate::error::SimError;
 use crate::log::{Finding, Unknown};
 use crate::memory::Memory;
@@ -128,9 +128,13 @@ impl Machine {
             command_line: &description.command_line,
         };
         let low_end = memory.ram.ranges().next().map_or(0, |range| range.end);
-        let rmp = rmp_memory(low_end, memory.ram.top());
-        let with_rmp = kind.sev().is_some_and(|features| features.snp);
-        let hardware = Hardware { cpus: description.cpus, rmp: with_rmp.then_some(rmp) };
+        let (top, segment) = (memory.ram.top(), kind.rmp_segment());
+        let rmp = kind.has_rmp_memory().then(|| rmp_memory(low_end, top, segment));
+        if let Some(((first, _), segment)) = rmp.zip(segment) {
+            let (at, table) = segment_table(first, top, segment);
+            memory.ram.write(at, &table);
+        }
+        let hardware = Hardware { cpus: description.cpus, rmp };
         boot::load(&mut memory.ram, &images, hardware, &mut processors[0].cpu.state)?;
         Ok(Machine {
             processors,

@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn each_processor_finds_its_own_apic() {
-        let mut board = Board::new(Profile::Plain.into(), 3, (0, 0));
+        let mut board = Board::new(Profile::Plain.into(), 3, None);
         for cpu in 0..3 {
             let mut id = [0; 4];
             board.mmio_read(cpu, LAPIC + 0x20, &mut id, 0);
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn what_is_nowhere_reads_as_ones_and_is_told() {
-        let mut board = Board::new(Profile::Plain.into(), 1, (0, 0));
+        let mut board = Board::new(Profile::Plain.into(), 1, None);
         let mut data = [0; 8];
         board.mmio_read(0, 0xfed0_0000, &mut data, 0);
         assert_eq!((data, board.log.take()), ([0xff; 8], vec![]));
@@ -117,7 +117,7 @@ mod tests {
                 1..200,
             )
         ) {
-            let mut board = Board::new(Profile::Plain.into(), 3, (0, 0));
+            let mut board = Board::new(Profile::Plain.into(), 3, None);
             let mut now = 0;
             for (page, register, within, mut data, write, later) in accesses {
                 now += later;

@@ -13,9 +13,11 @@ use crate::ram::LOW_END;
 
 const TSC: u32 = 0x10;
 const APIC_BASE: u32 = 0x1b;
+const PATCH_LEVEL: u32 = 0x8b;
 const SYSCFG: u32 = 0xc001_0010;
 const RMP_BASE: u32 = 0xc001_0132;
 const RMP_END: u32 = 0xc001_0133;
+const RMP_CFG: u32 = 0xc001_0136;
 const TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC: u32 = 0x800;
 const X2APIC_END: u32 = 0x8ff;
@@ -46,8 +48,7 @@ fn kind(index: u32) -> Option<Kind> {
     Some(match index {
         // FEATURE_CONTROL (VMX), SPEC_CTRL, PRED_CMD, MKTME partitioning: probed whatever CPUID says.
         0x3a | 0x48 | 0x49 | 0x87 => Absent,
-        // PATCH_LEVEL.
-        0x8b => Fixed(0x0a00_11d5),
+        PATCH_LEVEL => Fixed(0x0a00_11d5),
         // MPERF, APERF: no effective frequency in CPUID.
         0xe7 | 0xe8 => Absent,
         // MTRRcap: 8 variable ranges, fixed ranges, write combining.
@@ -162,13 +163,18 @@ impl Board {
     /// As [`kind`], and what memory encryption adds: SYSCFG as firmware sets it, and the memory of the RMP.
     fn kind(&self, index: u32) -> Option<Kind> {
         let rmp = self.encryption.as_ref().map(|encryption| encryption.rmp);
+        let segment = self.processors.rmp_segment();
         match (index, rmp) {
+            // Without the revision of early Turins Linux takes their RDSEED for broken.
+            (PATCH_LEVEL, Some(_)) if segment.is_some() => Some(Fixed(0x0b00_215a)),
             (SYSCFG, Some(_)) => {
                 let writable = 0x7c_0000 | syscfg::MEM_ENCRYPT | syscfg::SNP_EN | syscfg::VMPL_EN;
                 Some(Stored(0x74_0000 | syscfg::MEM_ENCRYPT, writable))
             }
             (RMP_BASE, Some((first, _))) => Some(Fixed(first)),
-            (RMP_END, Some((_, last))) => Some(Fixed(last)),
+            // Segments are found by their own table.
+            (RMP_END, Some((_, last))) => Some(Fixed(if segment.is_some() { 0 } else { last })),
+            (RMP_CFG, Some(_)) => segment.map(|shift| Fixed(u64::from(shift) << 8 | 1)),
             _ => kind(index),
         }
     }
@@ -245,7 +251,7 @@ mod tests {
 
     #[test]
     fn storage_is_a_processors_own_and_keeps_its_fixed_bits() {
-        let (mut board, mut state) = (Board::new(Profile::Plain.into(), 2, (0, 0)), CpuState::reset());
+        let (mut board, mut state) = (Board::new(Profile::Plain.into(), 2, None), CpuState::reset());
         board.msr_write(0, &mut state, 0x202, 6).unwrap();
         assert_eq!(board.msr_read(0, &state, 0x202), Ok(6));
         assert_eq!(board.msr_read(1, &state, 0x202), Ok(0));
@@ -257,7 +263,7 @@ mod tests {
 
     #[test]
     fn an_absent_msr_is_refused_and_an_unknown_one_is_told_too() {
-        let (mut board, state) = (Board::new(Profile::Plain.into(), 1, (0, 0)), CpuState::reset());
+        let (mut board, state) = (Board::new(Profile::Plain.into(), 1, None), CpuState::reset());
         assert_eq!(board.msr_read(0, &state, 0xe7), gp());
         assert_eq!(board.log.take(), []);
         assert_eq!(board.msr_read(0, &state, 0x1234), gp());
@@ -266,7 +272,7 @@ mod tests {
 
     #[test]
     fn x2apic_mode_has_to_be_in_cpuid() {
-        let (mut board, mut state) = (Board::new(Profile::Plain.into(), 1, (0, 0)), CpuState::reset());
+        let (mut board, mut state) = (Board::new(Profile::Plain.into(), 1, None), CpuState::reset());
         let base = state.apic_base;
         assert_eq!(board.msr_write(0, &mut state, APIC_BASE, base | apic_base::X2APIC), gp());
         assert_eq!(board.msr_read(0, &state, 0x802), gp());
@@ -277,7 +283,7 @@ mod tests {
         fn no_sequence_of_accesses_panics(
             accesses in prop::collection::vec((any::<u32>(), any::<Option<u64>>()), 1..200)
         ) {
-            let (mut board, mut state) = (Board::new(Profile::Plain.into(), 2, (0, 0)), CpuState::reset());
+            let (mut board, mut state) = (Board::new(Profile::Plain.into(), 2, None), CpuState::reset());
             for (index, write) in accesses {
                 let index = match index % 4 {
                     0 => index,

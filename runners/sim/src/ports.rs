@@ -165,7 +165,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn board() -> Board {
-        Board::new(Profile::Plain.into(), 2, (0, 0))
+        Board::new(Profile::Plain.into(), 2, None)
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use privet_cpu::state::{cr4, efer};
 use privet_cpu::{Config, Extensions, Vendor, fpu};
-use privet_silicon::psp::AsidRange;
+use privet_silicon::psp::{AsidRange, TcbLayout};
 use privet_silicon::svm::{Features, SevFeatures};
 use serde::{Deserialize, Serialize};
 
@@ -21,11 +21,13 @@ pub enum Profile {
     /// An AMD EPYC of the fourth generation ("Genoa"), with SEV, SEV-ES and SEV-SNP.
     #[default]
     Genoa,
+    /// An AMD EPYC of the fifth generation ("Turin"): the same with RMPREAD and an RMP in segments.
+    Turin,
 }
 
 impl Profile {
     /// All profiles.
-    pub const ALL: &'static [Profile] = &[Profile::Plain, Profile::Milan, Profile::Genoa];
+    pub const ALL: &'static [Profile] = &[Profile::Plain, Profile::Milan, Profile::Genoa, Profile::Turin];
 
     /// Its name on command lines and in files.
     #[must_use]
@@ -34,6 +36,7 @@ impl Profile {
             Profile::Plain => "plain",
             Profile::Milan => "milan",
             Profile::Genoa => "genoa",
+            Profile::Turin => "turin",
         }
     }
 }
@@ -70,15 +73,16 @@ impl Processors {
     /// Whether x2APIC mode exists.
     pub(crate) fn has_x2apic(self) -> bool {
         match self.profile {
-            Profile::Plain | Profile::Milan | Profile::Genoa => false,
+            Profile::Plain | Profile::Milan | Profile::Genoa | Profile::Turin => false,
         }
     }
 
-    /// Family 19h: model and stepping.
+    /// Family, model and stepping: family 19h, and 1Ah.
     pub(crate) fn signature(self) -> u32 {
         match self.profile {
             Profile::Plain | Profile::Milan => 0x00a0_0f11,
             Profile::Genoa => 0x00a1_0f11,
+            Profile::Turin => 0x00b0_0f21,
         }
     }
 
@@ -87,21 +91,43 @@ impl Processors {
         match self.profile {
             Profile::Plain => None,
             _ if self.without.lacks(Feature::Sev) => None,
-            Profile::Milan | Profile::Genoa => {
+            Profile::Milan | Profile::Genoa | Profile::Turin => {
                 let asids = ENCRYPTED_ASIDS;
                 let reduced_bits = if self.profile == Profile::Milan { 5 } else { 6 };
                 let encrypted_state = !self.without.lacks(Feature::SevEs);
                 let snp = encrypted_state && !self.without.lacks(Feature::SevSnp);
-                Some(SevFeatures { c_bit: 51, reduced_bits, asids, encrypted_state, snp })
+                let rmpread = self.profile == Profile::Turin;
+                Some(SevFeatures { c_bit: 51, reduced_bits, asids, encrypted_state, snp, rmpread })
             }
         }
+    }
+
+    /// Whether the firmware of the secure processor knows SNP.
+    pub(crate) fn has_snp_firmware(self) -> bool {
+        self.sev().is_some_and(|sev| sev.snp) && !self.without.lacks(Feature::SnpFirmware)
+    }
+
+    /// How the firmware of the secure processor tells its versions.
+    pub(crate) fn tcb(self) -> TcbLayout {
+        if self.profile == Profile::Turin { TcbLayout::Turin } else { TcbLayout::Milan }
+    }
+
+    /// Bits of address that a segment of the RMP is for, if it is segmented. Small ones, so that a machine has several.
+    pub(crate) fn rmp_segment(self) -> Option<u8> {
+        const GIB: u8 = 30;
+        self.sev().filter(|sev| sev.rmpread).map(|_| GIB)
+    }
+
+    /// Whether firmware has set memory aside for the RMP.
+    pub(crate) fn has_rmp_memory(self) -> bool {
+        self.sev().is_some_and(|sev| sev.snp) && !self.without.lacks(Feature::RmpMemory)
     }
 
     /// The width of physical addresses that CPUID tells.
     pub(crate) fn physical_bits(self) -> u8 {
         match self.profile {
             Profile::Plain | Profile::Milan => 48,
-            Profile::Genoa => 52,
+            Profile::Genoa | Profile::Turin => 52,
         }
     }
 

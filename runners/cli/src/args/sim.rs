@@ -23,7 +23,7 @@ pub struct Sim {
     /// Processors of the machine
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u8).range(1..=8))]
     pub cpus: u8,
-    /// Which processors: `genoa` with SEV, SEV-ES and SEV-SNP, or `plain` ones of AMD's without
+    /// Which processors: `milan`, `genoa` or `turin` with SEV, SEV-ES and SEV-SNP, or `plain` ones of AMD's without
     #[arg(long, value_name = "PROFILE", default_value = Profile::default().name(), value_parser = cpu_profile())]
     pub cpu_profile: Profile,
     /// Features that they shall lack, by the names of their CPUID bits, with commas between them, such as

@@ -433,7 +433,7 @@ fn what_can_be_intercepted() {
     let cr = |cr, value, by| Intercept::WriteCr { cr, value, by };
     let cr0_now = cr0::PE | cr0::PG | cr0::WP | cr0::ET | cr0::NE;
     let table = |register, write| Intercept::Table { register, write };
-    let cases: [(Program, Intercept); 27] = [
+    let cases: [(Program, Intercept); 28] = [
         (|a| a.mov(r9, cr3), Intercept::ReadCr { cr: 3, by: CrAccess::Mov(9) }),
         (|a| a.mov(cr4, rbp), cr(4, 0x5555, CrAccess::Mov(5))),
         (|a| a.clts(), cr(0, cr0_now, CrAccess::Clts)),
@@ -461,6 +461,8 @@ fn what_can_be_intercepted() {
         (|a| a.invlpga(), Intercept::Call(Call::Invlpga)),
         (|a| a.rmpupdate(), Intercept::Call(Call::Rmpupdate)),
         (|a| a.psmash(), Intercept::Call(Call::Psmash)),
+        // RMPREAD, which the assembler does not know.
+        (|a| a.db(&[0xf2, 0x0f, 0x01, 0xfd]), Intercept::Call(Call::Rmpread)),
     ];
     for (program, expected) in cases {
         let (ram, mut cpu) = machine(program);

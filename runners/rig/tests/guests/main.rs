@@ -1,15 +1,16 @@
-//! What nobody here has written launches and runs guests, on the real kvm-amd, in a machine of ours: an unmodified Linux as
-//! SEV-ES and SEV-SNP guest, and the client crate `sev`. Without a kernel in the cache (`privet rig build`) these tests are
+//! What nobody here has written judges the sim's memory encryption: what the real kvm-amd says of its hosts, an unmodified
+//! Linux as SEV-ES and SEV-SNP guest, and the client crate `sev`. Without a kernel in the cache (`privet rig build`) these tests are
 //! ignored.
 //!
 //! This program is all of it: the tests, the machine, the host's init, and the programs that run on that host.
 
+mod hosts;
 mod linux;
 mod sev_crate;
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,13 +18,14 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use privet_harness::vm_type::VmType;
 use privet_kernel::Kernel;
 use privet_rig::{
-    Attached, GuestProgram, MachineKind, Patience, Plan, ProgramEnd, ProgramNews, SimOptions, run_program,
+    Attached, GuestProgram, MachineKind, ModuleParam, Patience, Plan, ProgramEnd, ProgramNews, SimOptions, run_program,
 };
 
 /// Where the host has this program, and what that is there by its first argument.
 const THIS_PROGRAM: &str = "/privet";
 const LINUX: &str = "linux";
 const SEV_CRATE: &str = "sev-crate";
+const NOTHING: &str = "nothing";
 
 fn main() -> ExitCode {
     if privet_rig::is_init() {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
             told(linux::run(vm_type, Path::new(kernel)).map_err(|stop| stop.to_string()))
         }
         [Some(SEV_CRATE), Some(what)] => told(sev_crate::run(what).map_err(|error| error.to_string())),
+        [Some(NOTHING)] => ExitCode::SUCCESS,
         _ => tests(),
     }
 }
@@ -63,6 +66,13 @@ fn tests() -> ExitCode {
         Trial::test(name, body).with_ignored_flag(missing)
     };
     let tests = vec![
+        test("a_genoa_launches_all_types", hosts::genoa),
+        test("a_turin_has_its_rmp_in_segments", hosts::turin),
+        test("kvm_amd_without_sev_launches_none", hosts::sev_parameter_off),
+        test("without_cached_mmio_there_is_no_sev_es", hosts::mmio_caching_off),
+        test("a_firmware_without_snp_is_told", hosts::firmware_without_snp),
+        test("a_bios_that_reserves_no_rmp_is_told", hosts::no_rmp),
+        test("a_processor_without_snp_launches_the_others", hosts::no_snp),
         test("linux_runs_as_an_snp_guest_up_to_its_init", |kernel| {
             linux_guest(kernel, VmType::Snp, "SEV SEV-ES SEV-SNP")
         }),
@@ -75,46 +85,75 @@ fn tests() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
-/// Boots the kernel as a host that runs this program with these arguments: what it printed, and how it ended.
-fn on_host(kernel: Kernel, arguments: Vec<OsString>, files: Vec<std::path::PathBuf>) -> (String, ProgramEnd) {
-    let plan = Plan {
-        kernel,
-        machine: MachineKind::Sim,
-        worker: std::env::current_exe().expect("every process has one"),
-        programs: Vec::new(),
-        files,
-        cases: Vec::new(),
-        machines: 1,
-        module_params: Vec::new(),
-        patience: Patience { pause: Duration::from_secs(600), ..Patience::default() },
-        sim: SimOptions::default(),
-        without_rule: None,
-        keeps_snapshot: true,
-        records: false,
-        artifacts: None,
-    };
-    let program = GuestProgram { path: THIS_PROGRAM.into(), arguments, tells_symbols: false };
-    // Nobody interrupts it: nobody writes into this pipe.
-    let (interrupt, _writer) = std::io::pipe().expect("a pipe");
-    let mut printed = Vec::new();
-    let ended = run_program(&plan, program, Attached::default(), interrupt.as_fd(), &mut |news| {
-        if let ProgramNews::Printed(_, bytes) = news {
-            printed.extend(bytes);
-        }
-    });
-    (String::from_utf8_lossy(&printed).into_owned(), ended.expect("the machine runs to its end"))
+/// A kernel that is booted as a host, which runs this program.
+struct OnHost {
+    kernel: Kernel,
+    sim: SimOptions,
+    module_params: Vec<ModuleParam>,
+    /// Of this program.
+    arguments: Vec<OsString>,
+    /// What the program reads.
+    files: Vec<PathBuf>,
 }
 
-/// Without an error of the program, or of anything beside it.
-#[track_caller]
-fn assert_clean(printed: &str, ended: &ProgramEnd) {
-    assert_eq!((ended.status, &ended.not_simulated, &ended.trouble), (0, &None, &None), "{printed}");
+/// What became of it.
+struct Seen {
+    /// The host's kernel log.
+    log: String,
+    printed: String,
+    ended: ProgramEnd,
+}
+
+impl OnHost {
+    fn new(kernel: Kernel, arguments: Vec<OsString>) -> OnHost {
+        OnHost { kernel, sim: SimOptions::default(), module_params: Vec::new(), arguments, files: Vec::new() }
+    }
+
+    fn run(self) -> Seen {
+        let plan = Plan {
+            kernel: self.kernel,
+            machine: MachineKind::Sim,
+            worker: std::env::current_exe().expect("every process has one"),
+            programs: Vec::new(),
+            files: self.files,
+            cases: Vec::new(),
+            machines: 1,
+            module_params: self.module_params,
+            patience: Patience { pause: Duration::from_secs(600), ..Patience::default() },
+            sim: self.sim,
+            without_rule: None,
+            keeps_snapshot: true,
+            records: false,
+            artifacts: None,
+        };
+        let program = GuestProgram { path: THIS_PROGRAM.into(), arguments: self.arguments, tells_symbols: false };
+        // Nobody interrupts it: nobody writes into this pipe.
+        let (interrupt, _writer) = std::io::pipe().expect("a pipe");
+        let (mut printed, mut log) = (Vec::new(), Vec::new());
+        let attached = Attached { log: true, ..Attached::default() };
+        let ended = run_program(&plan, program, attached, interrupt.as_fd(), &mut |news| match news {
+            ProgramNews::Printed(_, bytes) => printed.extend(bytes),
+            ProgramNews::Logged(bytes) => log.extend(bytes),
+        });
+        let [log, printed] = [log, printed].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Seen { log, printed, ended: ended.expect("the machine runs to its end") }
+    }
+}
+
+impl Seen {
+    /// Without an error of the program, or of anything beside it.
+    #[track_caller]
+    fn assert_clean(&self) {
+        let Seen { log, printed, ended } = self;
+        assert_eq!((ended.status, &ended.not_simulated, &ended.trouble), (0, &None, &None), "{log}\n{printed}");
+    }
 }
 
 fn linux_guest(kernel: Kernel, vm_type: VmType, features: &str) {
     let image = kernel.image.clone();
     let arguments = vec![LINUX.into(), vm_type.to_string().into(), image.clone().into()];
-    let (console, ended) = on_host(kernel, arguments, vec![image]);
+    let host = OnHost { files: vec![image], ..OnHost::new(kernel, arguments) }.run();
+    let console = &host.printed;
     // The lines of a serial console end with a carriage return, too.
     for word in [&format!("Memory Encryption Features active: AMD {features}\r\n"), linux::HELLO] {
         assert!(console.contains(word), "{word} is missing: {console}");
@@ -122,11 +161,11 @@ fn linux_guest(kernel: Kernel, vm_type: VmType, features: &str) {
     for trouble in ["WARNING", "BUG", "APIC ID mismatch"] {
         assert!(!console.contains(trouble), "{trouble}: {console}");
     }
-    assert_clean(&console, &ended);
+    host.assert_clean();
 }
 
 fn sev_crate(kernel: Kernel, what: &str, word: &str) {
-    let (printed, ended) = on_host(kernel, vec![SEV_CRATE.into(), what.into()], Vec::new());
-    assert_clean(&printed, &ended);
-    assert!(printed.contains(word), "{word} is missing: {printed}");
+    let host = OnHost::new(kernel, vec![SEV_CRATE.into(), what.into()]).run();
+    host.assert_clean();
+    assert!(host.printed.contains(word), "{word} is missing: {}", host.printed);
 }

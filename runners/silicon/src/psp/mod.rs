@@ -43,6 +43,7 @@ use asid::Asids;
 use entropy::Entropy;
 use identity::Identity;
 use platform::Sev;
+pub use snp::TcbLayout;
 use snp::{Snp, SnpSettings};
 
 /// Version that the firmware reports everywhere. SNP guests need 1.51, SNP_INIT_EX 1.52.
@@ -61,6 +62,8 @@ pub struct Chip {
     pub processors: usize,
     /// Whether the firmware knows SNP.
     pub snp: bool,
+    /// How it tells its versions there.
+    pub tcb: TcbLayout,
 }
 
 /// The firmware and all that it knows.
@@ -93,7 +96,7 @@ impl Psp {
             sev: None,
             snp: None,
             offers_snp: chip.snp,
-            snp_settings: SnpSettings::default(),
+            snp_settings: SnpSettings::new(chip.tcb),
             rules: Rules::default(),
         }
     }

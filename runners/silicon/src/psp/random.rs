@@ -108,8 +108,8 @@ fn check(machine: &mut TestMachine) {
         assert!(!has_guest || is_context, "the context page {pa:#x} of a guest is something else");
     }
     if machine.psp.snp_initialised() {
-        let (first, last) = rmp.range();
-        for pa in [first, last & !0xFFF] {
+        let parts = rmp.parts(&mut machine.memory);
+        for pa in parts.into_iter().flat_map(|(first, last)| [first, last & !0xFFF]) {
             assert_eq!(entry(machine, &rmp, pa).state, PageState::Firmware, "the RMP protects itself");
         }
     }
@@ -119,8 +119,8 @@ fn check(machine: &mut TestMachine) {
 fn check_counters(machine: &mut TestMachine) {
     let rmp = machine.setup.rmp.expect("there is one");
     let mut counts = [0; 8];
-    for frame in 0..rmp.frames().min(0x700) {
-        let large = entry(machine, &rmp, frame << 12);
+    for frame in 0..0x700 {
+        let Some(large) = rmp.lookup(&mut machine.memory, frame << 12) else { break };
         if let Some(count) = large.state.owned().and_then(|owned| counts.get_mut(usize::from(owned.asid))) {
             *count += 1;
         }

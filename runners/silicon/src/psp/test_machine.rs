@@ -3,7 +3,7 @@
 use privet_cpu::CpuidResult;
 use zerocopy::little_endian::U64;
 
-use super::{AsidRange, Chip, Command, HostSetup, Psp, Status, Surroundings};
+use super::{AsidRange, Chip, Command, HostSetup, Psp, Status, Surroundings, TcbLayout};
 use crate::PhysicalMemory;
 use crate::rmp::{Entry, PageState, Rmp};
 use crate::test_memory::TestMemory;
@@ -42,7 +42,7 @@ pub(super) fn region(handle: u8, address: u64, length: u32) -> [u8; 20] {
 impl TestMachine {
     pub(super) fn new() -> TestMachine {
         let asids = AsidRange { min_sev: 16, max: 31 };
-        let chip = Chip { seed: [3; 32], asids, processors: 1, snp: true };
+        let chip = Chip { seed: [3; 32], asids, processors: 1, snp: true, tcb: TcbLayout::Milan };
         let setup = HostSetup {
             memory_encryption: true,
             snp_enabled: false,

@@ -8,15 +8,31 @@ use crate::{KeyedMemory, Rule, Rules, read_u64, write_u64};
 /// Bytes of bookkeeping before the first entry, which are the processors' own.
 const BOOKKEEPING: u64 = 0x4000;
 const ENTRY_SIZE: u64 = 16;
+const GIB_SHIFT: u32 = 30;
 /// Where in the second word of the first of 512 entries the number of those is that are assigned.
 const NEARBY_SHIFT: u32 = 48;
 
+/// Entries of the table of segments, which lies behind the bookkeeping of a segmented RMP.
+const SEGMENTS: u64 = 512;
+/// Bytes of that.
+const SEGMENT_TABLE: u64 = SEGMENTS * 8;
+
+/// How the entries lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Layout {
+    /// One after the other behind the bookkeeping, up to this byte.
+    Contiguous(u64),
+    /// In segments, each for memory of so many bits of address.
+    Segmented(u8),
+}
+
 /// The reverse map table: one entry for each page of memory that it covers, in the memory that the MSRs RMP_BASE and
-/// RMP_END name (APM volume 2, 15.36.3 and 15.36.4).
+/// RMP_END name, or in segments that a table at RMP_BASE names, if RMP_CFG says so (APM volume 2, 15.36.3 and 15.36.4;
+/// arch/x86/virt/svm/sev.c: setup_segmented_rmptable).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rmp {
     base: u64,
-    end: u64,
+    layout: Layout,
     /// Which rules about it hold.
     pub(super) rules: Rules,
 }
@@ -25,7 +41,29 @@ impl Rmp {
     /// The table from `base` up to the byte at `end`, or none where no entry fits.
     #[must_use]
     pub fn new(base: u64, end: u64) -> Option<Rmp> {
-        (base & 0x1FFF == 0 && end > base + BOOKKEEPING).then_some(Rmp { base, end, rules: Rules::default() })
+        let layout = Layout::Contiguous(end);
+        (base & 0x1FFF == 0 && end > base + BOOKKEEPING).then_some(Rmp { base, layout, rules: Rules::default() })
+    }
+
+    /// The table in segments for `1 << shift` bytes of memory each, whose own table is behind the bookkeeping at `base`.
+    #[must_use]
+    pub fn segmented(base: u64, shift: u8) -> Option<Rmp> {
+        let layout = Layout::Segmented(shift);
+        (base & 0x1FFF == 0 && base != 0).then_some(Rmp { base, layout, rules: Rules::default() })
+    }
+
+    /// The table of segments that firmware writes: each of them is for `1 << shift` bytes, whose entries are at these
+    /// addresses.
+    #[must_use]
+    pub fn segment_table(shift: u8, segments: &[u64]) -> (u64, Vec<u8>) {
+        let gib = (1_u64 << shift) >> GIB_SHIFT;
+        (BOOKKEEPING, segments.iter().flat_map(|at| (at | gib).to_le_bytes()).collect())
+    }
+
+    /// Bytes of memory that a table of segments takes, with the bookkeeping, and that a segment's entries take.
+    #[must_use]
+    pub const fn segment_bytes(shift: u8) -> (u64, u64) {
+        (BOOKKEEPING + SEGMENT_TABLE, (1 << shift >> 12) * ENTRY_SIZE)
     }
 
     /// The same, where only these rules hold.
@@ -34,22 +72,42 @@ impl Rmp {
         Rmp { rules, ..self }
     }
 
-    /// Memory of the table itself: first byte, last byte.
-    #[must_use]
-    pub fn range(&self) -> (u64, u64) {
-        (self.base, self.end)
+    /// Memory of the table itself: first byte and last byte of each of its parts.
+    pub fn parts(&self, memory: &mut (impl KeyedMemory + ?Sized)) -> Vec<(u64, u64)> {
+        match self.layout {
+            Layout::Contiguous(end) => vec![(self.base, end)],
+            Layout::Segmented(shift) => {
+                let own = (self.base, self.base + BOOKKEEPING + SEGMENT_TABLE - 1);
+                let segments = (0..SEGMENTS).filter_map(|index| self.segment(memory, index, shift));
+                std::iter::once(own)
+                    .chain(segments.map(|(at, bytes)| (at, at + (bytes >> 12) * ENTRY_SIZE - 1)))
+                    .collect()
+            }
+        }
     }
 
-    /// Pages that have an entry.
-    #[must_use]
-    pub fn frames(&self) -> u64 {
-        (self.end + 1 - self.base - BOOKKEEPING) / ENTRY_SIZE
+    /// Whether it lies as SNP_INIT wants it: each part begins with a MiB, and all but the bookkeeping of a segmented one
+    /// end with one.
+    pub fn is_placed(&self, memory: &mut (impl KeyedMemory + ?Sized)) -> bool {
+        const MIB: u64 = 1 << 20;
+        let is_own = |first: u64| first == self.base && matches!(self.layout, Layout::Segmented(_));
+        let mut parts = self.parts(memory).into_iter();
+        parts.all(|(first, last)| first % MIB == 0 && (is_own(first) || (last + 1) % MIB == 0))
     }
 
     /// Whether the page at `pa` has an entry.
-    #[must_use]
-    pub fn covers(&self, pa: u64) -> bool {
-        pa >> 12 < self.frames()
+    pub fn covers(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> bool {
+        self.address(memory, pa).is_some()
+    }
+
+    /// Where the entries of a segment are, and for how many bytes of memory they are; none where there is no such
+    /// segment.
+    fn segment(&self, memory: &mut (impl KeyedMemory + ?Sized), index: u64, shift: u8) -> Option<(u64, u64)> {
+        const ADDRESS: u64 = 0x000F_FFFF_FFF0_0000;
+        const MAPPED_GIB: u64 = 0xF_FFFF;
+        let entry = read_u64(memory, self.base + BOOKKEEPING + index * 8);
+        let bytes = ((entry & MAPPED_GIB) << GIB_SHIFT).min(1 << shift);
+        (bytes != 0).then_some((entry & ADDRESS, bytes))
     }
 
     /// The entry that speaks for the page at `pa`: that of its 2 MiB if this is one page, else its own. None where
@@ -57,19 +115,20 @@ impl Rmp {
     pub fn lookup(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> Option<Entry> {
         let large = self.own_entry(memory, pa & !(PageSize::Size2M.bytes() - 1))?;
         match large.size {
-            PageSize::Size2M if self.covers(pa) => Some(large),
+            PageSize::Size2M if self.covers(memory, pa) => Some(large),
             _ => self.own_entry(memory, pa),
         }
     }
 
     /// How many of the 512 pages around `pa` are assigned.
     pub(super) fn assigned_nearby(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> u64 {
-        self.address(pa & !(PageSize::Size2M.bytes() - 1)).map_or(0, |at| read_u64(memory, at + 8) >> NEARBY_SHIFT)
+        let first = self.address(memory, pa & !(PageSize::Size2M.bytes() - 1));
+        first.map_or(0, |at| read_u64(memory, at + 8) >> NEARBY_SHIFT)
     }
 
     /// The entry of this page alone.
     pub(super) fn own_entry(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> Option<Entry> {
-        let at = self.address(pa)?;
+        let at = self.address(memory, pa)?;
         Some(Entry::decode([read_u64(memory, at), read_u64(memory, at + 8)]))
     }
 
@@ -92,15 +151,20 @@ impl Rmp {
 
     /// Says that a processor runs with the page, or no longer does. That changes nobody's rights.
     pub(crate) fn set_in_use(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, in_use: bool) {
-        if let Some((at, entry)) = self.address(pa).zip(self.own_entry(memory, pa)) {
+        if let Some((at, entry)) = self.address(memory, pa).zip(self.own_entry(memory, pa)) {
             write_u64(memory, at, Entry { in_use, ..entry }.encode()[0]);
         }
     }
 
     /// Makes every page the hypervisor's, as SNP_INIT begins.
     pub(crate) fn clear(&self, memory: &mut (impl KeyedMemory + ?Sized)) {
-        for page in (self.base..self.end).step_by(4096) {
-            memory.write(page, &[0; 4096]);
+        for (first, last) in self.parts(memory) {
+            let end = match self.layout {
+                // The table of segments stays.
+                Layout::Segmented(_) if first == self.base => first + BOOKKEEPING,
+                _ => last,
+            };
+            (first..end).step_by(4096).for_each(|page| memory.write(page, &[0; 4096]));
         }
     }
 
@@ -133,14 +197,14 @@ impl Rmp {
             (false, true) => u64::MAX << NEARBY_SHIFT,
             _ => return,
         };
-        if let Some(at) = self.address(pa & !(PageSize::Size2M.bytes() - 1)) {
+        if let Some(at) = self.address(memory, pa & !(PageSize::Size2M.bytes() - 1)) {
             let word = read_u64(memory, at + 8).wrapping_add(change);
             write_u64(memory, at + 8, word);
         }
     }
 
     fn store_one(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, entry: &Entry) {
-        if let Some((at, old)) = self.address(pa).zip(self.own_entry(memory, pa)) {
+        if let Some((at, old)) = self.address(memory, pa).zip(self.own_entry(memory, pa)) {
             self.count(memory, &old, entry);
             let nearby = read_u64(memory, at + 8) >> NEARBY_SHIFT << NEARBY_SHIFT;
             let [low, high] = entry.encode();
@@ -153,24 +217,38 @@ impl Rmp {
         }
     }
 
-    fn address(&self, pa: u64) -> Option<u64> {
-        self.covers(pa).then(|| self.base + BOOKKEEPING + (pa >> 12) * ENTRY_SIZE)
+    /// Where the entry of the page at `pa` is.
+    fn address(&self, memory: &mut (impl KeyedMemory + ?Sized), pa: u64) -> Option<u64> {
+        let entry = |first: u64, pa: u64| first + (pa >> 12) * ENTRY_SIZE;
+        match self.layout {
+            Layout::Contiguous(end) => {
+                let frames = (end + 1 - self.base - BOOKKEEPING) / ENTRY_SIZE;
+                (pa >> 12 < frames).then(|| entry(self.base + BOOKKEEPING, pa))
+            }
+            Layout::Segmented(shift) => {
+                let index = Some(pa >> shift).filter(|index| *index < SEGMENTS)?;
+                let (first, bytes) = self.segment(memory, index, shift)?;
+                let inside = pa & ((1 << shift) - 1);
+                (inside < bytes).then(|| entry(first, inside))
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PhysicalMemory;
     use crate::rmp::{Owned, Permissions};
     use crate::test_memory::TestMemory;
 
     #[test]
     fn entries_lie_where_linux_looks_for_them() {
         let rmp = Rmp::new(0x10_0000, 0x10_7FFF).unwrap();
-        assert_eq!(rmp.frames(), 0x400);
-        assert_eq!(rmp.address(0x5123), Some(0x10_4050));
-        assert_eq!(rmp.address(0x40_0000), None);
         let mut memory = TestMemory::new(0x20_0000);
+        assert_eq!(rmp.address(&mut memory, 0x5123), Some(0x10_4050));
+        assert_eq!(rmp.address(&mut memory, 0x3F_F000), Some(0x10_7FF0));
+        assert_eq!(rmp.address(&mut memory, 0x40_0000), None);
         rmp.store(&mut memory, 0x5000, &Entry::of(PageState::Firmware));
         assert_eq!(read_u64(&mut memory, 0x10_4050), 5);
         assert_eq!(memory.flushed, [0x5000]);
@@ -223,6 +301,34 @@ mod tests {
         assert_eq!([3, 4].map(|asid| rmp.assigned_pages(&mut memory, asid)), [0, 1]);
         rmp.clear(&mut memory);
         assert_eq!(rmp.assigned_pages(&mut memory, 4), 0);
+    }
+
+    /// arch/x86/virt/svm/sev.c: setup_segmented_rmptable. The second of three segments is missing.
+    #[test]
+    fn segments_lie_where_their_table_says() {
+        let (base, shift) = (0x10_0000, 30);
+        let mut memory = TestMemory::new(0xC0_0000);
+        let (offset, table) = Rmp::segment_table(shift, &[0x40_0000]);
+        memory.write(base + offset, &table);
+        memory.write(base + offset + 16, &Rmp::segment_table(shift, &[0x80_0000]).1);
+        let rmp = Rmp::segmented(base, shift).unwrap();
+        assert_eq!(Rmp::segment_bytes(shift), (0x5000, 0x40_0000));
+        assert_eq!(rmp.parts(&mut memory), [(base, 0x10_4FFF), (0x40_0000, 0x7F_FFFF), (0x80_0000, 0xBF_FFFF)]);
+        for (pa, at) in [
+            (0x5123, Some(0x40_0050)),
+            (0x3FFF_F000, Some(0x7F_FFF0)),
+            (0x4000_0000, None),
+            (0x8000_1000, Some(0x80_0010)),
+            (0xC000_0000, None),
+            (1 << 39, None),
+        ] {
+            assert_eq!(rmp.address(&mut memory, pa), at, "{pa:#x}");
+        }
+        rmp.store(&mut memory, 0x8000_1000, &Entry::of(PageState::Firmware));
+        assert_eq!(read_u64(&mut memory, 0x80_0010), 5);
+        rmp.clear(&mut memory);
+        assert_eq!(rmp.lookup(&mut memory, 0x8000_1000), Some(Entry::HYPERVISOR), "and the segments are still there");
+        assert_eq!(Rmp::segmented(0x1000, shift), None);
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub fn rmpupdate(rmp: &Rmp, memory: &mut (impl KeyedMemory + ?Sized), pa: u64, s
     let Some(state) = state else { return Code::FailInput };
     let Some(new) = state.entry(rmp.rules) else { return Code::FailInput };
     let last = pa.saturating_add(state.size.bytes() - 1);
-    let sound = state.size.aligned(pa) && state.size.aligned(state.gpa) && rmp.covers(last);
+    let sound = state.size.aligned(pa) && state.size.aligned(state.gpa) && rmp.covers(memory, last);
     if !sound && rmp.rules.hold(Rule::UpdateInput) {
         return Code::FailInput;
     }

@@ -8,7 +8,7 @@ use crate::psp::AsidRange;
 /// Memory encryption of a processor.
 ///
 /// Absent from all processors here: SME, secure TSC, debug register virtualization, restricted and alternate
-/// injection, virtual TOM, RMPREAD, a segmented RMP, secure AVIC.
+/// injection, virtual TOM, secure AVIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SevFeatures {
     /// The bit of a page table entry that makes a page private.
@@ -21,6 +21,8 @@ pub struct SevFeatures {
     pub encrypted_state: bool,
     /// The RMP, and what belongs to it.
     pub snp: bool,
+    /// The hypervisor reads the RMP by RMPREAD, and it may be in segments.
+    pub rmpread: bool,
 }
 
 /// Virtual machine privilege levels.
@@ -38,6 +40,8 @@ impl SevFeatures {
             (self.snp, 6),
             // Caches are coherent across keys: nobody has to flush when a page changes hands.
             (true, 10),
+            (self.snp && self.rmpread, 21),
+            (self.snp && self.rmpread, 23),
         ];
         // Bit 31: a page that changes its state leaves no lines in caches that the guest had to evict.
         let vmpls = if self.snp { VMPLS << 12 | 1 << 31 } else { 0 };
@@ -58,10 +62,11 @@ mod tests {
     #[test]
     fn linux_finds_its_way() {
         let asids = AsidRange { min_sev: 100, max: 509 };
-        let all = SevFeatures { c_bit: 51, reduced_bits: 6, asids, encrypted_state: true, snp: true };
+        let all = SevFeatures { c_bit: 51, reduced_bits: 6, asids, encrypted_state: true, snp: true, rmpread: false };
         let leaf = all.cpuid();
         assert_eq!((leaf.eax, leaf.ecx, leaf.edx), (0x47a, 509, 100));
         assert_eq!((leaf.ebx & 0x3f, leaf.ebx >> 6 & 0x3f, leaf.ebx >> 12 & 0xf, leaf.ebx >> 31), (51, 6, 4, 1));
         assert_eq!(SevFeatures { encrypted_state: false, snp: false, ..all }.cpuid().eax, 0x402);
+        assert_eq!(SevFeatures { rmpread: true, ..all }.cpuid().eax, 0xa0_047a);
     }
 }

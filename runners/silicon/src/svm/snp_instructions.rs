@@ -36,6 +36,7 @@ impl Svm {
             Call::Pvalidate => self.pvalidate(board, state),
             Call::Rmpadjust => self.rmpadjust(board, state),
             Call::Rmpquery => self.rmpquery(board, state),
+            Call::Rmpread => self.rmpread(board, state),
             _ => return None,
         };
         Some(done.unwrap_or_else(|Stopped(intercepted)| intercepted))
@@ -63,7 +64,7 @@ impl Svm {
         if self.in_guest() {
             return Ok(answer(state, Code::FailPermission));
         }
-        let from = host_page(board, state, &self.features, state.gpr[gpr::RCX])?;
+        let from = host_page(board, state, &self.features, state.gpr[gpr::RCX], AccessKind::Read)?;
         let new = RmpState::decode(read_array(board, from));
         let code = rmp::rmpupdate(&rmp, board, state.gpr[gpr::RAX], new);
         Ok(answer(state, code))
@@ -77,6 +78,23 @@ impl Svm {
         }
         let code = rmp::psmash(&rmp, board, state.gpr[gpr::RAX]);
         Ok(answer(state, code))
+    }
+
+    /// RMPREAD: RAX system-physical address, RCX linear address of where the state goes. EAX the result.
+    fn rmpread(&mut self, board: &mut impl Board, state: &mut CpuState) -> Result<Intercepted, Stopped> {
+        let has_it = self.features.sev.is_some_and(|sev| sev.rmpread);
+        let rmp = self.hypervisors(board, state).and_then(|rmp| has_it.then_some(rmp).ok_or(Exception::ud().into()))?;
+        if self.in_guest() {
+            return Ok(answer(state, Code::FailPermission));
+        }
+        let to = host_page(board, state, &self.features, state.gpr[gpr::RCX], AccessKind::Write)?;
+        match rmp::rmpread(&rmp, board, state.gpr[gpr::RAX]) {
+            Ok(found) => {
+                board.write(to, &found.encode());
+                Ok(answer(state, Code::Success))
+            }
+            Err(code) => Ok(answer(state, code)),
+        }
     }
 
     /// Who executes an instruction of SNP guests: 64-bit mode, SNP active, CPL 0.
@@ -229,19 +247,20 @@ fn walk_registers(state: &CpuState, physical_bits: u8) -> WalkRegisters {
     WalkRegisters::of(state, &Config { physical_bits, ..Config::default() })
 }
 
-/// The system-physical address of the 16 bytes that an instruction of the host reads at `linear`. They do not cross a
+/// The system-physical address of the 16 bytes that an instruction of the host accesses at `linear`. They do not cross a
 /// page: Linux keeps them aligned, and the manual does not say what else would happen.
 fn host_page(
     board: &mut impl Board,
     state: &CpuState,
     features: &super::Features,
     linear: u64,
+    kind: AccessKind,
 ) -> Result<u64, Stopped> {
     if state.cr0 & cr0::PG == 0 || linear % PAGE_SIZE > PAGE_SIZE - 16 {
         return Err(Exception::gp(0).into());
     }
     let registers = walk_registers(state, features.physical_bits);
-    let walked = paging::walk(&mut HostTables(board), &registers, linear, AccessKind::Read, View::Supervisor, true);
+    let walked = paging::walk(&mut HostTables(board), &registers, linear, kind, View::Supervisor, true);
     match walked {
         Ok(Walk::Page { gpa, .. }) => Ok(gpa + linear % PAGE_SIZE),
         Ok(Walk::Fault(code)) => Err(Exception::pf(linear, code).into()),

@@ -11,5 +11,7 @@ mod platform;
 mod report;
 mod request;
 mod secrets;
+mod tcb;
 
 pub(super) use platform::{Snp, SnpSettings};
+pub use tcb::TcbLayout;

@@ -39,12 +39,9 @@ impl Psp {
     }
 
     /// Whether the firmware needs the page: it is part of the RMP.
-    fn needs(&self, around: &Surroundings<'_>, pa: u64) -> bool {
-        self.rules.hold(Rule::ReclaimState)
-            && around.setup.rmp.is_some_and(|rmp| {
-                let (first, last) = rmp.range();
-                (first..=last).contains(&pa)
-            })
+    fn needs(&self, around: &mut Surroundings<'_>, pa: u64) -> bool {
+        let parts = around.setup.rmp.map(|rmp| rmp.parts(around.memory)).unwrap_or_default();
+        self.rules.hold(Rule::ReclaimState) && parts.iter().any(|(first, last)| (first..=last).contains(&&pa))
     }
 }
 

@@ -7,40 +7,10 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::context::Context;
+use super::tcb::{TcbLayout, TcbVersion};
 use crate::Rule;
 use crate::psp::{API_MAJOR, API_MINOR, BUILD, Psp, Status, Surroundings};
 use crate::rmp::{PageState, Rmp};
-
-/// Security version numbers of the chip's firmware (56860, "TCB_VERSION", layout of Milan and Genoa).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::psp) struct TcbVersion {
-    pub(super) boot_loader: u8,
-    pub(super) tee: u8,
-    pub(super) snp: u8,
-    pub(super) microcode: u8,
-}
-
-impl TcbVersion {
-    /// Of this firmware. From SNP 0x1B on Linux takes SEV-ES for disabled (svm/sev.c: sev_firmware_supported_vm_types).
-    pub(super) const CURRENT: TcbVersion = TcbVersion { boot_loader: 10, tee: 0, snp: 0x17, microcode: 0x54 };
-
-    pub(super) fn bytes(self) -> [u8; 8] {
-        [self.boot_loader, self.tee, 0, 0, 0, 0, self.snp, self.microcode]
-    }
-
-    /// Reads one; none with a reserved byte that is not zero.
-    fn decode(bytes: [u8; 8]) -> Option<TcbVersion> {
-        match bytes {
-            [boot_loader, tee, 0, 0, 0, 0, snp, microcode] => Some(TcbVersion { boot_loader, tee, snp, microcode }),
-            _ => None,
-        }
-    }
-
-    /// Whether no part of it is newer than that of `other`.
-    fn within(self, other: TcbVersion) -> bool {
-        self.bytes().iter().zip(other.bytes()).all(|(&own, others)| own <= others)
-    }
-}
 
 /// What SNP_CONFIG and SNP_COMMIT set. It outlives SNP_SHUTDOWN.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,10 +21,16 @@ pub(in crate::psp) struct SnpSettings {
     pub(super) mask_chip_key: bool,
 }
 
-impl Default for SnpSettings {
-    fn default() -> SnpSettings {
-        let current = TcbVersion::CURRENT;
+impl SnpSettings {
+    /// After power-on.
+    pub(in crate::psp) fn new(layout: TcbLayout) -> SnpSettings {
+        let current = TcbVersion::current(layout);
         SnpSettings { committed: current, reported: current, mask_chip_id: false, mask_chip_key: false }
+    }
+
+    /// Of the firmware that runs.
+    pub(super) fn current(&self) -> TcbVersion {
+        TcbVersion::current(self.committed.layout)
     }
 }
 
@@ -146,7 +122,6 @@ const MASK_CHIP_KEY: u32 = 1 << 1;
 const HAS_FEATURE_INFO: u32 = 1 << 3;
 /// Ranges that fit the page of the list.
 const MAX_RANGES: u32 = (4096 - 8) / 16;
-const MIB: u64 = 1 << 20;
 
 impl Psp {
     /// The platform, which has to be initialised.
@@ -194,9 +169,11 @@ impl Psp {
             let pages = (0..u64::from(range.pages.get())).map(|page| range.base.get().saturating_add(page << 12));
             pages.for_each(|pa| around.set_state(pa, PageState::HvFixed));
         }
-        let (first, last) = rmp.range();
-        let protected = (first..=last).step_by(4096).take_while(|_| self.rules.hold(Rule::RmpProtected));
-        protected.for_each(|pa| around.set_state(pa, PageState::Firmware));
+        if self.rules.hold(Rule::RmpProtected) {
+            for (first, last) in rmp.parts(around.memory) {
+                (first..=last).step_by(4096).for_each(|pa| around.set_state(pa, PageState::Firmware));
+            }
+        }
         let iommu_pages = around.setup.iommu_pages.clone();
         iommu_pages.iter().for_each(|&pa| around.set_state(pa, PageState::Firmware));
         self.snp = Some(Snp { guests: BTreeMap::new(), iommu_pages });
@@ -257,7 +234,7 @@ impl Psp {
             build: U32::new(BUILD.into()),
             flags: U32::new(flags.iter().filter(|(set, _)| *set).fold(HAS_FEATURE_INFO, |all, (_, bit)| all | bit)),
             guest_count: U32::new(self.snp.as_ref().map_or(0, |snp| snp.guests.len() as u32)),
-            current_tcb: TcbVersion::CURRENT.bytes(),
+            current_tcb: settings.current().bytes(),
             reported_tcb: settings.reported.bytes(),
         };
         around.store(to, &status);
@@ -272,7 +249,8 @@ impl Psp {
         if flags & !(MASK_CHIP_ID | MASK_CHIP_KEY) != 0 || parameters.reserved != [0; 52] {
             return Err(Status::InvalidParameter);
         }
-        let reported = TcbVersion::decode(parameters.reported_tcb).ok_or(Status::InvalidParameter)?;
+        let layout = self.snp_settings.committed.layout;
+        let reported = TcbVersion::decode(parameters.reported_tcb, layout).ok_or(Status::InvalidParameter)?;
         let committed = reported.within(self.snp_settings.committed);
         self.demand(Rule::TcbCommitted, committed, Status::InvalidParameter)?;
         let settings = &mut self.snp_settings;
@@ -288,7 +266,7 @@ impl Psp {
         if length.get() < size_of::<U32>() as u32 {
             return Err(Status::InvalidLength);
         }
-        self.snp_settings.committed = TcbVersion::CURRENT;
+        self.snp_settings.committed = self.snp_settings.current();
         Ok(())
     }
 
@@ -312,15 +290,10 @@ impl Psp {
 }
 
 /// What SNP_INIT demands of processors and IOMMU (56860, 8.1).
-fn check_setup(around: &Surroundings<'_>, rmp: &Rmp) -> Result<(), Status> {
-    let setup = around.setup;
-    let (first, last) = rmp.range();
-    if !setup.snp_enabled
-        || !setup.memory_encryption
-        || first % MIB != 0
-        || (last + 1) % MIB != 0
-        || last >= around.memory.size()
-    {
+fn check_setup(around: &mut Surroundings<'_>, rmp: &Rmp) -> Result<(), Status> {
+    let (setup, end) = (around.setup, around.memory.size());
+    let is_table_placed = rmp.is_placed(around.memory) && rmp.parts(around.memory).iter().all(|(_, last)| *last < end);
+    if !setup.snp_enabled || !setup.memory_encryption || !is_table_placed {
         return Err(Status::InvalidConfig);
     }
     if !setup.iommu {

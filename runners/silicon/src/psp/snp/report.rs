@@ -4,7 +4,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::context::{Finished, Launched};
-use super::platform::{SnpSettings, TcbVersion};
+use super::platform::SnpSettings;
 use crate::psp::ecdsa::{Hash, KeyDigest, PrivateKey, SignatureBlock};
 use crate::psp::{API_MAJOR, API_MINOR, BUILD};
 
@@ -80,7 +80,7 @@ impl Report {
         let masked = chip.settings.mask_chip_key || finished.no_chip_key;
         let signing_key = if masked { 7 } else { 0 };
         let [stepping_model, family_model, extended, _] = chip.family_model_stepping.to_le_bytes();
-        let current = TcbVersion::CURRENT.bytes();
+        let current = chip.settings.current().bytes();
         let version = [BUILD, API_MINOR, API_MAJOR, 0];
         let mut report = Report {
             version: U32::new(VERSION),

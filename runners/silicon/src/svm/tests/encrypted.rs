@@ -20,7 +20,7 @@ const SEV_ES: u64 = 1 << 2;
 
 fn features() -> Features {
     let asids = AsidRange { min_sev: 5, max: 9 };
-    let sev = SevFeatures { c_bit: C_BIT, reduced_bits: 6, asids, encrypted_state: true, snp: true };
+    let sev = SevFeatures { c_bit: C_BIT, reduced_bits: 6, asids, encrypted_state: true, snp: true, rmpread: true };
     Features { physical_bits: 46, sev: Some(sev), ..Features::current() }
 }
 
@@ -475,7 +475,9 @@ fn instructions_of_snp_are_for_whom_they_are_made() {
     bench.state.segments[Seg::Ss as usize].dpl = 3;
     assert_eq!(snp_instruction(&mut bench, Call::Pvalidate, 0, 0, 1), Intercepted::Reflect(Exception::gp(0)));
     let mut plain = Bench::new();
-    assert_eq!(snp_instruction(&mut plain, Call::Psmash, 0, 0, 0), Intercepted::Reflect(Exception::ud()));
+    for call in [Call::Psmash, Call::Rmpread] {
+        assert_eq!(snp_instruction(&mut plain, call, 0, 0, 0), Intercepted::Reflect(Exception::ud()));
+    }
 }
 
 /// Section 15.36.8.
@@ -515,4 +517,13 @@ fn rmpupdate_reads_the_new_state_by_the_hosts_tables() {
     assert_eq!(entry(&mut bench, PAGE).size, PageSize::Size4K);
     let fault = snp_instruction(&mut bench, Call::Rmpupdate, PAGE, 0x1000, 0);
     assert_eq!(fault, Intercepted::Reflect(Exception::pf(0x1000, 0)));
+    // RMPREAD gives what RMPUPDATE has taken, into writable memory.
+    assert_eq!(snp_instruction(&mut bench, Call::Rmpread, PAGE, 0x80, 0), Intercepted::Done);
+    assert_eq!(bench.state.gpr[gpr::RAX], 0);
+    let read = [0x17_8080, 0x17_8088].map(|at| read_u64(&mut bench.board, at));
+    assert_eq!(read, [PAGE, 1 | 2 << 32]);
+    assert_eq!(snp_instruction(&mut bench, Call::Rmpread, PAGE + 1, 0x80, 0), Intercepted::Done);
+    assert_eq!(bench.state.gpr[gpr::RAX], crate::rmp::Code::FailInput as u64);
+    let fault = snp_instruction(&mut bench, Call::Rmpread, PAGE, 0x1000, 0);
+    assert_eq!(fault, Intercepted::Reflect(Exception::pf(0x1000, privet_cpu::paging::PF_WRITE)));
 }
