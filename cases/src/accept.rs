@@ -64,6 +64,16 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&["APM volume 2, 15.36.10: validation is a state of the page"]),
     ];
+    rows.push(
+        Row::new(
+            "accept.large_page",
+            Types::SNP,
+            "PVALIDATE of 2 MiB over pages that KVM has assigned one by one, as it does with all of a guest_memfd's, is a \
+             size mismatch (EAX 6) and validates none of them; then they are validated by 4 KiB.",
+            large_page,
+        )
+        .basis(&["APM volume 3, PVALIDATE: FAIL_SIZEMISMATCH", "arch/x86/kvm/svm/sev.c: sev_gmem_prepare"]),
+    );
     for (name, access) in [("read", Access::Read), ("write", Access::Write), ("execute", Access::Execute)] {
         rows.push(
             Row::new(
@@ -131,6 +141,26 @@ fn validate(g: &Guest, vcpu: usize, validated: bool) -> Outcome<(u64, u64)> {
     let [eax, done, unchanged, ..] = g.vcpu(vcpu).call(op)?;
     expect_eq("EAX of PVALIDATE", &eax, &0)?;
     Ok((done, unchanged))
+}
+
+fn large_page(t: &Case) -> Outcome {
+    const PAGES: u64 = 512;
+    const SIZE_MISMATCH: u64 = 6;
+    let g = guest(t, PAGES)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    range.set_private(g.vm(), 0..PAGES)?;
+    let gva = range.private_gva(0).0;
+    for validated in [true, false] {
+        let [eax, ..] = v.call(Op::ValidateLarge { gva, validated })?;
+        expect_eq("EAX of PVALIDATE of 2 MiB", &eax, &SIZE_MISMATCH)?;
+    }
+    for page in [0, 1, PAGES - 1] {
+        expect_not_validated(v.attempt(op(&g, Access::Read, Sharing::Private, page))?)?;
+    }
+    let [eax, done, unchanged, ..] = v.call(Op::Validate { gva, pages: PAGES, validated: true })?;
+    expect_eq("PVALIDATE by 4 KiB: EAX, pages done, pages unchanged", &(eax, done, unchanged), &(0, PAGES, 0))?;
+    v.fill(range.private_gva(0), PAGES, GUEST, 0)?;
+    v.expect(range.private_gva(0), PAGES, GUEST, 0)
 }
 
 fn twice(t: &Case) -> Outcome {

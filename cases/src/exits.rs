@@ -3,6 +3,7 @@
 
 mod implicit;
 mod port;
+mod shutdown;
 
 use std::sync::Arc;
 use std::thread;
@@ -196,6 +197,7 @@ pub(crate) fn rows() -> Vec<Row> {
     ]);
     rows.extend(implicit::rows());
     rows.extend(port::rows());
+    rows.extend(shutdown::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode).needs(memory_fault())).collect()
 }
 

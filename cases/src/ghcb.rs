@@ -54,7 +54,8 @@ pub(crate) fn rows() -> Vec<Row> {
             "CPUID by the instruction (which is one #VC), by a request and by the MSR protocol has the same answer.",
             cpuid,
         )
-        .basis(&[MSR_PROTOCOL, PAGE_PROTOCOL, INSTRUCTIONS]),
+        .basis(&[MSR_PROTOCOL, PAGE_PROTOCOL, INSTRUCTIONS])
+        .exceeds("x86/sev_all_boot_test: cpuid_by_ghcb_msr, cpuid_by_ghcb_page"),
         Row::new(
             "ghcb.termination",
             Types::ES_AND_SNP,
@@ -154,6 +155,7 @@ pub(crate) fn rows() -> Vec<Row> {
             },
         )
         .basis(&[PAGE_PROTOCOL, "arch/x86/kvm/svm/svm.c: svm_complete_emulated_msr"])
+        .exceeds("x86/sev_es_ghcb_ucall: ghcb_msr")
         .needs(Need::Parameter("kvm.ignore_msrs", "N")),
         Row::new(
             "ghcb.ap_jump_table",

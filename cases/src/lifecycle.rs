@@ -16,8 +16,9 @@ use privet_harness::uapi::{
 };
 use privet_harness::units::{PAGE_SIZE, PageCount};
 use privet_harness::vm::Vm;
+use privet_harness::vm_type::VmType;
 
-use crate::expect::{expect_eq, expect_errno, expect_ok};
+use crate::expect::{expect_eq, expect_errno, expect_ok, expect_that};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -64,6 +65,17 @@ pub(crate) fn rows() -> Vec<Row> {
         .needs(Need::SystemCapability(Capability::GUEST_MEMFD_FLAGS, 3))
         .needs(Need::SystemCapability(Capability::MEMORY_ATTRIBUTES, MEMORY_ATTRIBUTE_PRIVATE as i32)),
     );
+    rows.push(
+        Row::new(
+            "lifecycle.types_without_mmio_caching",
+            Types::SEV,
+            "Without MMIO caching there are neither SEV-ES nor SNP VMs, whose guests learn of MMIO by a reserved bit in a \
+             nested page table; SEV VMs there are, and the host tells the reason.",
+            without_mmio_caching,
+        )
+        .basis(&["arch/x86/kvm/svm/sev.c: sev_hardware_setup"])
+        .needs(Need::Parameter("kvm.mmio_caching", "N")),
+    );
     rows.extend(files::rows());
     rows
 }
@@ -77,6 +89,22 @@ fn vm_types(t: &Case) -> Outcome {
     for kvm_type in (0..=64).filter(|kvm_type| *kvm_type > 31 || offered & 1 << kvm_type == 0).chain(beyond) {
         let refused = Vm::try_create(t.host(), kvm_type);
         expect_errno(&format!("KVM_CREATE_VM of type {kvm_type:#x}, which is not offered"), refused, Errno::EINVAL)?;
+    }
+    Ok(())
+}
+
+/// The types whose guests are told of MMIO by the processor.
+const WITH_REFLECTED_MMIO: [VmType; 2] = [VmType::SevEs, VmType::Snp];
+
+fn without_mmio_caching(t: &Case) -> Outcome {
+    for vm_type in WITH_REFLECTED_MMIO {
+        expect_eq("whether it is offered", &(t.host().vm_types() & 1 << vm_type.kvm_type()), &0)?;
+        let refused = Vm::try_create(t.host(), vm_type.kvm_type());
+        expect_errno(&format!("KVM_CREATE_VM of type {vm_type}"), refused, Errno::EINVAL)?;
+        let why = t.host().why_not(vm_type).unwrap_or_default();
+        // A processor may not have it at all.
+        let is_told = ["kvm.mmio_caching=N", "/proc/cpuinfo lists no"].iter().any(|reason| why.contains(reason));
+        expect_that(is_told, || format!("why there is no {vm_type}: {why}"))?;
     }
     Ok(())
 }

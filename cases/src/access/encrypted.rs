@@ -33,7 +33,8 @@ pub(super) fn rows() -> Vec<Row> {
             private_memory_private_access,
         )
         .basis(&[C_BIT, SEV_PORT])
-        .exceeds("priv_memfd_test: PMPAT"),
+        .exceeds("priv_memfd_test: PMPAT")
+        .exceeds("x86/sev_priv_memfd_test: PMPAT"),
         Row::new(
             "access.private_memory_shared_access",
             Types::SEV_AND_ES,
@@ -42,7 +43,9 @@ pub(super) fn rows() -> Vec<Row> {
             private_memory_shared_access,
         )
         .basis(&[C_BIT, NO_FAULT, SEV_PORT])
-        .exceeds("priv_memfd_test: PMSAT"),
+        .exceeds("priv_memfd_test: PMSAT")
+        .exceeds("x86/sev_priv_memfd_test: PMSAT")
+        .exceeds("x86/sev_private_mem_test: guest_conv_test_fn_implicit"),
         Row::new(
             "access.shared_read_of_mapped_private",
             Types::SNP,
@@ -58,7 +61,8 @@ pub(super) fn rows() -> Vec<Row> {
             shared_memory_shared_access,
         )
         .basis(&[C_BIT, SEV_PORT])
-        .upstream("priv_memfd_test: SMSAT"),
+        .upstream("priv_memfd_test: SMSAT")
+        .upstream("x86/sev_priv_memfd_test: SMSAT"),
         Row::new(
             "access.shared_memory_private_access",
             Types::SEV_AND_ES,
@@ -66,15 +70,18 @@ pub(super) fn rows() -> Vec<Row> {
             shared_memory_private_access,
         )
         .basis(&[C_BIT, NO_FAULT, SEV_PORT])
-        .exceeds("priv_memfd_test: SMPAT"),
+        .exceeds("priv_memfd_test: SMPAT")
+        .exceeds("x86/sev_priv_memfd_test: SMPAT"),
         Row::new(
             "access.private_then_shared",
             Types::SEV_FAMILY,
-            "The guest writes a page as private, gives it to the host, and writes it as shared: the host sees the latter.",
+            "The guest writes a page as private, gives it to the host, and writes it as shared: the host sees the latter, and \
+             nothing of the former.",
             private_then_shared,
         )
         .basis(&[C_BIT, SEV_PORT])
-        .upstream("priv_memfd_test: PSAT"),
+        .upstream("priv_memfd_test: PSAT")
+        .upstream("x86/sev_priv_memfd_test: PSAT"),
         Row::new(
             "access.shared_then_private",
             Types::SEV_FAMILY,
@@ -82,7 +89,8 @@ pub(super) fn rows() -> Vec<Row> {
             shared_then_private,
         )
         .basis(&[C_BIT, SEV_PORT])
-        .upstream("priv_memfd_test: SPAT"),
+        .upstream("priv_memfd_test: SPAT")
+        .upstream("x86/sev_priv_memfd_test: SPAT"),
         Row::new(
             "access.private_shared_private_by_request",
             Types::SEV_FAMILY,
@@ -91,7 +99,8 @@ pub(super) fn rows() -> Vec<Row> {
             private_shared_private,
         )
         .basis(&[C_BIT, SEV_PORT])
-        .exceeds("priv_memfd_test: PSPAHCT"),
+        .exceeds("priv_memfd_test: PSPAHCT")
+        .exceeds("x86/sev_priv_memfd_test: PSPAHCT"),
         Row::new(
             "access.host_write_spoils_one_block",
             Types::SEV_AND_ES,
@@ -231,6 +240,7 @@ fn private_then_shared(t: &Case) -> Outcome {
     g.make_private(0, 0..1)?;
     v.fill(range.private_gva(0), 1, B, 0)?;
     v.expect(range.private_gva(0), 1, B, 0)?;
+    range.host_expect_not(0..1, B)?;
     g.make_shared(0, 0..1)?;
     v.fill(range.shared_gva(0), 1, C, 0)?;
     range.host_expect(0..1, C)?;

@@ -27,7 +27,8 @@ pub(super) fn rows() -> Vec<Row> {
                 move |t| shared_access(t, access),
             )
             .basis(&[MISMATCH, C_BIT])
-            .upstream("priv_memfd_test: PMSAT"),
+            .upstream("priv_memfd_test: PMSAT")
+            .exceeds("private_mem_test: guest_conv_test_fn_implicit"),
         );
     }
     for (name, access) in [("read", Access::Read), ("write", Access::Write), ("execute", Access::Execute)] {
@@ -40,7 +41,8 @@ pub(super) fn rows() -> Vec<Row> {
                 move |t| private_access(t, access),
             )
             .basis(&[MISMATCH, C_BIT, VALIDATED])
-            .upstream("priv_memfd_test: SMPAT"),
+            .upstream("priv_memfd_test: SMPAT")
+            .exceeds("private_mem_test: guest_conv_test_fn_implicit"),
         );
     }
     rows.extend([

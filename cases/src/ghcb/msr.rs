@@ -78,7 +78,8 @@ pub(super) fn rows() -> Vec<Row> {
                 by_type(t, again, || terminates(&g, register))
             },
         )
-        .basis(&[MSR_PROTOCOL]),
+        .basis(&[MSR_PROTOCOL])
+        .upstream("x86/sev_es_ghcb_ucall: snp_register_ghcb"),
         Row::new(
             "ghcb.msr.termination",
             Types::ES_AND_SNP,
@@ -89,7 +90,8 @@ pub(super) fn rows() -> Vec<Row> {
                 terminates(&g, 0x100)
             },
         )
-        .basis(&[MSR_PROTOCOL]),
+        .basis(&[MSR_PROTOCOL])
+        .exceeds("x86/sev_smoke_test: guest_sev_es_code"),
     ]
 }
 

@@ -32,7 +32,8 @@ pub(super) fn rows() -> Vec<Row> {
             "REP OUTSB is one exit with all of its bytes, as many as the guest puts into one request.",
             port_string_out,
         )
-        .basis(&[PAGE_PROTOCOL, INSTRUCTIONS, "arch/x86/kvm/svm/sev.c: sev_es_string_io"]),
+        .basis(&[PAGE_PROTOCOL, INSTRUCTIONS, "arch/x86/kvm/svm/sev.c: sev_es_string_io"])
+        .exceeds("x86/sev_es_ghcb_ucall: ghcb_ioio_ucall"),
         Row::new(
             "ghcb.port_string_in",
             Types::ES_AND_SNP,

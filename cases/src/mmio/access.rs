@@ -1,6 +1,8 @@
 //! Single accesses: sizes, completion, splits, and what is no access at all.
 
 use std::fmt::Debug;
+use std::thread;
+use std::time::Instant;
 
 use privet_harness::case::Case;
 use privet_harness::exit::Exit;
@@ -11,6 +13,7 @@ use privet_harness::units::{Gpa, PAGE_SIZE};
 use privet_protocol::{Fault, Op, Pattern, Width};
 
 use super::{answer_read, gva, read, read_exit, read_op, take_write, write, write_exit, write_op};
+use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_no_exit_but, expect_that};
 use crate::row::Row;
 use crate::types::Types;
@@ -88,6 +91,15 @@ pub(super) fn rows() -> Vec<Row> {
             execute,
         )
         .basis(&["arch/x86/kvm/x86.c: handle_emulation_failure, kvm_fetch_guest_virt"]),
+        Row::new(
+            "mmio.execute.forever",
+            Types::SEV,
+            "A SEV guest that executes MMIO stays there: no instruction bytes come with the fault, KVM can read none, and \
+             lets the guest fault again and again, without an exit, until KVM_RUN is interrupted. (A SEV-ES or SNP guest \
+             takes #VC for it, whose handler would have to read the instruction.)",
+            execute_forever,
+        )
+        .basis(&["arch/x86/kvm/svm/svm.c: svm_check_emulate_instruction, resume_guest"]),
         Row::new(
             "mmio.rep_stos",
             Types::ALL_BUT_SEV,
@@ -250,6 +262,25 @@ fn execute(t: &Case) -> Outcome {
         return Err(Stop::Fail("the guest executed something in MMIO".into()));
     };
     expect_eq("vector, error code and RIP", &(vector, error_code, rip), &(UNDEFINED_OPCODE, 0, MMIO_BASE.0))
+}
+
+fn execute_forever(t: &Case) -> Outcome {
+    /// More exits of the processor than anything else would bring about meanwhile.
+    const MANY: u64 = 10_000;
+    let g = t.guest().boot()?;
+    let v = g.vcpu(0);
+    let exits = Counters::of_vcpu(&g)?;
+    let before = exits.get("exits")?;
+    let running = v.start(Op::Execute { gva: gva(MMIO_BASE).0, argument: 0 })?;
+    let deadline = Instant::now() + v.limit();
+    while exits.get("exits")? < before + MANY {
+        if Instant::now() > deadline {
+            return Err(Stop::Fail(format!("the guest does not fault again and again within {:?}", v.limit())));
+        }
+        thread::yield_now();
+    }
+    v.kvm().kick()?;
+    running.expect_exit(&Exit::Interrupted)
 }
 
 fn rep_stos(t: &Case) -> Outcome {

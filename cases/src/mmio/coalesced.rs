@@ -31,22 +31,23 @@ pub(super) fn rows() -> Vec<Row> {
     let rows = [
         Row::new(
             "mmio.coalesced",
-            Types::UNENCRYPTED,
+            Types::ALL,
             "Stores of every width into a zone do not exit; the ring has them in their order with address, width and value. A \
              load from the zone exits, and so does every store once the zone is gone.",
             in_order,
         )
-        .basis(&[RING, API]),
+        .basis(&[RING, API])
+        .exceeds("coalesced_io_test: test_coalesced_io"),
         Row::new(
             "mmio.coalesced.edges",
-            Types::UNENCRYPTED,
+            Types::ALL,
             "A store that begins before the zone or ends after it exits; one that ends with it does not.",
             edges,
         )
         .basis(&[RING]),
         Row::new(
             "mmio.coalesced.full",
-            Types::UNENCRYPTED,
+            Types::ALL,
             "A ring that is full takes no more: the store exits as if there were no zone. When userspace has taken the oldest \
              ones, stores go into the ring again.",
             full,
@@ -70,7 +71,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[NO_SLOT, RING]),
         Row::new(
             "mmio.coalesced.port",
-            Types::UNENCRYPTED,
+            Types::ALL,
             "An `out` to a port of a zone does not exit and is in the ring as one of a port; one to the next port exits.",
             port,
         )

@@ -127,7 +127,8 @@ pub(super) fn rows() -> Vec<Row> {
             "A load or store to MMIO is one #VC in the guest and one exit, the first one as every later one.",
             each_access_is_one_vc,
         )
-        .basis(&[REFLECTED, REQUEST]),
+        .basis(&[REFLECTED, REQUEST])
+        .exceeds("x86/sev_es_ghcb_ucall: ghcb_mmio"),
         Row::new(
             "mmio.request.slot_changes_keep_the_cache",
             Types::ES_AND_SNP,

@@ -29,7 +29,9 @@ pub(super) fn rows() -> Vec<Row> {
                 expect_code(&g)
             },
         )
-        .basis(&[UPDATE_DATA, SNP_UPDATE]),
+        .basis(&[UPDATE_DATA, SNP_UPDATE])
+        .exceeds("x86/sev_all_boot_test: guest_sev_code, guest_sev_es_code")
+        .exceeds("x86/coco_pre_fault_memory_test: prefault_none"),
         Row::new(
             "populate.host_sees_ciphertext",
             Types::SEV_AND_ES,

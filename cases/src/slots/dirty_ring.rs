@@ -38,25 +38,25 @@ pub(super) fn rows() -> Vec<Row> {
     let rows = [
         Row::new(
             "slots.dirty_ring",
-            Types::UNENCRYPTED,
+            Types::ALL,
             "The ring of a vCPU has the pages that it wrote, each once and in its order, and not those that it only read; what \
              was harvested and reset is told again when it is written again.",
             in_order,
         ),
         Row::new(
             "slots.dirty_ring.each_its_own",
-            Types::UNENCRYPTED,
+            Types::ALL,
             "What each of two vCPUs wrote is in its own ring.",
             each_its_own,
         ),
         Row::new(
             "slots.dirty_ring.full",
-            Types::UNENCRYPTED,
+            Types::ALL,
             "A vCPU whose ring has no room but the reserved entries exits with KVM_EXIT_DIRTY_RING_FULL, again and again, until \
              the ring is harvested and reset; then it writes the rest, and no page is missing.",
             full,
         ),
-        Row::new("slots.dirty_ring.no_log", Types::UNENCRYPTED, "With rings there is no dirty log: ENXIO.", no_log),
+        Row::new("slots.dirty_ring.no_log", Types::ALL, "With rings there is no dirty log: ENXIO.", no_log),
     ];
     let needs = || Need::All(vec![Need::GuestCode, Need::Capability(Capability::DIRTY_LOG_RING_ACQ_REL, MOST_BYTES)]);
     rows.into_iter().map(|row| row.basis(&[RING, API]).needs(needs())).collect()
@@ -88,16 +88,16 @@ fn in_order(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     let mut ring = DirtyRing::of(v.kvm(), BYTES)?;
     // What is mapped for the first time counts as written where it can be.
-    v.expect(range.private_gva(0), 8, A, 0)?;
+    v.expect(range.shared_gva(0), 8, A, 0)?;
     let first_touch = ring.harvest()?;
     reset(&g, first_touch.len())?;
     for pages in [&[5, 2, 7][..], &[], &[2, 0]] {
         for &page in pages {
             for pattern in [B, A] {
-                v.fill(range.private_gva(page), 1, pattern, page)?;
+                v.fill(range.shared_gva(page), 1, pattern, page)?;
             }
         }
-        v.read(range.private_gva(4), Width::B8)?;
+        v.read(range.shared_gva(4), Width::B8)?;
         expect_eq("the ring", &ring.harvest()?, &told_of(pages.iter().copied()))?;
         reset(&g, pages.len())?;
     }
@@ -109,7 +109,7 @@ fn each_its_own(t: &Case) -> Outcome {
     let range = g.range(0);
     let mut rings = [DirtyRing::of(g.vcpu(0).kvm(), BYTES)?, DirtyRing::of(g.vcpu(1).kvm(), BYTES)?];
     for (index, page) in [(0, 3), (1, 6), (0, 1), (1, 0)] {
-        g.vcpu(index).fill(range.private_gva(page), 1, B, page)?;
+        g.vcpu(index).fill(range.shared_gva(page), 1, B, page)?;
     }
     for (ring, pages) in rings.iter_mut().zip([[3, 1], [6, 0]]) {
         expect_eq("a vCPU's ring", &ring.harvest()?, &told_of(pages))?;
@@ -121,7 +121,7 @@ fn full(t: &Case) -> Outcome {
     let g = guest(t, 1, ENTRIES)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let mut ring = DirtyRing::of(v.kvm(), BYTES)?;
-    let running = v.start(Op::HammerAdd { gva: range.private_gva(0).0, pages: ENTRIES, limit: 1 })?;
+    let running = v.start(Op::HammerAdd { gva: range.shared_gva(0).0, pages: ENTRIES, limit: 1 })?;
     running.expect_exit(&Exit::DirtyRingFull)?;
     running.resume()?;
     running.expect_exit(&Exit::DirtyRingFull)?;
@@ -149,6 +149,6 @@ fn full(t: &Case) -> Outcome {
 
 fn no_log(t: &Case) -> Outcome {
     let g = guest(t, 1, 4)?;
-    g.vcpu(0).fill(g.range(0).private_gva(0), 1, B, 0)?;
+    g.vcpu(0).fill(g.range(0).shared_gva(0), 1, B, 0)?;
     expect_errno("KVM_GET_DIRTY_LOG", g.vm().dirty_log(TEST_SLOT, PageCount(4)), Errno::ENXIO)
 }

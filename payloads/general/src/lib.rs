@@ -41,6 +41,10 @@ pub fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply {
             Ok(snp::Validated { code, done, unchanged }) => Reply::done([code, done, unchanged]),
             Err(fault) => Reply::Fault(fault),
         },
+        Op::ValidateLarge { gva, validated } => match snp::pvalidate(gva, snp::LARGE, validated) {
+            Ok((code, unchanged)) => Reply::done([code, unchanged.into()]),
+            Err(fault) => Reply::Fault(fault),
+        },
         Op::AdjustRmp { gva, attributes } => value(snp::adjust_rmp(gva, attributes)),
         Op::VmgexitMsr { msr } => Reply::done([ghcb::vmgexit(msr)]),
         Op::VmgexitPage { msr, page } => {

@@ -299,6 +299,13 @@ operations! {
         /// How many.
         count: u64,
     };
+    /// PVALIDATE of a page of 2 MiB. Values: EAX; CF.
+    34 => ValidateLarge {
+        /// Address of a private mapping.
+        gva: u64,
+        /// Validate, or rescind.
+        validated: bool,
+    };
 }
 
 impl Op {

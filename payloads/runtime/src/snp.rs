@@ -39,7 +39,7 @@ pub struct Validated {
 pub fn validate(gva: u64, pages: u64, validated: bool) -> Probed<Validated> {
     let mut all = Validated::default();
     for page in 0..pages {
-        let (code, unchanged) = pvalidate(gva.wrapping_add(page * PAGE_SIZE), validated)?;
+        let (code, unchanged) = pvalidate(gva.wrapping_add(page * PAGE_SIZE), SMALL, validated)?;
         if code != 0 {
             return Ok(Validated { code, ..all });
         }
@@ -49,13 +49,21 @@ pub fn validate(gva: u64, pages: u64, validated: bool) -> Probed<Validated> {
     Ok(all)
 }
 
-/// EAX, and CF.
-fn pvalidate(gva: u64, validated: bool) -> Probed<(u64, bool)> {
+/// Page sizes, as PVALIDATE is told them.
+const SMALL: u32 = 0;
+/// 2 MiB.
+pub const LARGE: u32 = 1;
+
+/// PVALIDATE of one page: EAX, and CF.
+///
+/// # Errors
+/// As [`validate`].
+pub fn pvalidate(gva: u64, size: u32, validated: bool) -> Probed<(u64, bool)> {
     let (code, unchanged): (u64, u8);
     probe!(
         [".byte 0xf2, 0x0f, 0x01, 0xff", "setc {unchanged}"],
         inout("rax") gva => code,
-        inout("ecx") 0 => _,
+        inout("ecx") size => _,
         in("edx") u32::from(validated),
         unchanged = out(reg_byte) unchanged,
     )?;

@@ -22,10 +22,7 @@ const PRIV_MEMFD: &[Function] = &[
     covered("PSAWDAT"),
 ];
 
-const IMPLICIT: &str = "an implicit conversion needs a guest that can say what it means; a UPM VM cannot, and SEV-SNP and TDX have no rows yet";
-const NO_SEV: &str = "the table has no rows for SEV VMs yet";
-const NO_SEV_ES: &str = "the table has no rows for SEV-ES VMs yet";
-const NO_SNP: &str = "the table has no rows for SEV-SNP VMs yet";
+const ONE_BACKING: &str = "a page of a SEV guest has one backing, so nothing can be allocated twice";
 const NO_TDX: &str = "the table has no rows for TDX VMs yet";
 const INTERRUPTS: &str = "Secure AVIC is about interrupts, not about memory";
 const NO_IN_PLACE: &str = "conversion in place needs KVM_SET_MEMORY_ATTRIBUTES2, which Linux 7.3 does not have";
@@ -36,44 +33,44 @@ pub(super) const TESTS: &[Test] = &[
         name: "x86/sev_priv_memfd_test",
         origin: Series("selftests: KVM: sev: private memory, RFC V1, 2022-05"),
         functions: &[
-            open("PMPAT", NO_SEV),
-            open("PMSAT", NO_SEV),
-            open("SMSAT", NO_SEV),
-            open("SMPAT", NO_SEV),
-            open("PSAT", NO_SEV),
-            open("SPAT", NO_SEV),
-            open("PSPAHCT", NO_SEV),
-            open("PSAWDAT", NO_SEV),
+            covered("PMPAT"),
+            covered("PMSAT"),
+            covered("SMSAT"),
+            covered("SMPAT"),
+            covered("PSAT"),
+            covered("SPAT"),
+            covered("PSPAHCT"),
+            open("PSAWDAT", ONE_BACKING),
         ],
     },
     Test {
         name: "private_mem_test",
         origin: Series("selftests: KVM: execution of guest code from private memory, RFC V3, 2022-08"),
-        functions: &[covered("guest_conv_test_fn_explicit"), open("guest_conv_test_fn_implicit", IMPLICIT)],
+        functions: &[covered("guest_conv_test_fn_explicit"), covered("guest_conv_test_fn_implicit")],
     },
     Test {
         name: "x86/sev_private_mem_test",
         origin: Series("KVM: selftests: sev: private memory, V3, 2023-01"),
-        functions: &[open("guest_conv_test_fn_explicit", NO_SEV), open("guest_conv_test_fn_implicit", NO_SEV)],
+        functions: &[covered("guest_conv_test_fn_explicit"), covered("guest_conv_test_fn_implicit")],
     },
     Test {
         name: "x86/sev_all_boot_test",
         origin: Series("KVM: selftests: Add tests for SEV and SEV-ES guests, v2, 2021-12"),
         functions: &[
-            open("guest_sev_code", NO_SEV),
-            open("guest_sev_es_code", NO_SEV_ES),
-            open("cpuid_by_ghcb_msr", NO_SEV_ES),
-            open("cpuid_by_ghcb_page", NO_SEV_ES),
+            covered("guest_sev_code"),
+            covered("guest_sev_es_code"),
+            covered("cpuid_by_ghcb_msr"),
+            covered("cpuid_by_ghcb_page"),
         ],
     },
     Test {
         name: "x86/sev_es_ghcb_ucall",
         origin: Series("Add ability for SEV-ES guests to use ucalls via GHCB, 2024-04; Secure AVIC, RFC v2, 2025-09"),
         functions: &[
-            open("ghcb_ioio_ucall", NO_SEV_ES),
-            open("ghcb_msr", NO_SEV_ES),
-            open("ghcb_mmio", NO_SEV_ES),
-            open("snp_register_ghcb", NO_SNP),
+            covered("ghcb_ioio_ucall"),
+            covered("ghcb_msr"),
+            covered("ghcb_mmio"),
+            covered("snp_register_ghcb"),
             open("savic_test", INTERRUPTS),
             open("xapic_ipi_test", INTERRUPTS),
             open("xapic_state_test", INTERRUPTS),
@@ -93,7 +90,7 @@ pub(super) const TESTS: &[Test] = &[
         name: "x86/coco_pre_fault_memory_test",
         origin: Series("SEV-SNP selftests, RFC to v3, 2024-07 to 2024-09"),
         functions: &[
-            open("prefault_none", NO_SNP),
+            covered("prefault_none"),
             covered("prefault_shared_before_finalizing"),
             covered("prefault_private_before_finalizing"),
             covered("prefault_private_shared_after_finalizing"),
