@@ -77,6 +77,7 @@ rules! {
     InUse = "in-use": "VMCB and VMSA are in use from VMRUN to #VMEXIT.",
     LbrVirtualization = "lbr-virtualization": "VMRUN of an SEV-ES guest needs LBR virtualization.",
     InjectedSoftware = "injected-software": "VMRUN injects no software event into an SEV-ES guest.",
+    SaveAreaNamed = "save-area-named": "VMRUN needs a host save area, which is not at address 0.",
     SaveAreaOwned = "save-area-owned": "The host save area is a page of the hypervisor's.",
     // What a guest with encrypted registers exits with.
     VcForExits = "vc-for-exits": "What an SEV-ES guest would exit with raises #VC, unless the exit is automatic.",

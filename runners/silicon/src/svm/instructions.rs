@@ -74,6 +74,10 @@ impl Svm {
             Call::Vmrun if self.holds(Rule::VmcbOwned) && !hypervisor_owns(board, address(state)) => {
                 return Intercepted::Reflect(Exception::gp(0));
             }
+            // Software has to name one first (15.30.4 and 15.36.16).
+            Call::Vmrun if self.hsave_pa == 0 && self.holds(Rule::SaveAreaNamed) => {
+                return Intercepted::Reflect(Exception::gp(0));
+            }
             Call::Vmrun => {
                 self.vmrun(board, state, address(state), next_rip(state, length));
                 return Intercepted::Switched;

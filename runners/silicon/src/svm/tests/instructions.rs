@@ -141,6 +141,15 @@ fn invlpga_flushes_a_page_of_an_asid() {
     assert_eq!(bench.board.flushed, [Flush::Page(World(5), 0x1234_5000)]);
 }
 
+/// arch/x86/kvm/svm/nested.c: nested_svm_vmrun.
+#[test]
+fn vmrun_needs_a_host_save_area() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.svm.wrmsr(0xc001_0117, 0), Some(Ok(())));
+    assert_eq!(bench.vmrun(), Intercepted::Reflect(Exception::gp(0)));
+    assert!(!bench.svm.in_guest());
+}
+
 #[test]
 fn msrs() {
     let mut svm = Svm::new(Features::current());

@@ -53,9 +53,21 @@ enum Step {
     Instruction(Intercept),
     Exception(u8, Option<u32>),
     Access(u64, AccessKind, bool),
+    /// RAX, RCX, RDX.
+    Call(Call, [u64; 3]),
+    /// VMGEXIT with this in the MSR.
+    Ghcb(u64),
     Event(Pending),
     Vectoring(u8),
     Shutdown,
+}
+
+const SNP_CALLS: [Call; 6] =
+    [Call::Pvalidate, Call::Rmpadjust, Call::Rmpquery, Call::Rmpupdate, Call::Rmpread, Call::Psmash];
+
+/// Mostly something that has a meaning.
+fn register() -> impl Strategy<Value = u64> {
+    prop_oneof![any::<u64>(), 0..4_u64, (0..0x20_u64).prop_map(|flags| flags << 12 | 0xf00 | flags & 3)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -68,6 +80,9 @@ fn step() -> impl Strategy<Value = Step> {
             any::<bool>()
         )
             .prop_map(|(gpa, kind, walk)| Step::Access(gpa & 0x000f_ffff_ffff_f000, kind, walk)),
+        (prop::sample::select(SNP_CALLS.to_vec()), any::<u8>(), register(), register())
+            .prop_map(|(call, gpa, rcx, rdx)| Step::Call(call, [u64::from(gpa) << 12, rcx, rdx])),
+        register().prop_map(Step::Ghcb),
         any::<[bool; 4]>().prop_map(|[init, smi, nmi, interrupt]| Step::Event(Pending { init, smi, nmi, interrupt })),
         any::<u8>().prop_map(Step::Vectoring),
         Just(Step::Shutdown),
@@ -96,6 +111,14 @@ fn take(bench: &mut Bench, step: Step) {
                 next_rip: 0,
             };
             svm.translate(board, state, gpa, access);
+        }
+        Step::Call(call, registers) => {
+            [state.gpr[gpr::RAX], state.gpr[gpr::RCX], state.gpr[gpr::RDX]] = registers;
+            svm.intercept(board, state, Intercept::Call(call), 4);
+        }
+        Step::Ghcb(value) => {
+            let _ = svm.wrmsr(0xc001_0130, value);
+            svm.intercept(board, state, Intercept::Call(Call::Vmgexit), 3);
         }
         Step::Event(pending) => {
             svm.take_event(board, state, pending);
