@@ -188,6 +188,9 @@ fn cmpxchg16b(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let expected = pair(core, RAX, RDX);
     let new = pair(core, RBX, RCX);
     let old = core.compare_exchange_wide(linear, expected, new)?;
+    if op.lock && core.debug.tells_locked {
+        core.tell_locked();
+    }
     if old != expected {
         core.s.gpr[RAX] = old as u64;
         core.s.gpr[RDX] = (old >> 64) as u64;

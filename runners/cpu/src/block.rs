@@ -12,128 +12,232 @@ use std::sync::Arc;
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use crate::MAX_BLOCK_OPS;
+use crate::bus::PAGE_SIZE;
 use crate::code::{CodePage, News};
 use crate::core::{Abort, Core};
 use crate::decode;
 use crate::exception::Exception;
 use crate::exit::MAX_INSTRUCTION_BYTES;
+use crate::host;
 use crate::op::Op;
 use crate::segment::Seg;
 
 /// A block is at most so long, bytes.
 const MAX_BYTES: usize = 256;
 
-/// Instructions that execute one after the other. Each is in one line of the processor's cache: to find one that is not
-/// there takes longer than to execute it.
-#[derive(Debug)]
-#[repr(align(64))]
-pub(crate) struct Block {
-    rip: u64,
-    /// 0 for no block.
-    bits: u8,
+/// Instructions that execute one after the other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Block<'a> {
     /// The last op may change what following code means: mode, privilege, mapping, pending events.
     pub(crate) changes_mode: bool,
-    source: Source,
-    pub(crate) ops: Box<[Op]>,
+    pub(crate) ops: &'a [Op],
 }
 
-/// What a block was decoded from.
-#[derive(Debug)]
-enum Source {
-    /// These bytes.
-    Bytes(Box<[u8]>),
-    /// These bytes, the only instruction; it continues on the next page.
-    TwoPages(Box<[u8]>),
-    /// What was at this address of the host in this version of the page.
-    Page { address: usize, page: Arc<CodePage>, version: u32 },
-}
-
-/// The blocks decoded so far, two slots for each address.
-#[derive(Debug)]
-pub(crate) struct BlockCache {
-    /// A power of two of them.
-    slots: Box<[Block]>,
-}
-
-impl BlockCache {
-    /// What a guest of one CPU executes: little but itself.
-    pub(crate) const OF_GUEST: u32 = 14;
-    /// What all CPUs of a machine execute, a whole operating system among it.
-    pub(crate) const OF_MACHINE: u32 = 16;
-
-    /// No blocks, and room for 2^`bits`.
-    pub(crate) fn new(bits: u32) -> BlockCache {
-        let none = || Block {
-            rip: 0,
-            bits: 0,
-            changes_mode: false,
-            source: Source::Bytes(Box::default()),
-            ops: Box::default(),
-        };
-        BlockCache { slots: std::iter::repeat_with(none).take(1 << bits).collect() }
-    }
-
-    /// The block at RIP.
-    #[inline(always)]
-    pub(crate) fn find(&mut self, core: &mut Core<'_>) -> Result<&Block, Abort> {
-        let first = first_of_pair(core.s.rip, self.slots.len());
-        if !self.slots[first].is_at_rip(core)? {
-            self.make_first(first, core)?;
-        }
-        Ok(&self.slots[first])
-    }
-
-    /// Finds the block at RIP in the other slot of its pair, or decodes it, and makes it the first one.
-    #[inline(never)]
-    fn make_first(&mut self, first: usize, core: &mut Core<'_>) -> Result<(), Abort> {
-        // Whatever becomes of the second one, the first one was used later.
-        self.slots.swap(first, first + 1);
-        if !self.slots[first].is_at_rip(core)? {
-            self.slots[first] = decode_block(core)?;
-        }
-        Ok(())
-    }
-}
-
-/// The first of the two slots for an address, of so many slots.
-#[inline(always)]
-fn first_of_pair(rip: u64, slots: usize) -> usize {
-    // The golden ratio: addresses that differ in few bits come to lie far apart.
-    (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (slots - 2)
-}
-
-impl Block {
+impl Block<'_> {
     /// How many bytes its instructions have.
     pub(crate) fn bytes(&self) -> u64 {
         self.ops.iter().map(|op| u64::from(op.len)).sum()
     }
+}
 
+/// A block without its ops.
+#[derive(Debug)]
+struct Known {
+    rip: u64,
+    source: Source,
+    /// Where its ops begin in [`BlockCache::ops`], and how many there are.
+    first: u32,
+    count: u8,
+    bits: u8,
+    changes_mode: bool,
+    /// The two blocks that came behind it last.
+    next: [Link; 2],
+}
+
+/// A block by its number, with the lower half of its address and where its ops begin.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    rip: u32,
+    number: u32,
+    first: u32,
+}
+
+impl Link {
+    const NONE: Link = Link { rip: 0, number: NONE, first: NONE };
+}
+
+/// No block has this number: the cache is full before that.
+const NONE: u32 = u32::MAX;
+
+/// What a block was decoded from.
+#[derive(Debug)]
+enum Source {
+    /// So many bytes from here in [`BlockCache::bytes`] on.
+    Bytes { first: u32, count: u16 },
+    /// Likewise, the only instruction; it continues on the next page.
+    TwoPages { first: u32, count: u16 },
+    /// What was at this offset in this version of the page.
+    Page { page: Arc<CodePage>, version: u32, offset: u16 },
+}
+
+/// The blocks decoded so far, and their ops. Both lie one behind the other as they were met: what executes together is
+/// together in memory, too. To find what is not in the processor's cache takes longer than to execute it.
+#[derive(Debug)]
+pub(crate) struct BlockCache {
+    known: Vec<Known>,
+    /// When they are full, all blocks are forgotten.
+    ops: Vec<Op>,
+    bytes: Vec<u8>,
+    /// The numbers of two blocks for each address, the one that was used last first. A power of two of them.
+    pairs: Box<[[u32; 2]]>,
+    /// The block that was found last.
+    last: u32,
+}
+
+impl BlockCache {
+    /// What a guest of one CPU executes: little but itself.
+    pub(crate) const OF_GUEST: u32 = 13;
+    /// What all CPUs of a machine execute, a whole operating system among it.
+    pub(crate) const OF_MACHINE: u32 = 17;
+
+    /// No blocks, and room for about 2^`bits`.
+    pub(crate) fn new(bits: u32) -> BlockCache {
+        let pairs = vec![[NONE; 2]; 1 << bits].into();
+        BlockCache { known: Vec::new(), ops: Vec::with_capacity(8 << bits), bytes: Vec::new(), pairs, last: NONE }
+    }
+
+    /// The block at RIP.
     #[inline(always)]
-    fn is_at_rip(&self, core: &mut Core<'_>) -> Result<bool, Abort> {
-        Ok(self.rip == core.s.rip && self.bits == core.bits && self.is_current(core)?)
+    pub(crate) fn find(&mut self, core: &mut Core<'_>) -> Result<Block<'_>, Abort> {
+        let number = match self.linked(core)? {
+            Some(number) => number,
+            None => self.look_up(core)?,
+        };
+        self.last = number;
+        let known = &self.known[number as usize];
+        host::prefetch(self.known.get(known.next[0].number as usize));
+        host::prefetch(self.ops.get(known.next[0].first as usize));
+        let ops = &self.ops[known.first as usize..known.first as usize + usize::from(known.count)];
+        Ok(Block { changes_mode: known.changes_mode, ops })
+    }
+
+    /// The block at RIP, if it came behind the last one before.
+    #[inline(always)]
+    fn linked(&self, core: &mut Core<'_>) -> Result<Option<u32>, Abort> {
+        let Some(last) = self.known.get(self.last as usize) else { return Ok(None) };
+        let [one, other] = last.next;
+        let link = if one.rip == core.s.rip as u32 { one } else { other };
+        let found = link.rip == core.s.rip as u32 && self.is_at_rip(link.number, core)?;
+        Ok(found.then_some(link.number))
+    }
+
+    /// Finds the block at RIP by its address, or decodes it. It comes behind the last one from here on.
+    #[inline(never)]
+    fn look_up(&mut self, core: &mut Core<'_>) -> Result<u32, Abort> {
+        let pair = pair_of(core.s.rip, self.pairs.len());
+        let [first, second] = self.pairs[pair];
+        let number = if self.is_at_rip(first, core)? {
+            first
+        } else if self.is_at_rip(second, core)? {
+            self.pairs[pair] = [second, first];
+            second
+        } else {
+            let decoded = decode_block(core)?;
+            let number = self.keep(decoded);
+            let [first, _] = self.pairs[pair];
+            self.pairs[pair] = [number, first];
+            number
+        };
+        let first = self.known[number as usize].first;
+        if let Some(last) = self.known.get_mut(self.last as usize) {
+            last.next = [Link { rip: core.s.rip as u32, number, first }, last.next[0]];
+        }
+        Ok(number)
+    }
+
+    /// Puts what was decoded where it stays.
+    fn keep(&mut self, Decoded { rip, bits, changes_mode, origin, ops }: Decoded) -> u32 {
+        if self.ops.len() + ops.len() > self.ops.capacity() {
+            self.pairs.fill([NONE; 2]);
+            self.known.clear();
+            self.ops.clear();
+            self.bytes.clear();
+            self.last = NONE;
+        }
+        let first = self.bytes.len() as u32;
+        let source = match origin {
+            Origin::Bytes(code) => {
+                self.bytes.extend(&*code);
+                Source::Bytes { first, count: code.len() as u16 }
+            }
+            Origin::TwoPages(code) => {
+                self.bytes.extend(&*code);
+                Source::TwoPages { first, count: code.len() as u16 }
+            }
+            Origin::Page { page, version, offset } => Source::Page { page, version, offset },
+        };
+        let (first, count) = (self.ops.len() as u32, ops.len() as u8);
+        self.ops.extend(ops);
+        self.known.push(Known { rip, source, first, count, bits, changes_mode, next: [Link::NONE; 2] });
+        self.known.len() as u32 - 1
     }
 
     #[inline(always)]
-    fn is_current(&self, core: &mut Core<'_>) -> Result<bool, Abort> {
-        let linear = if self.bits == 64 { self.rip } else { core.s.linear_rip() };
-        match &self.source {
-            Source::Page { address, page, version } => {
-                Ok(core.code_address(linear)?.addr() == *address && page.version() == *version)
+    fn is_at_rip(&self, number: u32, core: &mut Core<'_>) -> Result<bool, Abort> {
+        let Some(known) = self.known.get(number as usize) else { return Ok(false) };
+        Ok(known.rip == core.s.rip && known.bits == core.bits && self.is_current(known, core)?)
+    }
+
+    #[inline(always)]
+    fn is_current(&self, known: &Known, core: &mut Core<'_>) -> Result<bool, Abort> {
+        let linear = if known.bits == 64 { known.rip } else { core.s.linear_rip() };
+        match &known.source {
+            Source::Page { page, version, offset } => {
+                let at = page.address() + usize::from(*offset);
+                Ok(core.code_address(linear)?.addr() == at && page.version() == *version)
             }
-            Source::Bytes(code) => core.code_equals(linear, code),
-            Source::TwoPages(code) => {
+            Source::Bytes { first, count } => core.code_equals(linear, self.code(*first, *count)),
+            Source::TwoPages { first, count } => {
+                let code = self.code(*first, *count);
                 let mut now = [0; MAX_INSTRUCTION_BYTES];
                 let now = &mut now[..code.len()];
                 let first = core.fetch_code(linear, now)?;
                 core.fetch_code(linear.wrapping_add(first as u64), &mut now[first..])?;
-                Ok(*now == **code)
+                Ok(*now == *code)
             }
         }
     }
+
+    fn code(&self, first: u32, count: u16) -> &[u8] {
+        &self.bytes[first as usize..first as usize + usize::from(count)]
+    }
+}
+
+/// The pair for an address, of so many.
+#[inline(always)]
+fn pair_of(rip: u64, pairs: usize) -> usize {
+    // The golden ratio: addresses that differ in few bits come to lie far apart.
+    (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (pairs - 1)
+}
+
+/// A block that was just decoded.
+struct Decoded {
+    rip: u64,
+    bits: u8,
+    changes_mode: bool,
+    origin: Origin,
+    ops: Vec<Op>,
+}
+
+/// As [`Source`].
+enum Origin {
+    Bytes(Box<[u8]>),
+    TwoPages(Box<[u8]>),
+    Page { page: Arc<CodePage>, version: u32, offset: u16 },
 }
 
 #[cold]
-fn decode_block(core: &mut Core<'_>) -> Result<Block, Abort> {
+fn decode_block(core: &mut Core<'_>) -> Result<Decoded, Abort> {
     let rip = core.s.rip;
     let linear = core.s.linear_rip();
     if core.bits != 64 && rip > u64::from(core.s.segment(Seg::Cs).limit) {
@@ -153,22 +257,22 @@ fn decode_block(core: &mut Core<'_>) -> Result<Block, Abort> {
         changes_mode = true;
     }
     let code = &code[..used];
-    let source = if crosses_page && linear >> 12 != linear.wrapping_add(used as u64 - 1) >> 12 {
-        Source::TwoPages(code.into())
+    let origin = if crosses_page && linear >> 12 != linear.wrapping_add(used as u64 - 1) >> 12 {
+        Origin::TwoPages(code.into())
     } else {
         core.code_source(linear, code)?
     };
-    Ok(Block { rip, bits: core.bits, changes_mode, source, ops: ops.into() })
+    Ok(Decoded { rip, bits: core.bits, changes_mode, origin, ops })
 }
 
 impl Core<'_> {
     /// How it will be known that the code at `linear` still is `code`, which was just fetched.
-    fn code_source(&mut self, linear: u64, code: &[u8]) -> Result<Source, Abort> {
-        let Some(pages) = self.code else { return Ok(Source::Bytes(code.into())) };
+    fn code_source(&mut self, linear: u64, code: &[u8]) -> Result<Origin, Abort> {
+        let Some(pages) = self.code else { return Ok(Origin::Bytes(code.into())) };
         let address = self.code_address(linear)?;
         let page = pages.mark(address, code.len());
         self.hear_of_code();
-        Ok(Source::Page { address: address.addr(), version: page.version(), page })
+        Ok(Origin::Page { version: page.version(), page, offset: (address.addr() % PAGE_SIZE as usize) as u16 })
     }
 
     /// Does not write any more, without asking first, to what has become code.

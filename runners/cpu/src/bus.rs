@@ -467,6 +467,11 @@ pub trait Bus {
         let _ = (state, instructions, bytes);
     }
 
+    /// An instruction has accessed memory with LOCK. Only with [`crate::DebugControl::tells_locked`].
+    fn locked(&mut self, state: &mut CpuState) {
+        let _ = state;
+    }
+
     /// Of those that were told last, so many at the end, from `rip` on, were not executed: an exception came before the
     /// one there had completed, or it is executed in another way.
     fn cut_short(&mut self, rip: u64, instructions: usize) {

@@ -55,4 +55,6 @@ pub struct DebugControl {
     pub hardware_breakpoints: Option<([u64; 4], u64)>,
     /// The bus is told what is executed: [`crate::Bus::entered`] and [`crate::Bus::cut_short`].
     pub records: bool,
+    /// The bus is told of locked instructions: [`crate::Bus::locked`].
+    pub tells_locked: bool,
 }

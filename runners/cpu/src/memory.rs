@@ -99,6 +99,22 @@ impl Core<'_> {
         lock: bool,
         change: impl Fn(u64) -> u64,
     ) -> Result<u64, Abort> {
+        let old = self.replace::<T>(linear, lock, change)?;
+        if lock && self.debug.tells_locked {
+            self.tell_locked();
+        }
+        Ok(old)
+    }
+
+    /// Tells the bus of a locked instruction, after which the loop looks whether the turn is over.
+    #[cold]
+    pub(crate) fn tell_locked(&mut self) {
+        self.with_bus(|core| core.bus.locked(core.s));
+        self.attention = true;
+    }
+
+    #[inline(always)]
+    fn replace<T: Cell + Word>(&mut self, linear: u64, lock: bool, change: impl Fn(u64) -> u64) -> Result<u64, Abort> {
         if let Some(at) = self.tlbs.write(self.view, linear, T::BYTES) {
             if lock {
                 // SAFETY: as in `write`.
@@ -121,7 +137,7 @@ impl Core<'_> {
         }
         self.prepare_write(linear, T::BYTES)?;
         if self.tlbs.write(self.view, linear, T::BYTES).is_some() {
-            return self.modify::<T>(linear, lock, change);
+            return self.replace::<T>(linear, lock, change);
         }
         // Across pages, or MMIO, which has no atomic access on hardware either.
         let _guard = lock.then(|| SPLIT_LOCK.lock().unwrap_or_else(PoisonError::into_inner));

@@ -16,6 +16,7 @@ mod vector;
 mod x87;
 
 use iced_x86::CpuidFeature;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use form::Form;
 
@@ -35,7 +36,7 @@ pub(crate) fn handler(form: &Form) -> Handler {
 
 /// The extensions that the CPU has if the host has them: CPUID must not offer a guest the others.
 #[expect(missing_docs, reason = "the names of CPUID's bits say it")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Extensions {
     pub aes: bool,
     pub pclmulqdq: bool,

@@ -76,6 +76,10 @@ impl Bus for Board<'_> {
         CpuidResult::default()
     }
 
+    fn locked(&mut self, state: &mut CpuState) {
+        state.turn_ends = state.instructions;
+    }
+
     fn rdmsr(&mut self, _: &CpuState, _: u32) -> Result<u64, Exception> {
         Err(Exception::gp(0))
     }
@@ -208,6 +212,26 @@ fn a_turn_ends_by_count() {
     let before = cpu.state.instructions;
     assert_eq!(cpu.run(&mut board), CpuExit::Turn);
     assert!(cpu.state.instructions - before <= 3);
+}
+
+#[test]
+fn a_turn_ends_behind_a_locked_instruction_if_the_bus_wants_to_know() {
+    let (ram, mut cpu) = machine(|a| {
+        a.inc(qword_ptr(0x9000))?;
+        a.lock().inc(qword_ptr(0x9000))?;
+        a.xchg(qword_ptr(0x9000), rax)?;
+        a.lock().cmpxchg16b(xmmword_ptr(0x9000))?;
+        a.nop()?;
+        a.hlt()
+    });
+    let mut board = Board::new(&ram);
+    cpu.debug.tells_locked = true;
+    for instructions in [2, 3, 4] {
+        cpu.state.turn_ends = u64::MAX;
+        assert_eq!((cpu.run(&mut board), cpu.state.instructions), (CpuExit::Turn, instructions));
+    }
+    (cpu.debug.tells_locked, cpu.state.turn_ends, cpu.state.rip) = (false, u64::MAX, CODE);
+    assert_eq!(cpu.run(&mut board), CpuExit::Halt);
 }
 
 #[test]

@@ -336,6 +336,7 @@ fn set_guest_debug(file: &Arc<VcpuFile>, argument: Argument) -> IoctlResult {
         software_breakpoints: enabled && has(KVM_GUESTDBG_USE_SW_BP),
         hardware_breakpoints: (enabled && has(KVM_GUESTDBG_USE_HW_BP)).then_some(([dr0, dr1, dr2, dr3], dr7)),
         records: false,
+        tells_locked: false,
     };
     Ok(0)
 }
