@@ -297,11 +297,14 @@ impl Mapping {
     /// `Stop::Error`: not in the mapping, or a signal.
     pub fn first_other_than(&self, offset: u64, bytes: u64, byte: u8) -> Outcome<Option<(u64, u8)>> {
         self.at(offset, bytes)?;
-        let mut page = [0; PAGE_SIZE as usize];
+        let (mut page, expected) = ([0; PAGE_SIZE as usize], [byte; PAGE_SIZE as usize]);
         for start in (offset..offset + bytes).step_by(page.len()) {
             let chunk = &mut page[..(PAGE_SIZE.min(offset + bytes - start)) as usize];
             self.read(start, chunk)?;
-            if let Some(index) = chunk.iter().position(|&found| found != byte) {
+            // As a whole first: in a rig each instruction counts.
+            if *chunk != expected[..chunk.len()]
+                && let Some(index) = chunk.iter().position(|&found| found != byte)
+            {
                 return Ok(Some((start + index as u64, chunk[index])));
             }
         }

@@ -93,7 +93,7 @@ impl PageTables {
 
     /// The tables as bytes, in the order of their pages.
     pub fn bytes(&self) -> Vec<u8> {
-        self.tables.iter().flatten().flat_map(|entry| entry.to_le_bytes()).collect()
+        self.tables.iter().flatten().map(|entry| entry.to_le_bytes()).collect::<Vec<_>>().into_flattened()
     }
 
     fn table_of(&self, entry: u64) -> usize {

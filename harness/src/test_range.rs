@@ -209,6 +209,10 @@ impl TestRange {
         for page in pages {
             let word = pattern.word(page);
             self.host.read(page * PAGE_SIZE, &mut content)?;
+            // As a whole first: in a rig each instruction counts.
+            if content == *[word.to_ne_bytes(); 512].as_flattened() {
+                continue;
+            }
             let (words, _) = content.as_chunks::<8>();
             if let Some(index) = words.iter().position(|seen| *seen != word.to_ne_bytes()) {
                 return Err(Stop::Fail(format!(
