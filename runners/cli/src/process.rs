@@ -75,19 +75,16 @@ impl Started {
     /// report with a newline.
     ///
     /// # Errors
-    /// If the process cannot be started, or ends before.
-    pub fn ready(mut command: Command) -> io::Result<Self> {
+    /// If the process cannot be started, or ends before; [`io::ErrorKind::TimedOut`] if it is not ready in time. Then it
+    /// is killed, and not waited for: it may hang inside the kernel.
+    pub fn ready(mut command: Command, limit: Duration) -> io::Result<Self> {
         command.stdin(Stdio::piped());
         let mut worker = Self::spawn(command)?;
-        let mut newline = [0];
-        match worker.report.pipe.as_mut().map(|pipe| pipe.read_exact(&mut newline)) {
-            Some(Err(error)) => {
-                kill(&mut worker.child);
-                worker.child.wait()?;
-                Err(error)
-            }
-            _ => Ok(worker),
+        let said = worker.report.first_byte(Instant::now() + limit);
+        if said.is_err() {
+            kill(&mut worker.child);
         }
+        said.map(|()| worker)
     }
 
     /// Tells a worker that is ready what to do.
@@ -256,6 +253,19 @@ impl Stream {
         Self { pipe: Some(pipe.into()), kept: VecDeque::new() }
     }
 
+    /// Waits for the first byte, which is dropped.
+    fn first_byte(&mut self, deadline: Instant) -> io::Result<()> {
+        let Some(pipe) = &mut self.pipe else { return Ok(()) };
+        loop {
+            match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], until(deadline)) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) => return pipe.read_exact(&mut [0]),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Reads once, which does not block after a poll that said so.
     fn read(&mut self) -> io::Result<()> {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
@@ -280,5 +290,31 @@ impl Stream {
             self.read()?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_worker_that_gets_ready_is_waited_for_and_one_that_does_not_is_given_up() {
+        const ENOUGH: Duration = Duration::from_secs(60);
+        let worker =
+            Started::ready(shell("echo >&$PRIVET_REPORT_FD; read -r row; echo $row >&$PRIVET_REPORT_FD"), ENOUGH);
+        let mut worker = worker.unwrap();
+        worker.tell(b"a row\n").unwrap();
+        let ended = worker.end(ENOUGH, ENOUGH, &Interrupt::new().unwrap()).unwrap();
+        assert_eq!(ended.report, b"a row\n");
+        let died = Started::ready(shell("exit 1"), ENOUGH).unwrap_err();
+        assert_eq!(died.kind(), io::ErrorKind::UnexpectedEof);
+        let silent = Started::ready(shell("exec sleep 1000"), Duration::from_millis(10)).unwrap_err();
+        assert_eq!(silent.kind(), io::ErrorKind::TimedOut);
     }
 }

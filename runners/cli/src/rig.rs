@@ -1,8 +1,9 @@
 //! The rig as a place: what it boots, the host's half of a run, and the guest's half.
 
 use std::cell::RefCell;
+use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -163,10 +164,23 @@ pub struct Prepared {
     first: Option<Started>,
 }
 
+/// How long the first worker may take to get ready, by the guest's clock: it tries what every row needs. Less than the
+/// silence after which the machine is given up, by who knows less.
+const READY_LIMIT: Duration = Duration::from_secs(15);
+
 /// Gets ready for rows, as the init of a rig.
-pub fn prepare() -> Prepared {
-    let first = std::env::current_exe().and_then(|program| Started::ready(worker::ready_command(&program))).ok();
-    Prepared { proven: proven(), first }
+///
+/// # Errors
+/// If what every row needs hangs.
+pub fn prepare() -> io::Result<Prepared> {
+    let ready = |program: PathBuf| Started::ready(worker::ready_command(&program), READY_LIMIT);
+    match std::env::current_exe().and_then(ready) {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(io::Error::other(format!(
+            "what every row needs hangs: opening KVM and trying a guest has not ended after {} s",
+            READY_LIMIT.as_secs()
+        ))),
+        first => Ok(Prepared { proven: proven(), first: first.ok() }),
+    }
 }
 
 fn proven() -> Vec<Proven> {

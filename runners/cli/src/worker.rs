@@ -60,7 +60,7 @@ pub fn command(program: &Path, job: &Job, proven: &[Proven]) -> Command {
 /// # Errors
 /// If the report cannot be written.
 pub fn run(args: &Worker) -> io::Result<()> {
-    report(&say(args, privet_cases::table()))
+    report(&say(args, &privet_cases::table()))
 }
 
 /// The command of a worker that gets ready for a row before it is told which: see [`told`].
@@ -91,7 +91,8 @@ pub fn told(job: &Job, proven: &[Proven]) -> Vec<u8> {
 /// # Errors
 /// If nobody tells a row, or the report cannot be written.
 pub fn run_told() -> io::Result<()> {
-    let table = privet_cases::table();
+    // Not freed: that would take longer than many a row does.
+    let table = privet_cases::table().leak();
     // A rehearsal: the row has a host of its own, but this process has been through it all by then.
     if let Ok(host) = Host::open() {
         let _ = (probe::ring0(&host), probe::hypercall(&host), host.supported_cpuid(), host.modules());
@@ -119,10 +120,10 @@ fn write_report(line: &[u8]) -> io::Result<()> {
     }
 }
 
-fn say(args: &Worker, table: Vec<Entry>) -> Said {
+fn say(args: &Worker, table: &[Entry]) -> Said {
     let id = &args.id;
     let said = |verdict, reason| Said { id: id.clone(), verdict, reason, lacks: None, exits: 0, details: Vec::new() };
-    let Some(row) = table.into_iter().find(|row| row.id == *id) else {
+    let Some(row) = table.iter().find(|row| row.id == *id) else {
         return said(Verdict::Error, format!("this worker has no row {id}: it is another build than its runner"));
     };
     let host = match Host::open() {

@@ -142,9 +142,9 @@ impl<'a> Boot<'a> {
         }
     }
 
-    /// A machine whose guest has been ready for a long time.
-    pub(crate) fn resumed(cases: &'a [CaseRun], limits: Limits) -> Self {
-        Self { ready: true, ..Self::new(cases, limits) }
+    /// A machine whose guest has been ready for a long time, and that goes on when it could use so much time.
+    pub(crate) fn resumed(cases: &'a [CaseRun], limits: Limits, now: Duration) -> Self {
+        Self { ready: true, last: now, ..Self::new(cases, limits) }
     }
 
     /// The row that had started and not finished: the end of the boot is put down to it.
@@ -157,7 +157,8 @@ impl<'a> Boot<'a> {
         self.running.map_or(Duration::ZERO, |running| running.started.elapsed())
     }
 
-    /// Follows the machine to its end, which it brings about where the machine does not.
+    /// Follows the machine to its end, which it brings about where the machine does not. A copy that has done what it was
+    /// asked goes on to wait.
     ///
     /// # Errors
     /// If the port cannot be read.
@@ -202,9 +203,12 @@ impl<'a> Boot<'a> {
                 if pending.len() > MESSAGE_MAX {
                     end = Some(garbage(&pending));
                 }
-                if let Some(end) = end.take_if(|end| is_to_be_stopped(end, machine)) {
+                if let Some(end) = end.take_if(|end| is_to_be_stopped(end)) {
                     machine.stop();
                     return Ok(end);
+                }
+                if machine.is_copy && end == Some(End::Done) {
+                    return Ok(End::Done);
                 }
                 continue;
             }
@@ -315,13 +319,11 @@ impl<'a> Boot<'a> {
     }
 }
 
-/// Whether a machine is ended by us, once its guest's story has ended in this way. One that a snapshot was made of
-/// has nothing to switch off.
-fn is_to_be_stopped(end: &End, machine: &Machine) -> bool {
+/// Whether a machine is ended by us, once its guest's story has ended in this way.
+fn is_to_be_stopped(end: &End) -> bool {
     match end {
         End::Garbage(_) | End::Hung | End::Silent(_) | End::Stuck(_) => true,
-        End::Done => machine.is_copy,
-        End::Closed(_) | End::Broken(_) | End::Interrupted => false,
+        End::Done | End::Closed(_) | End::Broken(_) | End::Interrupted => false,
     }
 }
 
@@ -369,7 +371,7 @@ mod tests {
             "duration_us": 1, "exits": 1, "seed": 1, "repro": "",
         });
         let cases = [case];
-        let mut boot = Boot::resumed(&cases, Limits::new(Patience::default(), emulator));
+        let mut boot = Boot::resumed(&cases, Limits::new(Patience::default(), emulator), Duration::ZERO);
         let started = Instant::now().checked_sub(Duration::from_secs(60)).expect("the system is up for so long");
         boot.running = Some(Running { case: 0, since: Duration::from_secs(7), started });
         boot.starved(&serde_json::from_value(report).unwrap(), Duration::from_secs(7 + used))

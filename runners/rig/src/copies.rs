@@ -1,4 +1,5 @@
-//! Rows that each run in a machine of their own, a copy of one that was saved when its guest was ready.
+//! Rows that run in copies of a machine that was saved when its guest was ready. A copy is put back to there before each
+//! row, which is as good as another one, and faster.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -13,8 +14,8 @@ use crate::share::{Common, Told};
 use crate::snapshot::Snapshot;
 
 impl Common<'_> {
-    /// Runs rows from `next` on until there are no more; others may take from there, too. A machine that dies takes
-    /// its row with it, and no other. Returns trouble that no row can be blamed for.
+    /// Runs rows from `next` on until there are no more; others may take from there, too. A copy that dies takes its row
+    /// with it, and no other. Returns trouble that no row can be blamed for.
     ///
     /// # Errors
     /// If a machine cannot be started, or the caller's interrupt came.
@@ -25,6 +26,7 @@ impl Common<'_> {
         tell: &mut dyn FnMut(Told),
     ) -> Result<Option<String>, RigError> {
         let mut unattributed = None;
+        let mut idle = None;
         loop {
             let row = next.fetch_add(1, Ordering::Relaxed);
             let Some(case) = self.plan.cases.get(row) else { return Ok(unattributed) };
@@ -36,7 +38,7 @@ impl Common<'_> {
             let mut duration_us = 0;
             let mut last = None;
             for schedule in schedules {
-                let (report, trouble) = self.run_copy(snapshot, row, schedule, tell)?;
+                let (report, trouble) = self.run_copy(snapshot, &mut idle, row, schedule, tell)?;
                 unattributed = unattributed.or(trouble);
                 duration_us += report.duration_us;
                 let passed = report.verdict == Verdict::Pass;
@@ -52,11 +54,12 @@ impl Common<'_> {
         }
     }
 
-    /// Runs a row in a copy, whose processors take turns as this seed says, if it is one. Returns its report, and
-    /// trouble that it cannot be blamed for.
+    /// Runs a row in a copy, the idle one if there is one, whose processors take turns as this seed says, if it is one.
+    /// Returns its report, and trouble that it cannot be blamed for.
     fn run_copy(
         &self,
         snapshot: &Snapshot,
+        idle: &mut Option<Machine>,
         row: usize,
         schedule: Option<u64>,
         tell: &mut dyn FnMut(Told),
@@ -65,17 +68,23 @@ impl Common<'_> {
         let started = Instant::now();
         // Nothing that the guest gets tells how many schedules there are: each can be repeated alone.
         let alone = CaseRun { schedules: Vec::new(), ..case.clone() };
-        let mut machine = Machine::resume(self.plan, &snapshot.machine(), Request::Rows(vec![alone]), schedule)?;
-        let mut boot = Boot::resumed(std::slice::from_ref(case), self.limits());
+        let mut machine = match idle.take() {
+            Some(machine) => machine,
+            None => Machine::copy(self.plan, &snapshot.machine())?,
+        };
+        machine.ask(self.plan, Request::Rows(vec![alone]), schedule)?;
+        let mut boot = Boot::resumed(std::slice::from_ref(case), self.limits(), machine.usable_time());
         let mut report = None;
         let outcome = self.follow(&mut machine, &mut boot, &[row], &case.label, &mut |told| match told {
             Told::Row(Event::Finished(_, finished)) => report = Some(*finished),
             Told::Recorded(..) => tell(told),
             _ => {}
         })?;
+        *idle = outcome.is_done.then_some(machine);
         // One that did not get as far as the row can still be put down to nothing else.
         Ok((report.unwrap_or_else(|| outcome.blame.report(self.plan, case, started.elapsed())), outcome.unattributed))
     }
+
     /// The functions of the snapshot's kernel, in the format of /proc/kallsyms.
     ///
     /// # Errors
@@ -84,13 +93,18 @@ impl Common<'_> {
         if let Some(known) = snapshot.symbols() {
             return Ok(known);
         }
-        let mut machine = Machine::resume(self.plan, &snapshot.machine(), Request::Symbols, None)?;
+        let mut machine = Machine::copy(self.plan, &snapshot.machine())?;
+        machine.ask(self.plan, Request::Symbols, None)?;
         let mut symbols = None;
-        let end = Boot::resumed(&[], self.limits()).watch(&mut machine, self.interrupt, &mut |news| {
-            if let News::Symbols(text) = news {
-                symbols = Some(text);
-            }
-        })?;
+        let end = Boot::resumed(&[], self.limits(), machine.usable_time()).watch(
+            &mut machine,
+            self.interrupt,
+            &mut |news| {
+                if let News::Symbols(text) = news {
+                    symbols = Some(text);
+                }
+            },
+        )?;
         match symbols {
             _ if end == End::Interrupted => Err(RigError::Interrupted),
             Some(symbols) => snapshot.keep_symbols(&symbols).map(|()| symbols),

@@ -35,7 +35,7 @@ pub fn is_init() -> bool {
 /// Mounts what a host has mounted, loads KVM, lets `prepare` find out what is true of all rows, gets the rows, has
 /// `run` run them, and switches the machine off. `run` announces each row before it starts and hands over its
 /// report when it has ended; from here they go to the host, with what the kernel said in between.
-pub fn init<P>(prepare: impl FnOnce() -> P, run: impl FnOnce(P, &[CaseRun], &mut dyn FnMut(Event))) -> ! {
+pub fn init<P>(prepare: impl FnOnce() -> io::Result<P>, run: impl FnOnce(P, &[CaseRun], &mut dyn FnMut(Event))) -> ! {
     // Standard error is the console, which the host reads when nothing else came.
     if let Err(error) = serve(prepare, run) {
         eprintln!("privet init: {error}");
@@ -46,7 +46,10 @@ pub fn init<P>(prepare: impl FnOnce() -> P, run: impl FnOnce(P, &[CaseRun], &mut
     std::process::exit(1)
 }
 
-fn serve<P>(prepare: impl FnOnce() -> P, run: impl FnOnce(P, &[CaseRun], &mut dyn FnMut(Event))) -> io::Result<()> {
+fn serve<P>(
+    prepare: impl FnOnce() -> io::Result<P>,
+    run: impl FnOnce(P, &[CaseRun], &mut dyn FnMut(Event)),
+) -> io::Result<()> {
     mount_all()?;
     // From here on the console has everything, so that a hang can be understood.
     fs::write("/sys/module/printk/parameters/ignore_loglevel", "Y")?;
@@ -62,14 +65,14 @@ fn serve<P>(prepare: impl FnOnce() -> P, run: impl FnOnce(P, &[CaseRun], &mut dy
 
 fn run_plan<P>(
     plan: GuestPlan,
-    prepare: impl FnOnce() -> P,
+    prepare: impl FnOnce() -> io::Result<P>,
     run: impl FnOnce(P, &[CaseRun], &mut dyn FnMut(Event)),
     port: &mut Port,
 ) -> io::Result<()> {
     let mut watch = KernelWatch::new()?;
     load_all(&plan.modules)?;
     let panicked = |_| io::Error::other("the worker panicked as init: see the console");
-    let prepared = catch_unwind(AssertUnwindSafe(prepare)).map_err(panicked)?;
+    let prepared = mapping_single_pages(|| catch_unwind(AssertUnwindSafe(prepare))).map_err(panicked)??;
     watch.tell_unattributed(port)?;
     port.send(&Message::Ready)?;
     let cases: Vec<CaseRun> = match plan.work {
@@ -103,6 +106,19 @@ fn run_plan<P>(
     ran.map_err(panicked)?;
     watch.tell_unattributed(port)?;
     port.send(&Message::Done)
+}
+
+/// Does something while a page fault maps a single page of a file, and not its neighbours, too: each row begins with
+/// processes that did this, and unmaps at their end whatever they have (mm/memory.c: `fault_around_bytes_set`).
+fn mapping_single_pages<T>(work: impl FnOnce() -> T) -> T {
+    const AT_A_TIME: &str = "/sys/kernel/debug/fault_around_bytes";
+    // A kernel that cannot be told takes longer.
+    let usual = fs::read_to_string(AT_A_TIME).ok().filter(|_| fs::write(AT_A_TIME, "4096").is_ok());
+    let done = work();
+    if let Some(usual) = usual {
+        let _ = fs::write(AT_A_TIME, usual.trim_end());
+    }
+    done
 }
 
 /// The lines of /proc/kallsyms that are about code.

@@ -21,7 +21,7 @@ use crate::initramfs::WORKER;
 use crate::machine_kind::MachineKind;
 use crate::plan::{GuestPort, Plan, Request, SimOptions};
 use crate::qemu::QEMU;
-use crate::sim_job::{SIM, SimJob, SimStart};
+use crate::sim_job::{SIM, SimJob, SimStart, SimTask};
 use crate::usable_time::UsableTime;
 
 /// How long an emulator may take to go after it has closed the port.
@@ -101,7 +101,7 @@ pub(crate) struct Prepared {
     pub(crate) files: Vec<File>,
 }
 
-/// A running machine. Dropping it ends it; it also ends with the thread that started it.
+/// A running machine, or a copy of one that runs whenever it is asked. Dropping it ends it; it also ends with the thread that started it.
 pub(crate) struct Machine {
     emulator: &'static Emulator,
     /// Whether it is a copy of a machine that was saved.
@@ -144,37 +144,43 @@ impl Machine {
         Self::spawn(emulator, prepare)
     }
 
-    /// Lets a copy of a machine of ours go on from where it was saved, with a request for its guest.
-    /// `schedule` is the seed of its processors' turns, if they shall be other ones.
+    /// A copy of a machine of ours that was saved: it goes on from there for each [`Machine::ask`].
     ///
     /// # Errors
     /// If the process cannot be started.
-    pub(crate) fn resume(plan: &Plan, saved: &Path, request: Request, schedule: Option<u64>) -> Result<Self, RigError> {
-        let cannot_start = |source| RigError::Io { what: "start the sim".into(), source };
-        let limit = match &request {
-            Request::Rows(cases) => cases.iter().map(|case| Duration::from_millis(case.limit_ms)).sum::<Duration>(),
-            Request::Symbols => plan.patience.pause,
-        } + plan.patience.row;
+    pub(crate) fn copy(plan: &Plan, saved: &Path) -> Result<Self, RigError> {
         let prepare = |console: &File, port: &PipeWriter| {
             let job = SimJob {
                 console: path_of(console).into(),
                 shows_log: false,
                 records: plan.records,
-                start: SimStart::Resume {
-                    saved: saved.to_owned(),
-                    request,
-                    schedule,
-                    without_rule: plan.without_rule,
-                    limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-                },
+                start: SimStart::Resume { saved: saved.to_owned() },
             };
             let mut command = job.command(&plan.worker);
-            command.stdout(port.try_clone().map_err(cannot_start)?);
+            command.stdout(port.try_clone().map_err(cannot_start_sim)?);
             Ok(Prepared { command, files: Vec::new() })
         };
         let mut machine = Self::spawn(emulator(plan.machine), prepare)?;
         machine.is_copy = true;
         Ok(machine)
+    }
+
+    /// Has a copy that has nothing to do go on from where it was saved, with a request for its guest and an empty
+    /// console. `schedule` is the seed of its processors' turns, if they shall be other ones.
+    ///
+    /// # Errors
+    /// If its console cannot be emptied. A copy that has died says so when it is listened to.
+    pub(crate) fn ask(&mut self, plan: &Plan, request: Request, schedule: Option<u64>) -> Result<(), RigError> {
+        let limit = match &request {
+            Request::Rows(cases) => cases.iter().map(|case| Duration::from_millis(case.limit_ms)).sum::<Duration>(),
+            Request::Symbols => plan.patience.pause,
+        } + plan.patience.row;
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let task = SimTask { request, schedule, without_rule: plan.without_rule, limit_ms };
+        self.console.set_len(0).map_err(cannot_start_sim)?;
+        let stdin = self.child.stdin.as_mut().expect("a copy gets no other input");
+        let _ = writeln!(stdin, "{}", serde_json::to_string(&task).expect("a task is data"));
+        Ok(())
     }
 
     fn spawn(
@@ -274,6 +280,10 @@ pub(crate) fn command_line(plan: &Plan) -> String {
         Profile::Milan | Profile::Genoa | Profile::Turin => " iommu=pt",
     };
     format!("console=ttyS0 panic=-1 oops=panic tsc=nowatchdog printk.devkmsg=on norandmaps rdinit={WORKER}{of_profile}")
+}
+
+fn cannot_start_sim(source: std::io::Error) -> RigError {
+    RigError::Io { what: "start the sim".into(), source }
 }
 
 /// A path under which another process of this user can open this file.

@@ -78,6 +78,8 @@ pub(crate) struct Outcome {
     pub(crate) starved: Vec<(usize, Box<CaseReport>, u64)>,
     /// Trouble that no row can be blamed for.
     pub(crate) unattributed: Option<String>,
+    /// Whether the guest did all that it was asked.
+    pub(crate) is_done: bool,
 }
 
 impl<'a> Common<'a> {
@@ -209,7 +211,7 @@ impl<'a> Common<'a> {
             let report = boot.doubted(blame.report(plan, &run, boot.running_for()));
             tell(Told::Row(Event::Finished(rows[case], report.into())));
         }
-        Ok(Outcome { blame, finished, starved, unattributed: panicked.or(logged) })
+        Ok(Outcome { blame, finished, starved, unattributed: panicked.or(logged), is_done: end == End::Done })
     }
 
     /// The root file system of a machine that does this.

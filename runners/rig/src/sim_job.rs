@@ -27,7 +27,7 @@ pub(crate) static SIM: Emulator = Emulator {
     complaint: |stderr| stderr.lines().last(),
 };
 
-/// One machine from its start to its end.
+/// One machine from its start to its end, or one that goes on from where it was saved again and again.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct SimJob {
     /// Where the guest's console goes.
@@ -57,19 +57,25 @@ pub(crate) enum SimStart {
         /// Where it is saved once its guest is ready, if it shall be; it ends then.
         save_to: Option<PathBuf>,
     },
-    /// It goes on from where it was saved, and its guest gets a request.
+    /// It goes on from where it was saved, once for each [`SimTask`] that comes over standard input, one a line. It never
+    /// sees what it did before.
     Resume {
         /// The saved machine.
         saved: PathBuf,
-        /// What its guest gets.
-        request: Request,
-        /// How its processors take turns from here on, in short ones; long ones as before if there is no seed.
-        schedule: Option<u64>,
-        /// A rule that its silicon forgets from here on.
-        without_rule: Option<Rule>,
-        /// How long that may take in milliseconds, by the guest's clock.
-        limit_ms: u64,
     },
+}
+
+/// What a saved machine does from where it was saved to its guest's last word.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct SimTask {
+    /// What its guest gets.
+    pub(crate) request: Request,
+    /// How its processors take turns, in short ones; long ones as before if there is no seed.
+    pub(crate) schedule: Option<u64>,
+    /// A rule that its silicon forgets.
+    pub(crate) without_rule: Option<Rule>,
+    /// How long that may take in milliseconds, by the guest's clock.
+    pub(crate) limit_ms: u64,
 }
 
 impl SimJob {

@@ -1,4 +1,4 @@
-//! The process of a machine of ours: it runs one machine to its end and passes on what its guest says.
+//! The process of a machine of ours: it runs the machine and passes on what its guest says.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use privet_sim::{Description, Limits, Machine, Outcome, Rules, SimError, Turns};
+use privet_sim::{Description, Limits, Machine, Outcome, Rewindable, Rules, SimError, Turns};
 
 use crate::input::HostInput;
 use crate::plan::{Event, Message, SimOptions, to_text};
-use crate::sim_job::{SimJob, SimStart};
+use crate::sim_job::{SimJob, SimStart, SimTask};
 
 /// After how many instructions the console is written, if nothing else happens: a machine that crashes shall leave
 /// most of it.
@@ -23,38 +23,37 @@ const SLICE: u64 = 50_000_000;
 /// One line: the job cannot be done, or the machine ended as no machine should.
 pub fn sim_machine(job: &str) -> Result<(), String> {
     let job: SimJob = serde_json::from_str(job).map_err(|error| format!("this is no machine: {error}"))?;
-    let console = File::options().append(true).open(&job.console).map_err(|error| error.to_string())?;
-    let (machine, limit, save_to) = match &job.start {
+    match &job.start {
         SimStart::Boot { kernel, initramfs, command_line, options, save_to } => {
             let description = describe(kernel, initramfs, command_line.clone(), options)?;
-            (Machine::new(&description).map_err(one_line)?, None, save_to.as_deref())
+            let mut machine = Machine::new(&description).map_err(one_line)?;
+            Running::new(&mut machine, &job, None)?.run(save_to.as_deref())
         }
-        SimStart::Resume { saved, request, schedule, without_rule, limit_ms } => {
-            let mut machine = Machine::restore(saved).map_err(one_line)?;
-            if let Some(seed) = schedule {
-                machine.reseed(*seed, Turns::Short);
+        SimStart::Resume { saved } => {
+            let mut copy = Rewindable::restore(saved).map_err(one_line)?;
+            for line in io::stdin().lines() {
+                let line = line.map_err(|error| format!("cannot read what to do: {error}"))?;
+                let task: SimTask = serde_json::from_str(&line).map_err(|error| format!("this is no task: {error}"))?;
+                perform(&mut copy.machine, &job, &task)?;
+                copy.rewind().map_err(one_line)?;
             }
-            if let Some(rule) = without_rule {
-                machine.set_rules(Rules::without(*rule));
-            }
-            let request = serde_json::to_string(request).map_err(|error| error.to_string())?;
-            machine.feed_port(format!("{request}\n").as_bytes());
-            (machine, Some(Duration::from_millis(*limit_ms)), None)
+            Ok(())
         }
-    };
-    let mut running = Running {
-        until: limit.map(|limit| machine.now() + limit),
-        machine,
-        console,
-        shows_log: job.shows_log,
-        records: job.records,
-        input: HostInput::default(),
-        line: Vec::new(),
-    };
-    let ended = running.run(save_to);
-    // What ended early, and so was told nothing about, has been executed all the same.
-    running.tell_record().map_err(|error| cannot_pass_on(&error))?;
-    ended
+    }
+}
+
+/// Has a machine that is as it was saved do something.
+fn perform(machine: &mut Machine, job: &SimJob, task: &SimTask) -> Result<(), String> {
+    if let Some(seed) = task.schedule {
+        machine.reseed(seed, Turns::Short);
+    }
+    if let Some(rule) = task.without_rule {
+        machine.set_rules(Rules::without(rule));
+    }
+    let request = serde_json::to_string(&task.request).map_err(|error| error.to_string())?;
+    machine.feed_port(format!("{request}\n").as_bytes());
+    let until = machine.now() + Duration::from_millis(task.limit_ms);
+    Running::new(machine, job, Some(until))?.run(None)
 }
 
 fn cannot_pass_on(error: &io::Error) -> String {
@@ -84,9 +83,18 @@ fn describe(
     })
 }
 
+/// What a guest has said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Said {
+    /// That it is ready for rows.
+    Ready,
+    /// That it has done all that it was asked.
+    Done,
+}
+
 /// A machine that is running.
-struct Running {
-    machine: Machine,
+struct Running<'a> {
+    machine: &'a mut Machine,
     /// When it has had enough time, by its own clock.
     until: Option<Duration>,
     console: File,
@@ -100,9 +108,22 @@ struct Running {
     line: Vec<u8>,
 }
 
-impl Running {
-    /// Runs the machine to its end, or until it is saved.
+impl<'a> Running<'a> {
+    fn new(machine: &'a mut Machine, job: &SimJob, until: Option<Duration>) -> Result<Running<'a>, String> {
+        let console = File::options().append(true).open(&job.console).map_err(|error| error.to_string())?;
+        let (shows_log, records) = (job.shows_log, job.records);
+        Ok(Running { machine, until, console, shows_log, records, input: HostInput::default(), line: Vec::new() })
+    }
+
+    /// Runs the machine to its end, or to its guest's last word, or until it is saved.
     fn run(&mut self, save_to: Option<&Path>) -> Result<(), String> {
+        let ended = self.run_to_the_end(save_to);
+        // What ended early, and so was told nothing about, has been executed all the same.
+        self.tell_record().map_err(|error| cannot_pass_on(&error))?;
+        ended
+    }
+
+    fn run_to_the_end(&mut self, save_to: Option<&Path>) -> Result<(), String> {
         loop {
             let limits = Limits {
                 until: self.until,
@@ -111,11 +132,15 @@ impl Running {
                 ..Limits::default()
             };
             let outcome = self.machine.run(&limits);
-            let is_ready = self.pass_on().map_err(|error| cannot_pass_on(&error))?;
-            if let Some(save_to) = save_to.filter(|_| is_ready) {
-                // What Linux asks for while it starts is no row's business.
-                self.machine.take_findings();
-                return self.machine.save(save_to).map_err(one_line);
+            let said = self.pass_on().map_err(|error| cannot_pass_on(&error))?;
+            match (said, save_to) {
+                (Some(Said::Ready), Some(save_to)) => {
+                    // What Linux asks for while it starts is no row's business.
+                    self.machine.take_findings();
+                    return self.machine.save(save_to).map_err(one_line);
+                }
+                (Some(Said::Done), _) => return Ok(()),
+                _ => {}
             }
             match outcome {
                 Outcome::Port | Outcome::InstructionLimit | Outcome::Stopped => {
@@ -142,8 +167,8 @@ impl Running {
     }
 
     /// Passes on what the guest has said since the last time: its console, and whole lines of its messages. What the
-    /// machine lacked is told before what the guest says of it. Returns whether the guest is ready now.
-    fn pass_on(&mut self) -> io::Result<bool> {
+    /// machine lacked is told before what the guest says of it. Returns how far the guest says that it is.
+    fn pass_on(&mut self) -> io::Result<Option<Said>> {
         let log = self.machine.take_console();
         self.console.write_all(&log)?;
         if self.shows_log && !log.is_empty() {
@@ -151,7 +176,7 @@ impl Running {
         }
         self.line.extend(self.machine.take_port());
         let mut out = io::stdout();
-        let mut is_ready = false;
+        let mut said = None;
         while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
             for finding in self.machine.take_findings() {
                 writeln!(self.console, "sim: {finding}")?;
@@ -160,18 +185,19 @@ impl Running {
             let line: Vec<u8> = self.line.drain(..=end).collect();
             match serde_json::from_slice(&line) {
                 Ok(Message::Ready) => {
-                    is_ready = true;
+                    said = Some(Said::Ready);
                     self.start_recording();
                 }
                 Ok(Message::Event(Event::Started(_))) => self.start_recording(),
                 Ok(Message::Event(Event::Finished(..)) | Message::Exited(_)) => self.tell_record()?,
                 Ok(Message::WantsInput) => self.input.wanted(),
+                Ok(Message::Done) => said = Some(Said::Done),
                 _ => {}
             }
             out.write_all(&line)?;
         }
         out.flush()?;
-        Ok(is_ready)
+        Ok(said)
     }
 
     fn start_recording(&mut self) {

@@ -2,14 +2,16 @@
 //! everything that makes them what they are.
 
 use std::fs::{self, File};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
 use privet_kernel::build_cache::{build_alone, put};
+use privet_sim::Extensions;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::boot::Boot;
 use crate::error::{RigError, cannot};
@@ -155,14 +157,16 @@ fn make(common: &Common<'_>, archive: &[u8], work: &Path) -> Result<PathBuf, Rig
 }
 
 /// The name of the snapshot of a machine with this root file system: everything that decides what is in it, the
-/// executable among it, which is machine and worker, and so the version of both.
+/// executable among it, which is machine and worker, and so the version of both; and what of this host's processor the
+/// machine's have.
 fn key(common: &Common<'_>, archive: &[u8]) -> Result<String, RigError> {
     let plan = common.plan;
     let kernel = fs::read(&plan.kernel.image).map_err(cannot("read", &plan.kernel.image))?;
     let worker = fs::read(&plan.worker).map_err(cannot("read", &plan.worker))?;
     // The hash only has to be the same in the same build of this program.
-    let mut hasher = DefaultHasher::new();
-    (env!("CARGO_PKG_VERSION"), command_line(plan), &plan.sim, kernel, worker, archive).hash(&mut hasher);
+    let mut hasher = Xxh3::new();
+    (env!("CARGO_PKG_VERSION"), command_line(plan), &plan.sim, Extensions::of_host(), kernel, worker, archive)
+        .hash(&mut hasher);
     Ok(format!("{}-{:016x}", plan.kernel.release, hasher.finish()))
 }
 

@@ -18,6 +18,9 @@ pub(crate) const TICKS_PER_INSTRUCTION: u64 = 8;
 /// Ticks that an access to a port takes, 1 us. It makes loops short that wait for a chip's counter.
 pub(crate) const TICKS_PER_PORT_ACCESS: u64 = TSC_HZ / 1_000_000;
 
+/// Ticks that PAUSE takes, half a microsecond: who waits for time to pass shall not take many instructions for it.
+pub(crate) const TICKS_PER_PAUSE: u64 = TSC_HZ / 2_000_000;
+
 /// What time it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Clock {

@@ -202,6 +202,7 @@ impl Machine {
         let kick = Arc::clone(processor.cpu.kick());
         let state = &mut processor.cpu.state;
         let before = state.instructions;
+        processor.cpu.debug.tells_locked = self.scheduler.explores();
         self.board.hand_over(last, (cpu, before));
         let deadline = self.board.deadline().map_or(until, |deadline| deadline.min(until));
         state.turn_ends = (before + instructions).min(self.board.clock.instructions_at(deadline));
@@ -299,6 +300,14 @@ impl Machine {
         self.recorder = Some(Recorder::new(self.board.processors.config()));
         for processor in &mut self.processors {
             processor.cpu.debug.records = true;
+        }
+    }
+
+    /// From here on it is not.
+    pub(crate) fn stop_recording(&mut self) {
+        self.recorder = None;
+        for processor in &mut self.processors {
+            processor.cpu.debug.records = false;
         }
     }
 

@@ -42,16 +42,28 @@ impl Memory {
     /// The page at a system-physical address, which is page aligned, as an access with this key sees it; `None` if
     /// there is no memory.
     pub(crate) fn page(&mut self, page: u64, key: Key) -> Option<HostPage> {
-        let found = self.ram.page(page)?;
+        self.present(page, key);
+        self.ram.page(page)
+    }
+
+    /// The same, to be written.
+    pub(crate) fn page_to_write(&mut self, page: u64, key: Key) -> Option<HostPage> {
+        self.present(page, key);
+        self.ram.page_to_write(page)
+    }
+
+    /// Makes a page what an access with this key sees.
+    fn present(&mut self, page: u64, key: Key) {
         let frame = page / PAGE_SIZE;
-        if self.keys.key(frame) != key {
+        if self.keys.key(frame) != key
+            && let Some(found) = self.ram.page(page)
+        {
             let mut bytes = [0; PAGE_SIZE as usize];
             self.ram.read(page, &mut bytes);
             self.keys.present(frame, &mut bytes, key);
             self.ram.write(page, &bytes);
             self.flush(Flush::Backing(found.start().addr()));
         }
-        Some(found)
     }
 
     fn flush(&self, what: Flush) {
@@ -61,10 +73,10 @@ impl Memory {
     }
 
     /// Makes all pages of a range of bytes what an access with this key sees.
-    fn present(&mut self, key: Key, pa: u64, length: usize) {
+    fn present_all(&mut self, key: Key, pa: u64, length: usize) {
         let (first, end) = (pa & !(PAGE_SIZE - 1), pa.saturating_add(length as u64));
         for page in (first..end).step_by(PAGE_SIZE as usize) {
-            self.page(page, key);
+            self.present(page, key);
         }
     }
 }
@@ -85,12 +97,12 @@ impl KeyedMemory for Memory {
     }
 
     fn read_as(&mut self, key: Key, pa: u64, bytes: &mut [u8]) {
-        self.present(key, pa, bytes.len());
+        self.present_all(key, pa, bytes.len());
         self.ram.read(pa, bytes);
     }
 
     fn write_as(&mut self, key: Key, pa: u64, bytes: &[u8]) {
-        self.present(key, pa, bytes.len());
+        self.present_all(key, pa, bytes.len());
         self.ram.write(pa, bytes);
     }
 

@@ -1,5 +1,5 @@
 //! The memory of the machine. It is the process's own, private and unreserved: what a guest never touches costs
-//! nothing, and a fork of the process shares the rest until it writes.
+//! nothing, and what it only reads is shared with whoever maps the same file.
 //!
 //! From [`LOW_END`] to 4 GiB there are devices; memory beyond goes on at 4 GiB.
 #![expect(unsafe_code, reason = "guest memory is mapped, and reached by pointers while a guest runs")]
@@ -7,6 +7,7 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use privet_cpu::{CodePages, HostPage, PAGE_SIZE};
 
 use crate::error::SimError;
+use crate::page_set::PageSet;
 
 /// Memory below 4 GiB ends here.
 pub(crate) const LOW_END: u64 = 0xc000_0000;
@@ -25,13 +27,21 @@ const VGA: std::ops::Range<u64> = 0xa_0000..0xc_0000;
 const PROTECTION: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
 const FLAGS: MapFlags = MapFlags::MAP_PRIVATE.union(MapFlags::MAP_NORESERVE);
 
+/// A machine that is put back keeps so many pages of its own for what it writes next time, 128 MiB; one that has written
+/// more gives all of them back.
+const KEPT: u32 = 1 << 15;
+
 /// The memory.
 #[derive(Debug)]
 pub(crate) struct Ram {
     start: NonNull<u8>,
     bytes: u64,
-    /// One bit for each page that was ever handed out: the others are zero.
-    touched: Vec<u64>,
+    /// The pages that may have been something else than zero when this was mapped.
+    origin: PageSet,
+    /// Those that may have been written since it was as it is in its file.
+    written: PageSet,
+    /// Those of which the process may have a copy of its own.
+    own: PageSet,
     /// What the processors have decoded: writes are told there.
     code: Arc<CodePages>,
 }
@@ -44,39 +54,52 @@ impl Ram {
     pub(crate) fn new(bytes: u64) -> Result<Ram, SimError> {
         // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
         let map = |length| unsafe { mmap_anonymous(None, length, PROTECTION, FLAGS) };
-        Ram::mapped(bytes, vec![0; bytes.div_ceil(PAGE_SIZE).div_ceil(64) as usize], map)
+        Ram::mapped(bytes, PageSet::new(bytes / PAGE_SIZE), map)
     }
 
-    /// Memory that begins as the first bytes of a file. What is written does not reach the file, which must not become
-    /// shorter.
+    /// Memory that begins as the first bytes of a file, of which only these pages are something else than zero. What is
+    /// written does not reach the file, which must not become shorter.
     ///
     /// # Errors
     /// If the address space has no room for it.
-    pub(crate) fn map(file: &File, bytes: u64, touched: Vec<u64>) -> Result<Ram, SimError> {
+    pub(crate) fn map(file: &File, bytes: u64, origin: PageSet) -> Result<Ram, SimError> {
         // SAFETY: as in `new`.
         let map = |length| unsafe { mmap(None, length, PROTECTION, FLAGS, file, 0) };
-        Ram::mapped(bytes, touched, map)
+        Ram::mapped(bytes, origin, map)
     }
 
-    /// Begins again as the first bytes of a file, the one that it was mapped from. Code that is there as it was stays
-    /// decoded.
+    /// Becomes again what the first bytes of a file are, the one that it was mapped from. Code that is there as it was
+    /// stays decoded.
     ///
     /// # Errors
-    /// If the file cannot be mapped; what memory there is then nobody knows.
-    pub(crate) fn map_again(&mut self, file: &File, touched: Vec<u64>) -> Result<(), SimError> {
-        let code = self.code.pages();
-        let before: Vec<_> = code.iter().map(|page| self.copy(page - self.start.addr().get())).collect();
-        let (at, length) = (self.start.addr(), NonZeroUsize::new(self.bytes as usize).expect("a machine has memory"));
-        // SAFETY: this replaces the mapping that `mapped` made, all of it and nothing else, by one with the same
-        // protection. No reference to guest memory is ever made, and no guest runs meanwhile.
-        unsafe { mmap(Some(at), length, PROTECTION, FLAGS | MapFlags::MAP_FIXED, file, 0) }
-            .map_err(|errno| SimError::Io { what: "map the machine's memory again".into(), source: errno.into() })?;
-        self.touched = touched;
-        for (page, before) in code.iter().zip(before) {
-            let offset = page - self.start.addr().get();
-            if self.copy(offset) != before {
-                self.code.wrote(self.start.as_ptr().wrapping_add(offset), PAGE_SIZE as usize);
+    /// If the file cannot be read or mapped; what memory there is then nobody knows.
+    pub(crate) fn put_back(&mut self, file: &File) -> Result<(), SimError> {
+        let failed = |source| SimError::Io { what: "put the machine's memory back".into(), source };
+        self.own.add(&self.written);
+        let gives_back = self.own.len() > KEPT;
+        for page in std::mem::replace(&mut self.written, PageSet::new(self.bytes / PAGE_SIZE)).iter() {
+            let offset = page * PAGE_SIZE;
+            let mut before = [0; PAGE_SIZE as usize];
+            if self.origin.has(page) {
+                file.read_exact_at(&mut before, offset).map_err(failed)?;
             }
+            let at = self.start.as_ptr().wrapping_add(offset as usize);
+            if self.code.is_code(at) && self.copy(offset as usize) != before {
+                self.code.wrote(at, PAGE_SIZE as usize);
+            }
+            if !gives_back {
+                // SAFETY: the page is in the mapping, which is writable, and no guest runs meanwhile; `before` is no
+                // guest memory.
+                unsafe { std::ptr::copy_nonoverlapping(before.as_ptr(), at, before.len()) };
+            }
+        }
+        if gives_back {
+            let (at, length) = (self.start.addr(), NonZeroUsize::new(self.bytes as usize).expect("it has memory"));
+            // SAFETY: this replaces the mapping that `mapped` made, all of it and nothing else, by one with the same
+            // protection. No reference to guest memory is ever made, and no guest runs meanwhile.
+            unsafe { mmap(Some(at), length, PROTECTION, FLAGS | MapFlags::MAP_FIXED, file, 0) }
+                .map_err(|errno| failed(errno.into()))?;
+            self.own = PageSet::new(self.bytes / PAGE_SIZE);
         }
         Ok(())
     }
@@ -92,7 +115,7 @@ impl Ram {
 
     fn mapped(
         bytes: u64,
-        touched: Vec<u64>,
+        origin: PageSet,
         map: impl FnOnce(NonZeroUsize) -> nix::Result<NonNull<c_void>>,
     ) -> Result<Ram, SimError> {
         let length = usize::try_from(bytes).ok().and_then(NonZeroUsize::new);
@@ -101,7 +124,8 @@ impl Ram {
             what: format!("map {bytes} bytes as the machine's memory"),
             source: errno.into(),
         })?;
-        Ok(Ram { start: start.cast(), bytes, touched, code: Arc::default() })
+        let none = PageSet::new(bytes / PAGE_SIZE);
+        Ok(Ram { start: start.cast(), bytes, origin, written: none.clone(), own: none, code: Arc::default() })
     }
 
     /// The code that processors find here.
@@ -114,15 +138,17 @@ impl Ram {
         self.bytes
     }
 
-    /// One bit for each page that was ever handed out.
-    pub(crate) fn touched(&self) -> &[u64] {
-        &self.touched
+    /// The pages that may be something else than zero.
+    pub(crate) fn touched(&self) -> PageSet {
+        let mut touched = self.origin.clone();
+        touched.add(&self.written);
+        touched
     }
 
     /// The pages that are not zero, by their offset in the mapping.
     pub(crate) fn contents(&self) -> impl Iterator<Item = (u64, [u8; PAGE_SIZE as usize])> {
-        let touched = |page: &u64| self.touched[(page / 64) as usize] >> (page % 64) & 1 != 0;
-        (0..self.bytes / PAGE_SIZE).filter(touched).filter_map(|page| {
+        let touched: Vec<u64> = self.touched().iter().collect();
+        touched.into_iter().filter_map(|page| {
             let offset = page * PAGE_SIZE;
             let bytes = self.copy(offset as usize);
             bytes.iter().any(|byte| *byte != 0).then_some((offset, bytes))
@@ -152,19 +178,27 @@ impl Ram {
         (offset < self.bytes).then_some(offset)
     }
 
-    /// The page at a system-physical address, which is page aligned; `None` if there is no memory.
-    pub(crate) fn page(&mut self, page: u64) -> Option<HostPage> {
+    /// The page at a system-physical address, which is page aligned, for reading; `None` if there is no memory.
+    pub(crate) fn page(&self, page: u64) -> Option<HostPage> {
+        self.host_page(self.offset(page)?, false)
+    }
+
+    /// The same for writing: it counts as written.
+    pub(crate) fn page_to_write(&mut self, page: u64) -> Option<HostPage> {
         let offset = self.offset(page)?;
-        let index = offset / PAGE_SIZE;
-        self.touched[(index / 64) as usize] |= 1 << (index % 64);
+        self.written.insert(offset / PAGE_SIZE);
+        self.host_page(offset, true)
+    }
+
+    fn host_page(&self, offset: u64, writable: bool) -> Option<HostPage> {
         // SAFETY: the offset is in the mapping, and so is the rest of its page, both being page aligned. The mapping
         // is writable and stays until `self` is dropped, which the machine does after its CPUs. No reference to guest
         // memory is ever made: this type copies by pointer.
-        Some(unsafe { HostPage::new(self.start.as_ptr().add(offset as usize), true) })
+        Some(unsafe { HostPage::new(self.start.as_ptr().add(offset as usize), writable) })
     }
 
     /// Copies out of memory; where there is none, ones.
-    pub(crate) fn read(&mut self, address: u64, bytes: &mut [u8]) {
+    pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) {
         let mut done = 0;
         while done < bytes.len() {
             let (page, offset, length) = piece(address.wrapping_add(done as u64), bytes.len() - done);
@@ -185,7 +219,7 @@ impl Ram {
         let mut done = 0;
         while done < bytes.len() {
             let (page, offset, length) = piece(address.wrapping_add(done as u64), bytes.len() - done);
-            if let Some(target) = self.page(page) {
+            if let Some(target) = self.page_to_write(page) {
                 // SAFETY: the page is 4096 writable bytes and the piece does not leave it; `bytes` is no guest memory.
                 unsafe {
                     std::ptr::copy_nonoverlapping(bytes[done..].as_ptr(), target.start().add(offset), length);
@@ -230,7 +264,7 @@ mod tests {
 
     #[test]
     fn memory_beyond_the_devices_goes_on_at_4_gib() {
-        let mut ram = Ram::new(LOW_END + PAGE_SIZE).unwrap();
+        let ram = Ram::new(LOW_END + PAGE_SIZE).unwrap();
         assert_eq!(ram.ranges().collect::<Vec<_>>(), [0..LOW_END, HIGH_START..HIGH_START + PAGE_SIZE]);
         assert_eq!(ram.page(LOW_END), None);
         assert!(ram.page(HIGH_START).is_some());

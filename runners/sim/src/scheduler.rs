@@ -70,9 +70,14 @@ impl Scheduler {
         self.left = 0;
     }
 
+    /// Whether turns are cut to find races.
+    pub(crate) fn explores(&self) -> bool {
+        self.turns == Turns::Short
+    }
+
     /// Whether a turn also ends at a place where processors may meet: sometimes, while exploring.
     pub(crate) fn ends_at_meeting(&mut self) -> bool {
-        self.turns == Turns::Short && self.random.next_u32() & 3 == 0
+        self.explores() && self.random.next_u32() & 3 == 0
     }
 }
 

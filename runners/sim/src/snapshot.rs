@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use privet_cpu::CpuState;
+use privet_cpu::{CpuState, Extensions};
 use privet_silicon::encryption::EncryptedPages;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -18,6 +18,7 @@ use crate::board::Board;
 use crate::error::SimError;
 use crate::machine::{Activity, Machine, Processor};
 use crate::memory::Memory;
+use crate::page_set::PageSet;
 use crate::ram::Ram;
 use crate::scheduler::Scheduler;
 
@@ -28,11 +29,13 @@ const FOOTER: u64 = 32;
 /// Everything but the bytes of the memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct State {
+    /// What of the host's processor the machine's have.
+    extensions: Extensions,
     processors: Vec<(CpuState, Activity)>,
     board: Board,
     scheduler: Scheduler,
     memory_bytes: u64,
-    touched: Vec<u64>,
+    touched: PageSet,
     keys: EncryptedPages,
 }
 
@@ -40,11 +43,12 @@ impl State {
     fn of(machine: &Machine) -> State {
         let processor = |processor: &Processor| (processor.cpu.state.clone(), processor.activity);
         State {
+            extensions: Extensions::of_host(),
             processors: machine.processors.iter().map(processor).collect(),
             board: machine.board.clone(),
             scheduler: machine.scheduler.clone(),
             memory_bytes: machine.memory.ram.bytes(),
-            touched: machine.memory.ram.touched().to_vec(),
+            touched: machine.memory.ram.touched(),
             keys: machine.memory.keys.clone(),
         }
     }
@@ -81,18 +85,13 @@ impl Machine {
         for (offset, page) in self.memory.ram.contents() {
             file.write_all_at(&page, offset)?;
         }
-        let mut end = State::of(self).to_bytes();
-        let (length, checksum) = (end.len() as u64, xxh3_64(&end));
-        end.extend(MAGIC);
-        end.extend(length.to_le_bytes());
-        end.extend(checksum.to_le_bytes());
-        file.write_all_at(&end, self.memory.ram.bytes())
+        write_state(file, &State::of(self))
     }
 
     /// A machine that goes on where it was saved.
     ///
     /// # Errors
-    /// If the file cannot be read, or was written by another version.
+    /// If the file cannot be read, or was written by another version, or on a host with another processor.
     pub fn restore(path: &Path) -> Result<Machine, SimError> {
         Rewindable::restore(path).map(|restored| restored.machine)
     }
@@ -123,11 +122,11 @@ impl Rewindable {
     /// A machine that goes on where it was saved.
     ///
     /// # Errors
-    /// If the file cannot be read, or was written by another version.
+    /// If the file cannot be read, or was written by another version, or on a host with another processor.
     pub fn restore(path: &Path) -> Result<Rewindable, SimError> {
         let file = File::open(path).map_err(failed("open", path))?;
         let state = read_state(&file).map_err(failed("read", path))?;
-        let State { processors, board, scheduler, memory_bytes, touched, keys } = state.clone();
+        let State { processors, board, scheduler, memory_bytes, touched, keys, .. } = state.clone();
         let mut memory = Memory::with_keys(Ram::map(&file, memory_bytes, touched)?, keys);
         let processor = |(registers, activity)| Processor::new(board.processors, registers, activity, &mut memory);
         let processors = processors.into_iter().map(processor).collect();
@@ -140,10 +139,11 @@ impl Rewindable {
     /// # Errors
     /// If the file cannot be mapped; the machine is of no use then.
     pub fn rewind(&mut self) -> Result<(), SimError> {
-        let State { processors, board, scheduler, touched, keys, .. } = self.state.clone();
+        let State { processors, board, scheduler, keys, .. } = self.state.clone();
         let machine = &mut self.machine;
-        machine.memory.ram.map_again(&self.file, touched)?;
+        machine.memory.ram.put_back(&self.file)?;
         machine.memory.keys = keys;
+        machine.stop_recording();
         for (processor, (registers, activity)) in machine.processors.iter_mut().zip(processors) {
             processor.cpu.put_to(registers);
             processor.activity = activity;
@@ -152,6 +152,16 @@ impl Rewindable {
         machine.scheduler = scheduler;
         Ok(())
     }
+}
+
+/// Writes everything but the bytes of the memory, behind them.
+fn write_state(file: &File, state: &State) -> io::Result<()> {
+    let mut end = state.to_bytes();
+    let (length, checksum) = (end.len() as u64, xxh3_64(&end));
+    end.extend(MAGIC);
+    end.extend(length.to_le_bytes());
+    end.extend(checksum.to_le_bytes());
+    file.write_all_at(&end, state.memory_bytes)
 }
 
 fn read_state(file: &File) -> io::Result<State> {
@@ -169,12 +179,36 @@ fn read_state(file: &File) -> io::Result<State> {
     if xxh3_64(&bytes) != checksum || state.memory_bytes != start {
         return Err(not_ours());
     }
+    if state.extensions != Extensions::of_host() {
+        return Err(io::Error::other("it was saved on another processor: it has not what this one's instructions do"));
+    }
     Ok(state)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::Profile;
+
+    #[test]
+    fn a_machine_of_another_processor_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let extensions = Extensions::of_host();
+        for (aes, refused) in [(extensions.aes, false), (!extensions.aes, true)] {
+            let state = State {
+                extensions: Extensions { aes, ..extensions },
+                processors: vec![(CpuState::reset(), Activity::Running)],
+                board: Board::new(Profile::Plain.into(), 1, None),
+                scheduler: Scheduler::new(0),
+                memory_bytes: 4096,
+                touched: PageSet::new(1),
+                keys: EncryptedPages::new(1),
+            };
+            write_state(file.as_file(), &state).unwrap();
+            let restored = Machine::restore(file.path());
+            assert_eq!(restored.is_err_and(|error| error.to_string().contains("another processor")), refused);
+        }
+    }
 
     #[test]
     fn what_is_no_saved_machine_is_refused() {

@@ -10,7 +10,7 @@ use privet_silicon::svm::{Pending, Svm, Taken, Translation};
 use privet_silicon::{Flush, KeyedMemory, PhysicalMemory};
 
 use crate::board::Board;
-use crate::clock::TICKS_PER_PORT_ACCESS;
+use crate::clock::{TICKS_PER_PAUSE, TICKS_PER_PORT_ACCESS};
 use crate::encryption::Encryption;
 use crate::log::{Log, Unknown};
 use crate::memory::Memory;
@@ -143,7 +143,11 @@ impl Bus for Wiring<'_> {
                 if self.memory.key(page) != key && self.board.contention.meet(state.instructions, page, key, data) {
                     return Resolve::Device(page);
                 }
-                self.memory.page(page, key).map_or(Resolve::Device(page), Resolve::Page)
+                let found = match access.kind {
+                    AccessKind::Write => self.memory.page_to_write(page, key),
+                    AccessKind::Read | AccessKind::Fetch => self.memory.page(page, key),
+                };
+                found.map_or(Resolve::Device(page), Resolve::Page)
             }
             Translation::Reflect(exception) => Resolve::Reflect(exception),
             Translation::Switched => Resolve::Switched,
@@ -214,7 +218,10 @@ impl Bus for Wiring<'_> {
 
     fn intercept(&mut self, state: &mut CpuState, what: Intercept, length: u8) -> Intercepted {
         let meeting = match what {
-            Intercept::Pause => true,
+            Intercept::Pause => {
+                self.board.clock.pass(TICKS_PER_PAUSE);
+                true
+            }
             Intercept::Invlpg { .. } | Intercept::Invpcid { .. } | Intercept::Call(_) => {
                 self.scheduler.ends_at_meeting()
             }
@@ -239,6 +246,12 @@ impl Bus for Wiring<'_> {
     fn entered(&mut self, state: &CpuState, instructions: usize, bytes: u64) {
         if let Some(recorder) = &mut self.recorder {
             recorder.entered(state, &mut self.memory.ram, instructions, bytes);
+        }
+    }
+
+    fn locked(&mut self, state: &mut CpuState) {
+        if self.scheduler.ends_at_meeting() {
+            self.end_turn(state);
         }
     }
 

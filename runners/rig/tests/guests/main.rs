@@ -29,7 +29,7 @@ const NOTHING: &str = "nothing";
 
 fn main() -> ExitCode {
     if privet_rig::is_init() {
-        privet_rig::init(|| (), |(), _, _| ());
+        privet_rig::init(|| Ok(()), |(), _, _| ());
     }
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let told = |result: Result<(), String>| match result {
