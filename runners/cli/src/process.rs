@@ -98,6 +98,15 @@ impl Started {
         }
     }
 
+    /// Sends away a worker that is ready: it ends without a row.
+    ///
+    /// # Errors
+    /// Of `waitpid(2)`.
+    pub fn dismiss(mut self) -> io::Result<()> {
+        // This closes its standard input.
+        self.child.wait().map(drop)
+    }
+
     fn spawn(mut command: Command) -> io::Result<Self> {
         let (report, report_writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         command

@@ -86,10 +86,10 @@ pub fn told(job: &Job, proven: &[Proven]) -> Vec<u8> {
 }
 
 /// Does what every row needs, says so with a newline, and runs the row that standard input then tells. Where many
-/// rows begin with the same process, that was done once for all.
+/// rows begin with the same process, that was done once for all. Where nobody tells a row, there is none.
 ///
 /// # Errors
-/// If nobody tells a row, or the report cannot be written.
+/// If what is told is no row, or the report cannot be written.
 pub fn run_told() -> io::Result<()> {
     // Not freed: that would take longer than many a row does.
     let table = privet_cases::table().leak();
@@ -99,7 +99,9 @@ pub fn run_told() -> io::Result<()> {
     }
     write_report(b"\n")?;
     let mut line = String::new();
-    io::stdin().read_line(&mut line)?;
+    if io::stdin().read_line(&mut line)? == 0 {
+        return Ok(());
+    }
     report(&say(&serde_json::from_str(&line)?, table))
 }
 

@@ -1,7 +1,7 @@
 //! Rows that run in copies of a machine that was saved when its guest was ready. A copy is put back to there before each
 //! row, which is as good as another one, and faster.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use privet_report::{CaseReport, Verdict};
@@ -14,7 +14,7 @@ use crate::share::{Common, Told};
 use crate::snapshot::Snapshot;
 
 impl Common<'_> {
-    /// Runs rows from `next` on until there are no more; others may take from there, too. A copy that dies takes its row
+    /// Runs rows that `next` has until there are no more; others may take from there, too. A copy that dies takes its row
     /// with it, and no other. Returns trouble that no row can be blamed for.
     ///
     /// # Errors
@@ -22,14 +22,16 @@ impl Common<'_> {
     pub(crate) fn run_copies(
         &self,
         snapshot: &Snapshot,
-        next: &AtomicUsize,
+        next: &Mutex<impl Iterator<Item = usize>>,
         tell: &mut dyn FnMut(Told),
     ) -> Result<Option<String>, RigError> {
         let mut unattributed = None;
         let mut idle = None;
         loop {
-            let row = next.fetch_add(1, Ordering::Relaxed);
-            let Some(case) = self.plan.cases.get(row) else { return Ok(unattributed) };
+            let Some(row) = next.lock().unwrap_or_else(PoisonError::into_inner).next() else {
+                return Ok(unattributed);
+            };
+            let case = &self.plan.cases[row];
             tell(Told::Row(Event::Started(row)));
             let mut schedules = case.schedules.iter().copied().map(Some).collect::<Vec<_>>();
             if schedules.is_empty() {

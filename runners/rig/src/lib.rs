@@ -15,6 +15,7 @@ mod initramfs;
 mod input;
 mod iso;
 mod libraries;
+mod long_rows;
 mod machine;
 mod machine_kind;
 mod modules;

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::AtomicUsize;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 
 use crate::error::{RigError, cannot};
+use crate::long_rows::LongRows;
 use crate::machine_kind::MachineKind;
-use crate::plan::{Plan, Progress};
+use crate::plan::{Event, Plan, Progress};
 use crate::share::{Common, Told};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, cache_dir};
 
 /// Runs every row of the plan in the rig and hands over what happens to each, as it happens. The numbers
 /// of the events are indices into `plan.cases`; every row gets exactly one report.
@@ -39,9 +39,18 @@ pub fn run(plan: &Plan, interrupt: BorrowedFd<'_>, on_progress: &mut dyn FnMut(P
     if plan.records {
         on_progress(Progress::Symbols(common.symbols(&snapshot)?));
     }
-    let next = AtomicUsize::new(0);
+    let mut long = LongRows::kept_in(&cache_dir()?);
+    let next = Mutex::new(long.first(&plan.cases).into_iter());
     let hands = vec![(); machines.min(plan.cases.len())];
-    side_by_side(hands, |(), tell| common.run_copies(&snapshot, &next, tell), on_progress)?;
+    let mut on_progress = |progress| {
+        if let Progress::Row(Event::Finished(row, report)) = &progress {
+            long.ended(&plan.cases[*row], report.duration_us);
+        }
+        on_progress(progress);
+    };
+    let ran = side_by_side(hands, |(), tell| common.run_copies(&snapshot, &next, tell), &mut on_progress);
+    long.keep();
+    ran?;
     snapshot.trouble.map_or(Ok(()), |trouble| Err(RigError::Unattributed(trouble)))
 }
 

@@ -171,7 +171,7 @@ fn key(common: &Common<'_>, archive: &[u8]) -> Result<String, RigError> {
 }
 
 /// Where snapshots are: beside the kernels.
-fn cache_dir() -> Result<PathBuf, RigError> {
+pub(crate) fn cache_dir() -> Result<PathBuf, RigError> {
     Ok(privet_kernel::cache_dir()?.with_file_name("snapshots"))
 }
 
