@@ -8,12 +8,18 @@ pub(crate) struct TestMemory {
     pages: Vec<[u8; PAGE_SIZE]>,
     keys: EncryptedPages,
     pub(crate) flushed: Vec<u64>,
+    pub(crate) flushed_asids: Vec<u16>,
 }
 
 impl TestMemory {
     pub(crate) fn new(bytes: usize) -> TestMemory {
         let pages = bytes / PAGE_SIZE;
-        TestMemory { pages: vec![[0; PAGE_SIZE]; pages], keys: EncryptedPages::new(pages), flushed: Vec::new() }
+        TestMemory {
+            pages: vec![[0; PAGE_SIZE]; pages],
+            keys: EncryptedPages::new(pages),
+            flushed: Vec::new(),
+            flushed_asids: Vec::new(),
+        }
     }
 
     /// `(page, offset, range of the caller's bytes)` for each page that an access touches.
@@ -69,5 +75,7 @@ impl KeyedMemory for TestMemory {
         self.flushed.push(pa);
     }
 
-    fn flush_asid(&mut self, _: u16) {}
+    fn flush_asid(&mut self, asid: u16) {
+        self.flushed_asids.push(asid);
+    }
 }
