@@ -1,8 +1,10 @@
 //! A comparison as a table for people.
 
+use std::collections::BTreeMap;
+
 use privet_report::Verdict;
 
-use super::baseline::Against;
+use super::baseline::{Against, Change, Kind};
 use super::{Compared, Comparison, Relation, RowResult};
 use crate::report::one_line;
 
@@ -66,11 +68,22 @@ pub fn report(compared: &Compared, against: Option<&Against>) -> String {
 /// What changed since the baseline.
 fn since(against: &Against) -> String {
     let mut text = against.elsewhere_in_words().map(|line| format!("{}\n", one_line(&line))).unwrap_or_default();
-    for change in &against.changes {
+    let (of_new_rows, others): (Vec<&Change>, Vec<&Change>) =
+        against.changes.iter().partition(|change| change.kind == Kind::NewSkip && change.before.is_none());
+    for change in others {
         let from = change.before.as_deref().unwrap_or("not there");
         let to = change.now.as_deref().unwrap_or("not there");
         let reason = if change.reason.is_empty() { String::new() } else { format!(": {}", one_line(&change.reason)) };
         text += &format!("{:12} {} ({from} -> {to}){reason}\n", change.kind, change.name);
+    }
+    // A baseline that is older than a whole VM type would fill the screen with one reason.
+    let mut by_reason: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for change in of_new_rows {
+        by_reason.entry(one_line(&change.reason)).or_default().push(&change.name);
+    }
+    for (reason, names) in by_reason {
+        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+        text += &format!("{:12} {}{more} (not there -> skip): {reason}\n", Kind::NewSkip, names[0]);
     }
     if against.changes.is_empty() {
         text += "nothing changed since the baseline\n";
@@ -119,4 +132,32 @@ pub(super) fn counted(rows: &[RowResult]) -> String {
     let counts: Vec<String> =
         counts.iter().filter(|(count, _)| *count > 0).map(|(count, verdict)| format!("{count} {verdict}")).collect();
     if counts.is_empty() { "-".to_owned() } else { counts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_rows_that_skip_are_told_by_reason() {
+        let skip = |name: &str, before: Option<&str>, reason: &str| Change {
+            kind: Kind::NewSkip,
+            name: name.to_owned(),
+            before: before.map(str::to_owned),
+            now: Some("skip".to_owned()),
+            reason: reason.to_owned(),
+        };
+        let changes = vec![
+            skip("snp.a", None, "no SNP"),
+            skip("snp.b", None, "no SNP"),
+            skip("upm.c", Some("pass"), "no upm"),
+            skip("upm.d", None, "no ring"),
+        ];
+        assert_eq!(
+            since(&Against { elsewhere: Vec::new(), changes }),
+            "new skip     upm.c (pass -> skip): no upm\n\
+             new skip     snp.a and 1 more (not there -> skip): no SNP\n\
+             new skip     upm.d (not there -> skip): no ring\n"
+        );
+    }
 }
