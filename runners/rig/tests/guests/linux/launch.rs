@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use privet_harness::guest_memfd::GuestMemfd;
 use privet_harness::launch::{sev, snp};
 use privet_harness::mapping::Mapping;
 use privet_harness::measure::VcpuState;
@@ -13,6 +14,13 @@ use privet_harness::vcpu::Vcpu;
 use privet_harness::vm::Vm;
 
 use super::boot::{self, Piece};
+
+/// A guest that can run.
+pub(crate) struct Launched {
+    pub(crate) vcpu: Vcpu,
+    /// Its private memory, if that is in a file: a slot does not keep it open.
+    pub(crate) _gmem: Option<Arc<GuestMemfd>>,
+}
 
 /// The slot of all memory.
 const SLOT: u32 = 0;
@@ -32,7 +40,12 @@ fn slot(memory: &Arc<Mapping>) -> SlotSpec {
 ///
 /// # Errors
 /// What KVM and the firmware refuse.
-pub(crate) fn snp(vm: &Vm, pieces: &[Piece], cpuid: &[u8], make_vcpu: impl FnOnce() -> Outcome<Vcpu>) -> Outcome<Vcpu> {
+pub(crate) fn snp(
+    vm: &Vm,
+    pieces: &[Piece],
+    cpuid: &[u8],
+    make_vcpu: impl FnOnce() -> Outcome<Vcpu>,
+) -> Outcome<Launched> {
     let device = Device::open()?;
     let mut launch = snp::Launch::create(vm, &device, Default::default())?.start(SnpPolicy::DEFAULT)?;
     let memory = content(pieces)?;
@@ -48,14 +61,14 @@ pub(crate) fn snp(vm: &Vm, pieces: &[Piece], cpuid: &[u8], make_vcpu: impl FnOnc
     }
     let vcpu = make_vcpu()?;
     launch.finish(Finish::PLAIN, &[VcpuState::of(&vcpu)?])?;
-    Ok(vcpu)
+    Ok(Launched { vcpu, _gmem: Some(gmem) })
 }
 
 /// An SEV-ES guest: the pieces are encrypted where they are.
 ///
 /// # Errors
 /// What KVM and the firmware refuse.
-pub(crate) fn sev_es(vm: &Vm, pieces: &[Piece], make_vcpu: impl FnOnce() -> Outcome<Vcpu>) -> Outcome<Vcpu> {
+pub(crate) fn sev_es(vm: &Vm, pieces: &[Piece], make_vcpu: impl FnOnce() -> Outcome<Vcpu>) -> Outcome<Launched> {
     let device = Device::open()?;
     let mut launch = sev::Launch::create(vm, &device, Default::default())?.start(SevPolicy::ES)?;
     let memory = content(pieces)?;
@@ -69,5 +82,5 @@ pub(crate) fn sev_es(vm: &Vm, pieces: &[Piece], make_vcpu: impl FnOnce() -> Outc
     let vcpu = make_vcpu()?;
     launch.encrypt_vcpus(std::slice::from_ref(&vcpu))?;
     launch.measure()?.finish()?;
-    Ok(vcpu)
+    Ok(Launched { vcpu, _gmem: None })
 }

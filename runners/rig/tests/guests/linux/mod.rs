@@ -86,12 +86,12 @@ pub(crate) fn run(vm_type: VmType, path: &Path) -> Outcome {
         long_mode::enter(&vcpu, &cpuid, tables.root(), &long_mode::registers(LOADER, 0, 0))?;
         Ok(vcpu)
     };
-    let vcpu = match vm_type {
+    let launched = match vm_type {
         VmType::Snp => launch::snp(&vm, &pieces, &cpuid::page(&entries), make_vcpu)?,
         VmType::SevEs => launch::sev_es(&vm, &pieces, make_vcpu)?,
         other => return Err(Stop::Error(format!("Linux is not launched as a guest of type {other}"))),
     };
-    Platform { vm: &vm, serial: Serial::new(Line(&vm), io::stdout()) }.serve(&vcpu)
+    Platform { vm: &vm, serial: Serial::new(Line(&vm), io::stdout()) }.serve(&launched.vcpu)
 }
 
 /// What of `all` is in none of `parts`.
