@@ -191,7 +191,11 @@ impl<'a> Running<'a> {
                 Ok(Message::Event(Event::Started(_))) => self.start_recording(),
                 Ok(Message::Event(Event::Finished(..)) | Message::Exited(_)) => self.tell_record()?,
                 Ok(Message::WantsInput) => self.input.wanted(),
-                Ok(Message::Done) => said = Some(Said::Done),
+                Ok(Message::Done) => {
+                    // Whoever listens takes what follows for the next task's.
+                    self.tell_record()?;
+                    said = Some(Said::Done);
+                }
                 _ => {}
             }
             out.write_all(&line)?;

@@ -46,7 +46,10 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let interrupt = Interrupt::on_signals().map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
     let judgements = judgements(options.judged.as_deref())?;
     let tree = tree(args, &interrupt)?;
-    let chosen = candidates(&tree, options, seed)?;
+    let mut chosen = candidates(&tree, options, seed)?;
+    // An edit with a story is for rows that are meant.
+    let is_meant = |name: &String| selected.iter().any(|id| id.split_once('.').is_some_and(|(_, row)| row == name));
+    chosen.retain(|candidate| candidate.named.as_ref().is_none_or(|edit| edit.red.iter().any(is_meant)));
     if options.list {
         let names = chosen.iter().map(|candidate| candidate.point.name() + "\n").collect::<String>();
         return tell(&mut out, &names).map(|()| Status::Passed);
