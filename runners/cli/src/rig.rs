@@ -13,7 +13,7 @@ use privet_harness::probe;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_report::{Place, Verdict};
-use privet_rig::{CaseRun, Event, MachineKind, Patience, Plan, Program, Progress, RigError};
+use privet_rig::{CaseRun, Event, MachineKind, Patience, Plan, Profile, Program, Progress, RigError, SimOptions};
 
 use crate::args::RigOptions;
 use crate::exit::Early;
@@ -144,6 +144,26 @@ impl Rig<'_> {
                 }
             }
         }
+    }
+}
+
+/// A run of these jobs on a Genoa of the sim, one row at a time.
+pub fn sim_plan(kernel: Kernel, program: &Path, jobs: &[Job]) -> Plan {
+    Plan {
+        kernel,
+        machine: MachineKind::Sim,
+        worker: program.to_owned(),
+        programs: Vec::new(),
+        files: Vec::new(),
+        cases: jobs.iter().map(case_run).collect(),
+        machines: 1,
+        module_params: Vec::new(),
+        patience: Patience::default(),
+        sim: SimOptions { profile: Profile::Genoa, ..SimOptions::default() },
+        without_rule: None,
+        keeps_snapshot: true,
+        records: false,
+        artifacts: None,
     }
 }
 

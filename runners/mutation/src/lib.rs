@@ -33,7 +33,7 @@ pub use page::{PageLine, page};
 pub use patch::Patch;
 pub use point::Point;
 pub use points::points;
-pub use recipe::{Made, Recipe, RecipeError};
+pub use recipe::{Made, Recipe, RecipeError, normal};
 pub use sample::sample;
 pub use scope::{Part, matches};
 pub use source::{Function, Source};

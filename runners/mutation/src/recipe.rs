@@ -170,11 +170,13 @@ impl Recipe {
     }
 }
 
-/// A path without `..`.
-fn normal(path: &str) -> String {
+/// A path without `.` and `..`, as the kernel's build and its debug info have them.
+#[must_use]
+pub fn normal(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {
+            "." => {}
             ".." => drop(parts.pop()),
             _ => parts.push(part),
         }
@@ -212,6 +214,7 @@ mod tests {
     #[test]
     fn paths_and_commands_are_made_plain() {
         assert_eq!(normal("arch/x86/kvm/../../../virt/kvm/guest_memfd.o"), "virt/kvm/guest_memfd.o");
+        assert_eq!(normal("/a/objects/./../source/b.c"), "/a/source/b.c");
         assert_eq!(without_dependencies("gcc -Wp,-MMD,a/.b.o.d -c -o a/b.o b.c"), "gcc -c -o a/b.o b.c");
     }
 }

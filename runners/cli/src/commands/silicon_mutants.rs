@@ -9,7 +9,7 @@ use privet_cases::Entry;
 use privet_harness::vm_type::VmType;
 use privet_kernel::Kernel;
 use privet_report::{CaseReport, Verdict};
-use privet_rig::{Event, MachineKind, Patience, Plan, Profile, Progress, RigError, Rule, SimOptions};
+use privet_rig::{Event, Plan, Progress, RigError, Rule};
 
 use super::mutants::with_a_defect;
 use crate::args::{Mutants, Selection};
@@ -18,7 +18,7 @@ use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 use crate::plan::{self, Job};
 use crate::report::one_line;
-use crate::rig::case_run;
+use crate::rig::sim_plan;
 use crate::selection::select;
 
 /// Runs the rows on the sim, and those that pass again without each rule of its silicon, and writes to `out` what was
@@ -116,22 +116,7 @@ impl Mutant {
         jobs: &[Job],
         interrupt: &Interrupt,
     ) -> Result<(Vec<CaseReport>, Option<String>), Early> {
-        let plan = Plan {
-            kernel: self.kernel.clone(),
-            machine: MachineKind::Sim,
-            worker: self.worker.clone(),
-            programs: Vec::new(),
-            files: Vec::new(),
-            cases: jobs.iter().map(case_run).collect(),
-            machines: self.at_a_time,
-            module_params: Vec::new(),
-            patience: Patience::default(),
-            sim: SimOptions { profile: Profile::Genoa, ..SimOptions::default() },
-            without_rule,
-            keeps_snapshot: true,
-            records: false,
-            artifacts: None,
-        };
+        let plan = Plan { machines: self.at_a_time, without_rule, ..sim_plan(self.kernel.clone(), &self.worker, jobs) };
         let mut reports = Vec::new();
         let ran = privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| {
             if let Progress::Row(Event::Finished(_, report)) = progress {

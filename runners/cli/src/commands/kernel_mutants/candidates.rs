@@ -1,6 +1,6 @@
 //! Which mutants are meant by a command line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use privet_kernel::BuildTree;
@@ -77,16 +77,15 @@ pub(super) fn candidates(tree: &BuildTree, options: &KernelMutants, seed: u64) -
 fn scope(options: &KernelMutants, patch: Option<&Patch>, named: &[NamedEdit]) -> Vec<Part> {
     let whole = |file: &str| Part { file: file.to_owned(), functions: Vec::new(), without: Vec::new() };
     let is_code = |file: &&str| file.ends_with(".c");
-    let files: Vec<Part> = match patch {
+    match patch {
         _ if !options.files.is_empty() => options.files.iter().map(|file| whole(file)).collect(),
         Some(patch) => patch.files().into_iter().filter(is_code).map(whole).collect(),
         None if options.named => {
-            let files: std::collections::BTreeSet<&str> = named.iter().map(|edit| edit.file.as_str()).collect();
+            let files: BTreeSet<&str> = named.iter().map(|edit| edit.file.as_str()).collect();
             files.into_iter().map(whole).collect()
         }
         None => Part::default_scope(),
-    };
-    files
+    }
 }
 
 fn named_edits() -> Result<Vec<NamedEdit>, Early> {

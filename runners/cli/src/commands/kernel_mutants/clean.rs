@@ -3,22 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use privet_coverage::{Coverage, Lines, Symbols, executed_lines};
 use privet_kernel::BuildTree;
-use privet_mutation::Point;
+use privet_mutation::{Point, normal};
 use privet_report::Verdict;
 use privet_rig::{Event, Progress};
 use serde::{Deserialize, Serialize};
 
-use super::trial::plan;
 use super::{cannot, failed};
 use crate::doing::Doing;
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
 use crate::report::one_line;
+use crate::rig::sim_plan;
 
 /// A row that passes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ fn run(
     machines: usize,
     interrupt: &Interrupt,
 ) -> Result<Clean, Early> {
-    let mut plan = plan(tree.kernel.clone(), program, jobs);
+    let mut plan = sim_plan(tree.kernel.clone(), program, jobs);
     (plan.machines, plan.records) = (machines, true);
     let shown = Doing::on_stderr();
     let (mut coverage, mut passed, mut red) = (None, BTreeMap::new(), Vec::new());
@@ -162,13 +162,7 @@ fn lines(tree: &BuildTree, symbols: &Symbols) -> Result<Lines, Early> {
 
 /// A C file of KVM's as the compiler was given it, below the top of the source.
 fn below(tree: &BuildTree, file: &str) -> Option<String> {
-    let mut path = PathBuf::new();
-    for part in Path::new(file).components() {
-        match part {
-            Component::ParentDir => drop(path.pop()),
-            part => path.push(part),
-        }
-    }
-    let file = path.strip_prefix(&tree.source).ok()?.to_str()?;
+    let file = normal(file);
+    let file = Path::new(&file).strip_prefix(&tree.source).ok()?.to_str()?;
     (file.ends_with(".c") && file.contains("kvm/")).then(|| file.to_owned())
 }

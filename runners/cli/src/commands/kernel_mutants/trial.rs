@@ -11,7 +11,7 @@ use std::time::Instant;
 use privet_kernel::{BuildTree, Kernel};
 use privet_mutation::{Fate, Made, Recipe, Trial};
 use privet_report::{CaseReport, Verdict};
-use privet_rig::{Event, MachineKind, Patience, Plan, Progress, RigError, SimOptions};
+use privet_rig::{Event, Plan, Progress, RigError};
 
 use super::candidates::Candidate;
 use super::clean::{Clean, Row};
@@ -22,7 +22,7 @@ use crate::exit::Early;
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
 use crate::report::one_line;
-use crate::rig::case_run;
+use crate::rig::sim_plan;
 
 /// What all trials share.
 pub(super) struct Bench<'a> {
@@ -125,7 +125,7 @@ impl<'a> Bench<'a> {
     fn noticed(&self, kernel: &Kernel, jobs: &[Job], whole: &Interrupt, ran: &AtomicUsize) -> Result<Fate, Early> {
         let stop =
             Stop::beside(whole).map_err(|error| failed(format!("cannot watch for the end of a run: {error}")))?;
-        let plan = Plan { keeps_snapshot: false, ..plan(kernel.clone(), self.program, jobs) };
+        let plan = Plan { keeps_snapshot: false, ..sim_plan(kernel.clone(), self.program, jobs) };
         let mut red: Option<CaseReport> = None;
         let ended = privet_rig::run(&plan, stop.as_fd(), &mut |progress| {
             if let Progress::Row(Event::Finished(_, report)) = progress {
@@ -154,26 +154,6 @@ impl<'a> Bench<'a> {
             }
             (None, Err(error)) => return Err(failed(error.to_string())),
         })
-    }
-}
-
-/// A run of these jobs on the sim, one machine after the other.
-pub(super) fn plan(kernel: Kernel, program: &Path, jobs: &[Job]) -> Plan {
-    Plan {
-        kernel,
-        machine: MachineKind::Sim,
-        worker: program.to_owned(),
-        programs: Vec::new(),
-        files: Vec::new(),
-        cases: jobs.iter().map(case_run).collect(),
-        machines: 1,
-        module_params: Vec::new(),
-        patience: Patience::default(),
-        sim: SimOptions { profile: privet_rig::Profile::Genoa, ..SimOptions::default() },
-        without_rule: None,
-        keeps_snapshot: true,
-        records: false,
-        artifacts: None,
     }
 }
 
