@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::cipher::{decrypt, encrypt};
+use super::integrity::Integrity;
 use crate::{Rule, Rules};
 
 /// The unit in which memory changes its key, bytes.
@@ -35,13 +36,21 @@ impl Key {
 pub struct EncryptedPages {
     keys: Vec<Key>,
     rules: Rules,
+    /// Where memory notices who wrote it.
+    integrity: Option<Integrity>,
 }
 
 impl EncryptedPages {
     /// For so many pages from system-physical address 0 on, all plain for the host.
     #[must_use]
     pub fn new(pages: usize) -> EncryptedPages {
-        EncryptedPages { keys: vec![Key::PLAIN; pages], rules: Rules::default() }
+        EncryptedPages { keys: vec![Key::PLAIN; pages], rules: Rules::default(), integrity: None }
+    }
+
+    /// The same, with integrity: each line knows who wrote it.
+    #[must_use]
+    pub fn with_integrity(pages: usize) -> EncryptedPages {
+        EncryptedPages { integrity: Some(Integrity::default()), ..EncryptedPages::new(pages) }
     }
 
     /// From here on only these rules hold.
@@ -60,18 +69,37 @@ impl EncryptedPages {
     pub fn present(&mut self, frame: u64, page: &mut [u8; PAGE_SIZE], key: Key) -> bool {
         let Some(slot) = self.slot(frame) else { return false };
         let old = std::mem::replace(&mut self.keys[slot], key);
-        if old != key && self.rules.hold(Rule::Ciphertext) {
-            convert(frame, page, old, key);
+        match &mut self.integrity {
+            _ if old == key => {}
+            Some(integrity) => integrity.convert(frame, page, old, key),
+            None if self.rules.hold(Rule::Ciphertext) => convert(frame, page, old, key),
+            None => {}
         }
         old != key
+    }
+
+    /// Whoever the page is plain for has overwritten these bytes of it.
+    pub fn overwritten(&mut self, frame: u64, bytes: std::ops::Range<usize>) {
+        if let Some(integrity) = &mut self.integrity {
+            integrity.overwritten(frame, bytes);
+        }
+    }
+
+    /// A bit for each line of [`super::LINE`] bytes that is not as the page's owner has written it.
+    #[must_use]
+    pub fn poisoned(&self, frame: u64) -> u64 {
+        self.integrity.as_ref().map_or(0, |integrity| integrity.poisoned(frame))
     }
 
     /// The bytes of `page` as an access with `key` sees them, the page left as it is.
     #[must_use]
     pub fn seen_with(&self, frame: u64, page: &[u8; PAGE_SIZE], key: Key) -> [u8; PAGE_SIZE] {
         let mut seen = *page;
-        if self.key(frame) != key && self.rules.hold(Rule::Ciphertext) {
-            convert(frame, &mut seen, self.key(frame), key);
+        match &self.integrity {
+            _ if self.key(frame) == key => {}
+            Some(integrity) => integrity.clone().convert(frame, &mut seen, self.key(frame), key),
+            None if self.rules.hold(Rule::Ciphertext) => convert(frame, &mut seen, self.key(frame), key),
+            None => {}
         }
         seen
     }
@@ -130,6 +158,20 @@ mod tests {
         second.copy_from_slice(&first);
         pages.present(1, &mut second, GUEST);
         assert_ne!(second[..16], [0x11; 16]);
+    }
+
+    #[test]
+    fn with_integrity_a_host_write_poisons_a_line() {
+        let (mut pages, mut page) = (EncryptedPages::with_integrity(1), [0; PAGE_SIZE]);
+        pages.present(0, &mut page, GUEST);
+        pages.overwritten(0, 0..PAGE_SIZE);
+        page.fill(7);
+        pages.present(0, &mut page, Key::PLAIN);
+        assert_eq!(page, [0; PAGE_SIZE], "the host sees no ciphertext");
+        page[0x208] ^= 1;
+        pages.present(0, &mut page, GUEST);
+        assert_eq!(pages.poisoned(0), 1 << 8);
+        assert_eq!(EncryptedPages::new(1).poisoned(0), 0);
     }
 
     #[test]
