@@ -12,6 +12,7 @@ pub mod psp;
 pub mod rmp;
 mod rule;
 pub mod svm;
+pub mod tdx;
 #[cfg(test)]
 mod test_memory;
 
