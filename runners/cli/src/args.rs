@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use privet_harness::vendor::Vendor;
-use privet_rig::{MachineKind, ModuleParam, Profile, SimOptions, Without};
+use privet_rig::{MachineKind, ModuleParam, Profile, SimOptions, Without, profile_of, vendor_of};
 
 use crate::closed_stdout;
 use crate::config;
@@ -241,12 +241,12 @@ pub struct RigOptions {
     /// Directory with the modules of --kernel
     #[arg(long, value_name = "DIR", requires = "kernel", help_heading = RIG)]
     pub modules: Option<PathBuf>,
-    /// What plays the rig's machine: `sim` (ours) and `qemu` have AMD's processors, `bochs` has Intel's [default: sim
-    /// for AMD, bochs for Intel]
+    /// What plays the rig's machine: `sim` (ours) has either vendor's processors, `qemu` AMD's, `bochs` Intel's
+    /// [default: sim]
     #[arg(long, value_name = "MACHINE", help_heading = RIG)]
     pub machine: Option<MachineKind>,
     /// Which processors the sim has: `milan`, `genoa` or `turin` with SEV, SEV-ES and SEV-SNP, or `plain` ones of AMD's
-    /// without [default: genoa]
+    /// without; or Intel's `granite` [default: genoa, or granite with --vendor intel]
     #[arg(long, value_name = "PROFILE", value_parser = cpu_profile(), help_heading = RIG)]
     pub cpu_profile: Option<Profile>,
     /// Features that the sim's processors shall lack, by the names of their CPUID bits, with commas between them, such as
@@ -285,8 +285,8 @@ impl RigOptions {
     /// # Errors
     /// If the one that was asked for has others.
     pub fn machine_for(&self, vendor: Vendor) -> Result<MachineKind, Early> {
-        let machine = self.machine.unwrap_or_else(|| MachineKind::default_for(vendor));
-        if machine.vendor() != vendor {
+        let machine = self.machine.unwrap_or(MachineKind::Sim);
+        if !machine.vendors().contains(&vendor) {
             return Err(Early::usage(format!(
                 "--machine {machine} has no processors of {vendor}'s: name a machine that has, or leave out --machine"
             )));
@@ -294,6 +294,12 @@ impl RigOptions {
         if let Some(profile) = self.cpu_profile.filter(|_| machine != MachineKind::Sim) {
             return Err(Early::usage(format!(
                 "--cpu-profile {} is of the sim's processors, and this is --machine {machine}: leave out one of them",
+                profile.name()
+            )));
+        }
+        if let Some(profile) = self.cpu_profile.filter(|profile| vendor_of(*profile) != vendor) {
+            return Err(Early::usage(format!(
+                "--cpu-profile {} is none of {vendor}'s processors: name one that is, or leave out one of them",
                 profile.name()
             )));
         }
@@ -305,18 +311,19 @@ impl RigOptions {
         Ok(machine)
     }
 
-    /// What the machine is like if it is ours.
-    pub fn sim(&self) -> SimOptions {
+    /// What the machine is like if it is ours, with processors of this vendor.
+    pub fn sim(&self, vendor: Vendor) -> SimOptions {
         SimOptions {
-            profile: self.cpu_profile.unwrap_or_default(),
+            profile: self.cpu_profile.unwrap_or_else(|| profile_of(vendor)),
             without: self.cpu_without.unwrap_or_default(),
             ..SimOptions::default()
         }
     }
 
-    /// The vendor of the machine that was asked for, or AMD.
+    /// The vendor of the processors or of the machine that was asked for, or AMD.
     pub fn vendor(&self) -> Vendor {
-        self.machine.map_or(Vendor::Amd, MachineKind::vendor)
+        let of_machine = || self.machine.unwrap_or(MachineKind::Sim).vendors()[0];
+        self.cpu_profile.map_or_else(of_machine, vendor_of)
     }
 
     /// Whether the command line asks for something that only a rig can give.

@@ -107,7 +107,10 @@ impl<'a> Dispatch<'a> {
                 Assigned::Skip(place, Lack { of, reason }) => {
                     let place = match place {
                         Place::Host => &self.here,
-                        Place::Rig => &Context::rig_without_guest("", self.machine(jobs[index].vendor)),
+                        Place::Rig => &{
+                            let vendor = jobs[index].vendor;
+                            Context::rig_without_guest("", self.machine(vendor), vendor)
+                        },
                         Place::Model => &Context::nowhere(Place::Model),
                     };
                     followers.started(index);
@@ -158,6 +161,7 @@ impl<'a> Dispatch<'a> {
             let rig = rig::Rig {
                 kernel: kernel.clone(),
                 machine: self.machine(vendor),
+                vendor,
                 programs: &[],
                 options: &self.args.rig,
                 machines: self.at_a_time(),
@@ -190,7 +194,7 @@ impl<'a> Dispatch<'a> {
 
     /// The machine of the rig; one with the wrong processors was refused before.
     fn machine(&self, vendor: Vendor) -> MachineKind {
-        self.args.rig.machine_for(vendor).unwrap_or(MachineKind::default_for(vendor))
+        self.args.rig.machine_for(vendor).unwrap_or(MachineKind::Sim)
     }
 
     fn rig(&self) -> Result<(), String> {

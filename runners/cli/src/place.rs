@@ -6,6 +6,7 @@ use privet_cases::Entry;
 use privet_harness::host::Host;
 use privet_harness::module::Modules;
 use privet_harness::outcome::{Lack, LackOf};
+use privet_harness::vendor::Vendor;
 use privet_report::{CaseReport, Place, Verdict};
 use privet_rig::MachineKind;
 use serde::{Deserialize, Serialize};
@@ -49,8 +50,8 @@ impl Context {
     }
 
     /// A rig that has not come up: there is only its kernel, if that.
-    pub fn rig_without_guest(kernel: &str, machine: MachineKind) -> Self {
-        let (machine, vendor) = (Some(machine.to_string()), machine.vendor().to_string());
+    pub fn rig_without_guest(kernel: &str, machine: MachineKind, vendor: Vendor) -> Self {
+        let (machine, vendor) = (Some(machine.to_string()), vendor.to_string());
         Self { machine, kernel: kernel.to_owned(), vendor, ..Self::nowhere(Place::Rig) }
     }
 

@@ -29,7 +29,7 @@ mod tests {
     fn held(verdict: Verdict, types: Types, lacks: Option<LackOf>) -> Verdict {
         let row = Entry::all_of(Row::new("slots.x", types, "", |_| Ok(()))).pop().unwrap();
         let jobs = plan::jobs(std::slice::from_ref(&row.id), 1, 1, Duration::ZERO);
-        let place = Context::rig_without_guest("7.3", MachineKind::Sim);
+        let place = Context::rig_without_guest("7.3", MachineKind::Sim, privet_harness::vendor::Vendor::Amd);
         let mut report = CaseReport { lacks, ..place.report(&jobs[0], verdict, "so".into()) };
         hold_to(&[VmType::Upm, VmType::Snp], &row, &mut report);
         assert!(report.reason.ends_with("so"));

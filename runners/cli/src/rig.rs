@@ -68,6 +68,8 @@ pub struct Rig<'a> {
     pub kernel: Kernel,
     /// What plays them.
     pub machine: MachineKind,
+    /// Whose processors they have.
+    pub vendor: Vendor,
     /// Programs that jobs run beside this one.
     pub programs: &'a [Program],
     /// Module parameters.
@@ -99,7 +101,7 @@ impl Rig<'_> {
                     machines: self.machines,
                     module_params: self.options.module_param.clone(),
                     patience: Patience::default(),
-                    sim: self.options.sim(),
+                    sim: self.options.sim(self.vendor),
                     without_rule: None,
                     keeps_snapshot: true,
                     files: Vec::new(),
@@ -137,7 +139,7 @@ impl Rig<'_> {
                     RigError::NotInstalled { .. } => Verdict::Skip,
                     _ => Verdict::Error,
                 };
-                let context = Context::rig_without_guest(&release, self.machine);
+                let context = Context::rig_without_guest(&release, self.machine, self.vendor);
                 for index in left {
                     followers.started(index);
                     followers.finished(index, context.report(&jobs[index], verdict, error.to_string()), &[], &[]);

@@ -383,6 +383,14 @@ fn ends_block(instruction: &Instruction) -> bool {
                 | M::Vmgexit
                 | M::Pause
                 | M::Wrpkru
+                | M::Rdpid
+                | M::Vmread
+                | M::Vmwrite
+                | M::Seamcall
+                | M::Xsaves
+                | M::Xsaves64
+                | M::Xrstors
+                | M::Xrstors64
         )
         || instruction.op0_register().is_segment_register()
         || instruction.op0_register().is_cr()

@@ -200,6 +200,120 @@ pub enum Call {
     Skinit,
     /// RSM.
     Rsm,
+    /// SEAMCALL.
+    Seamcall,
+}
+
+/// An instruction of VMX, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names of the instructions say it")]
+pub enum VmxInstruction {
+    Vmxon,
+    Vmxoff,
+    Vmclear,
+    Vmptrld,
+    Vmptrst,
+    Vmread,
+    Vmwrite,
+    Vmlaunch,
+    Vmresume,
+    Invept,
+    Invvpid,
+}
+
+/// An instruction of VMX that is carried out, with its operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmxCall {
+    /// VMXON with the physical address of the VMXON region.
+    Vmxon(u64),
+    /// VMXOFF.
+    Vmxoff,
+    /// VMCLEAR with the physical address of a VMCS.
+    Vmclear(u64),
+    /// VMPTRLD with the physical address of a VMCS.
+    Vmptrld(u64),
+    /// VMPTRST: the answer is stored.
+    Vmptrst,
+    /// VMREAD of a field: the answer is stored.
+    Vmread {
+        /// Its encoding.
+        field: u64,
+    },
+    /// VMWRITE of a field.
+    Vmwrite {
+        /// Its encoding.
+        field: u64,
+        /// Its new value.
+        value: u64,
+    },
+    /// VMLAUNCH.
+    Vmlaunch,
+    /// VMRESUME.
+    Vmresume,
+    /// INVEPT.
+    Invept {
+        /// The type.
+        kind: u64,
+        /// The descriptor: the EPT pointer in its low half.
+        descriptor: u128,
+    },
+    /// INVVPID.
+    Invvpid {
+        /// The type.
+        kind: u64,
+        /// The descriptor: the VPID in its low half, a linear address in its high half.
+        descriptor: u128,
+    },
+}
+
+/// What becomes of an instruction of VMX.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmxAnswer {
+    /// It is done, flags included.
+    Done,
+    /// Likewise, and this is its result: the CPU stores it.
+    Value(u64),
+    /// As [`Intercepted::Switched`].
+    Switched,
+    /// As [`Intercepted::Reflect`].
+    Reflect(Exception),
+}
+
+/// A memory operand as an instruction encodes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryOperand {
+    /// The general register that is added, if one is.
+    pub base: Option<u8>,
+    /// The general register that is added shifted, if one is.
+    pub index: Option<u8>,
+    /// By how many bits.
+    pub scale: u8,
+    /// The displacement; relative to RIP, the address.
+    pub displacement: u64,
+    /// Bytes of an address: 2, 4 or 8.
+    pub address_size: u8,
+    /// The segment that it is relative to.
+    pub segment: Seg,
+}
+
+/// What the ModR/M byte of an instruction names, for hypervisors that have to decode it no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operands {
+    /// The field `reg`: a general register.
+    pub register: u8,
+    /// The field `r/m`.
+    pub place: OperandPlace,
+}
+
+/// What the field `r/m` of an instruction names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperandPlace {
+    /// Nothing: there is no such operand.
+    Nothing,
+    /// A general register.
+    Register(u8),
+    /// Memory.
+    Memory(MemoryOperand),
 }
 
 /// How an instruction accesses a control register.
@@ -253,6 +367,10 @@ pub enum Intercept {
         address_size: u8,
         /// Where the memory operand of INS or OUTS is.
         segment: Seg,
+        /// The port is named by the instruction itself.
+        immediate: bool,
+        /// Linear address of the memory operand of INS or OUTS.
+        linear: u64,
     },
     /// HLT.
     Hlt,
@@ -327,7 +445,13 @@ pub enum Intercept {
         kind: u64,
         /// Linear address of the descriptor.
         descriptor: u64,
+        /// How the instruction names both.
+        operands: Operands,
     },
+    /// RDPID.
+    Rdpid,
+    /// XSAVES or XRSTORS.
+    Xsaves,
     /// A descriptor-table register is read (SGDT ...) or written (LGDT ...).
     Table {
         /// Which.
@@ -337,6 +461,14 @@ pub enum Intercept {
     },
     /// A call, and its relatives. Without a bus that takes it, #UD.
     Call(Call),
+    /// An instruction of VMX with CR4.VMXE set, before its operands are read and its privilege is checked: natively
+    /// the bus carries it out ([`Bus::vmx`]).
+    Vmx {
+        /// Which.
+        instruction: VmxInstruction,
+        /// What it is about.
+        operands: Operands,
+    },
 }
 
 /// What an instruction has done, for hypervisors that are told afterwards.
@@ -353,6 +485,8 @@ pub enum Trap {
 pub enum Intercepted {
     /// The CPU does what the instruction does on bare metal, with the bus' CPUID, MSRs and time.
     Native,
+    /// Likewise, with this value in place of the control register that is read, or of the value that is written.
+    Value(u64),
     /// The bus has done it, state included: go on behind the instruction.
     Done,
     /// The bus has put another world's state in place of this one (a guest was entered, or left). The CPU drops
@@ -386,6 +520,8 @@ pub enum Event {
     Interrupt(u8),
     /// It was for another world, in which the CPU goes on: see [`Intercepted::Switched`].
     Switched,
+    /// Nothing but that the processor waits, as after HLT: [`crate::CpuExit::Halt`].
+    Halted,
 }
 
 /// Result of CPUID.
@@ -453,6 +589,13 @@ pub trait Bus {
     fn intercept(&mut self, state: &mut CpuState, what: Intercept, length: u8) -> Intercepted {
         let _ = (state, what, length);
         Intercepted::Native
+    }
+
+    /// Carries out an instruction of VMX, whose operands were read; `state.rip` is at the instruction, `length` its
+    /// bytes.
+    fn vmx(&mut self, state: &mut CpuState, call: VmxCall, length: u8) -> VmxAnswer {
+        let _ = (state, call, length);
+        VmxAnswer::Reflect(Exception::ud())
     }
 
     /// An instruction has done something; `state.rip` is behind it.

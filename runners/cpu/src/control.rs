@@ -135,9 +135,8 @@ fn mov_to_cr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let cr = index(op.a);
     let value = core.get::<u64>(op, op.b)?;
     let value = if core.bits == 64 { value } else { value & 0xffff_ffff };
-    if core.intercept(op, Intercept::WriteCr { cr, value, by: CrAccess::Mov(register(op.b)) })? == Outcome::Done {
-        return Ok(());
-    }
+    let outcome = core.intercept(op, Intercept::WriteCr { cr, value, by: CrAccess::Mov(register(op.b)) })?;
+    let Some(value) = outcome.value(value) else { return Ok(()) };
     match cr {
         0 => core.set_cr0(value),
         2 => {
@@ -154,9 +153,7 @@ fn mov_to_cr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 fn mov_from_cr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
     let cr = index(op.b);
-    if core.intercept(op, Intercept::ReadCr { cr, by: CrAccess::Mov(register(op.a)) })? == Outcome::Done {
-        return Ok(());
-    }
+    let outcome = core.intercept(op, Intercept::ReadCr { cr, by: CrAccess::Mov(register(op.a)) })?;
     let value = match cr {
         0 => core.s.cr0,
         2 => core.s.cr2,
@@ -165,6 +162,7 @@ fn mov_from_cr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
         8 => core.s.cr8,
         _ => return core.raise(Exception::ud()),
     };
+    let Some(value) = outcome.value(value) else { return Ok(()) };
     let value = if core.bits == 64 { value } else { value & 0xffff_ffff };
     core.set_register::<u64>(op.a, value);
     Ok(())
@@ -218,9 +216,8 @@ fn mov_from_dr(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 fn clts(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
     let value = core.s.cr0 & !cr0::TS;
-    if core.intercept(op, Intercept::WriteCr { cr: 0, value, by: CrAccess::Clts })? == Outcome::Done {
-        return Ok(());
-    }
+    let outcome = core.intercept(op, Intercept::WriteCr { cr: 0, value, by: CrAccess::Clts })?;
+    let Some(value) = outcome.value(value) else { return Ok(()) };
     core.s.cr0 = value;
     core.after(Trap::WriteCr(0))
 }
@@ -230,18 +227,20 @@ fn lmsw(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let value = core.get::<u16>(op, op.a)? & 0xf;
     // LMSW sets PE but never clears it.
     let new = core.s.cr0 & !0xe | value;
-    if core.intercept(op, Intercept::WriteCr { cr: 0, value: new, by: CrAccess::Lmsw })? == Outcome::Done {
-        return Ok(());
+    let outcome = core.intercept(op, Intercept::WriteCr { cr: 0, value: new, by: CrAccess::Lmsw })?;
+    match outcome.value(new) {
+        Some(new) => core.set_cr0(new),
+        None => Ok(()),
     }
-    core.set_cr0(new)
 }
 
 fn smsw<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_no_umip()?;
-    if core.intercept(op, Intercept::ReadCr { cr: 0, by: CrAccess::Smsw })? == Outcome::Done {
-        return Ok(());
+    let outcome = core.intercept(op, Intercept::ReadCr { cr: 0, by: CrAccess::Smsw })?;
+    match outcome.value(core.s.cr0) {
+        Some(value) => core.store_selector::<T>(op, value),
+        None => Ok(()),
     }
-    core.store_selector::<T>(op, core.s.cr0)
 }
 
 fn xgetbv(core: &mut Core<'_>, _: &Op) -> Result<(), Abort> {

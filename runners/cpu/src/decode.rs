@@ -10,11 +10,11 @@ use crate::op::{FLAT, Handler, Mem, Op, Operand, Rep, Width};
 use crate::segment::Seg;
 use crate::{
     arithmetic, avx, bits, branch, control, convert, far, flag_ops, fpu_ops, moves, multiply, port, shift, sse, string,
-    syscall, system, tables, xsave_ops,
+    syscall, system, tables, vmx, xsave_ops,
 };
 
 /// The families of instructions: each knows the handlers of its own.
-const FAMILIES: [fn(&Instruction) -> Option<Handler>; 19] = [
+const FAMILIES: [fn(&Instruction) -> Option<Handler>; 20] = [
     arithmetic::select,
     moves::select,
     branch::select,
@@ -30,6 +30,7 @@ const FAMILIES: [fn(&Instruction) -> Option<Handler>; 19] = [
     control::select,
     tables::select,
     system::select,
+    vmx::select,
     sse::select,
     avx::select,
     fpu_ops::select,

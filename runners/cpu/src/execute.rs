@@ -50,7 +50,10 @@ impl Core<'_> {
                     events = Events::Waiting;
                 }
                 if events != Events::None {
-                    events = self.take_event(events);
+                    events = match self.take_event(events) {
+                        Ok(events) => events,
+                        Err(exit) => return exit,
+                    };
                 }
                 if let Some(injection) = self.s.injection {
                     if let Err(exit) = self.deliver_all(injection).and_then(|()| self.attend()) {
@@ -91,7 +94,10 @@ impl Core<'_> {
     }
 
     /// Asks the bus for an event, unless it was asked already and nothing has opened since.
-    fn take_event(&mut self, events: Events) -> Events {
+    ///
+    /// # Errors
+    /// The bus has none, and the processor waits.
+    fn take_event(&mut self, events: Events) -> Result<Events, CpuExit> {
         let interrupts_open = self.s.rflags & flags::IF != 0 && self.s.shadow == Shadow::None;
         let nmis_open = !self.s.nmi_blocked && self.s.shadow != Shadow::MovSs;
         let opened = match events {
@@ -100,16 +106,17 @@ impl Core<'_> {
             Events::Closed { interrupts, nmis } => interrupts && interrupts_open || nmis && nmis_open,
         };
         if !opened || self.s.injection.is_some() {
-            return events;
+            return Ok(events);
         }
         match self.with_bus(|core| core.bus.take_event(core.s, interrupts_open, nmis_open)) {
             Some(Event::Nmi) => self.s.injection = Some(Injection::Nmi),
             Some(Event::Interrupt(vector)) => self.s.injection = Some(Injection::Interrupt(vector)),
             Some(Event::Switched) => self.enter_world(),
-            None if interrupts_open && nmis_open => return Events::None,
-            None => return Events::Closed { interrupts: !interrupts_open, nmis: !nmis_open },
+            Some(Event::Halted) => return Err(CpuExit::Halt),
+            None if interrupts_open && nmis_open => return Ok(Events::None),
+            None => return Ok(Events::Closed { interrupts: !interrupts_open, nmis: !nmis_open }),
         }
-        Events::Waiting
+        Ok(Events::Waiting)
     }
 
     /// Executes blocks, until something has happened that the loop around has to look at.

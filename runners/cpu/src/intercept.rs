@@ -11,7 +11,20 @@ use crate::state::CpuState;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Native,
+    /// With this value in place of the one that is read or written.
+    Instead(u64),
     Done,
+}
+
+impl Outcome {
+    /// The value that an instruction that moves `native` moves; `None` if it is done.
+    pub(crate) fn value(self, native: u64) -> Option<u64> {
+        match self {
+            Outcome::Native => Some(native),
+            Outcome::Instead(value) => Some(value),
+            Outcome::Done => None,
+        }
+    }
 }
 
 impl Core<'_> {
@@ -21,6 +34,7 @@ impl Core<'_> {
         let intercepted = self.with_bus(|core| core.bus.intercept(core.s, what, op.len));
         match intercepted {
             Intercepted::Native => Ok(Outcome::Native),
+            Intercepted::Value(value) => Ok(Outcome::Instead(value)),
             Intercepted::Done => {
                 if self.s.rip != rip {
                     self.next_rip = std::mem::replace(&mut self.s.rip, rip);

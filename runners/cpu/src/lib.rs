@@ -13,7 +13,7 @@
 //!
 //! RDRAND and RDSEED give what follows from the count of executed instructions, the same in every run.
 //!
-//! Not implemented, so that CPUID must not offer them: AVX-512, AMX, XOP, FMA4, SSE4A, GFNI, MOVDIRI, MOVDIR64B, MONITORX, WAITPKG,
+//! Not implemented, so that CPUID must not offer them: AVX-512, AMX, XOP, FMA4, SSE4A, GFNI, MOVDIRI, MONITORX, WAITPKG,
 //! TSX, MPX, CET, FRED, INVLPGB, key locker. MASKMOVQ is not implemented either. The example `missing`
 //! lists what a program has of these; C libraries, kernels and compiled programs have nothing beyond them.
 //!
@@ -78,12 +78,14 @@ mod syscall;
 mod system;
 mod tables;
 mod tlb;
+mod vmx;
 mod word;
 mod xsave_ops;
 
 pub use bus::{
     Access, AccessKind, Bus, Call, CpuidResult, CrAccess, Encryption, Event, HostPage, Intercept, Intercepted,
-    PAGE_SIZE, Reaction, Resolve, TableRegister, Trap,
+    MemoryOperand, OperandPlace, Operands, PAGE_SIZE, Reaction, Resolve, TableRegister, Trap, VmxAnswer, VmxCall,
+    VmxInstruction,
 };
 pub use code::CodePages;
 pub use config::{Config, DebugControl, Vendor};

@@ -3,6 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use crate::core::{Abort, Core};
+use crate::exception::Exception;
 use crate::op::{Handler, Op, Operand, by_size, operand_size};
 use crate::segment::Seg;
 use crate::state::Shadow;
@@ -45,6 +46,7 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
         Mnemonic::Lfs => by_size!(size, load_far_pointer, Fs),
         Mnemonic::Lgs => by_size!(size, load_far_pointer, Gs),
         Mnemonic::Movbe => by_size!(size, movbe),
+        Mnemonic::Movdir64b => Some(movdir64b),
         Mnemonic::Lea => by_size!(size, lea),
         Mnemonic::Xchg => by_size!(size, xchg),
         Mnemonic::Bswap => by_size!(size, bswap),
@@ -168,6 +170,20 @@ fn movsx<T: Word, F: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let value = core.get::<F>(op, op.b)?;
     core.set_register::<T>(op.a, F::signed(value) as u64);
     Ok(())
+}
+
+/// MOVDIR64B: 64 bytes from memory to where the register points, in ES.
+fn movdir64b(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    const BYTES: usize = 64;
+    let from = core.linear(&op.mem, BYTES, false)?;
+    let mut bytes = [0; BYTES];
+    core.read_bytes(from, &mut bytes)?;
+    let offset = core.low(op.a) & op.mem.address_mask();
+    let to = if core.bits == 64 { offset } else { core.in_segment(Seg::Es as u8, offset, BYTES, true)? };
+    if !to.is_multiple_of(BYTES as u64) {
+        return core.raise(Exception::gp(0));
+    }
+    core.write_bytes(to, &bytes)
 }
 
 fn movbe<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {

@@ -86,7 +86,11 @@ impl Core<'_> {
             FLAT => Seg::Ds,
             seg => Seg::from_index(usize::from(seg)),
         };
-        self.intercept(op, Intercept::PortIo { port, size: size as u8, input, string, rep, address_size, segment })
+        let immediate = op.a == Operand::Imm || op.b == Operand::Imm;
+        let linear = if string { self.string_linear(op, input) } else { 0 };
+        let size = size as u8;
+        let what = Intercept::PortIo { port, size, input, string, rep, address_size, segment, immediate, linear };
+        self.intercept(op, what)
     }
 }
 

@@ -49,6 +49,16 @@ impl Core<'_> {
         if self.bits == 64 { Ok(offset) } else { self.in_segment(Seg::Es as u8, offset, T::BYTES, write) }
     }
 
+    /// Linear address of the element in memory, before any checks.
+    pub(crate) fn string_linear(&self, op: &Op, destination: bool) -> u64 {
+        let (register, seg) = if destination { (RDI, Seg::Es as u8) } else { (RSI, op.mem.seg) };
+        let offset = self.s.gpr[register] & op.mem.address_mask();
+        match seg {
+            seg if seg == FLAT || self.bits == 64 && seg < Seg::Fs as u8 => offset,
+            seg => self.s.segments[usize::from(seg)].base.wrapping_add(offset),
+        }
+    }
+
     /// Moves an index register over `count` elements.
     pub(crate) fn advance<T: Word>(&mut self, op: &Op, register: usize, count: u64) {
         let bytes = count.wrapping_mul(T::BYTES as u64);

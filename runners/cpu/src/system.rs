@@ -52,25 +52,8 @@ pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
         M::Invlpga => |core, op| call(core, op, Call::Invlpga),
         M::Skinit => |core, op| call(core, op, Call::Skinit),
         M::Rsm => |core, op| call(core, op, Call::Rsm),
-        M::Vmxon
-        | M::Vmxoff
-        | M::Vmread
-        | M::Vmwrite
-        | M::Vmclear
-        | M::Vmptrld
-        | M::Vmptrst
-        | M::Vmlaunch
-        | M::Vmresume
-        | M::Vmfunc
-        | M::Invept
-        | M::Invvpid
-        | M::Getsec
-        | M::Encls
-        | M::Enclu
-        | M::Enclv
-        | M::Seamcall
-        | M::Seamret
-        | M::Seamops => decode::undefined,
+        M::Seamcall => |core, op| call(core, op, Call::Seamcall),
+        M::Vmfunc | M::Getsec | M::Encls | M::Enclu | M::Enclv | M::Seamret | M::Seamops => decode::undefined,
         _ => return None,
     })
 }
@@ -93,7 +76,7 @@ fn invlpg(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     let offset = core.offset(&op.mem);
     let linear =
         if op.mem.seg == FLAT { offset } else { core.s.segments[usize::from(op.mem.seg)].base.wrapping_add(offset) };
-    if core.intercept(op, Intercept::Invlpg { linear })? == Outcome::Native {
+    if core.intercept(op, Intercept::Invlpg { linear })? != Outcome::Done {
         core.tlbs.flush_page(linear);
     }
     Ok(())
@@ -103,7 +86,8 @@ fn invpcid(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
     let kind = core.get::<u64>(op, op.a)?;
     let linear = core.linear(&op.mem, 16, false)?;
-    if core.intercept(op, Intercept::Invpcid { kind, descriptor: linear })? == Outcome::Done {
+    let operands = core.operands(op);
+    if core.intercept(op, Intercept::Invpcid { kind, descriptor: linear, operands })? == Outcome::Done {
         return Ok(());
     }
     let descriptor = core.read_wide(linear)?;
@@ -180,7 +164,7 @@ fn check_tsc(core: &mut Core<'_>) -> Result<(), Abort> {
 
 fn rdtsc(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     check_tsc(core)?;
-    if core.intercept(op, Intercept::Rdtsc)? == Outcome::Native {
+    if core.intercept(op, Intercept::Rdtsc)? != Outcome::Done {
         let tsc = core.with_bus(|core| core.bus.tsc(core.s));
         core.set_edx_eax(tsc);
     }
@@ -189,7 +173,7 @@ fn rdtsc(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 
 fn rdtscp(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     check_tsc(core)?;
-    if core.intercept(op, Intercept::Rdtscp)? == Outcome::Native {
+    if core.intercept(op, Intercept::Rdtscp)? != Outcome::Done {
         let tsc = core.with_bus(|core| core.bus.tsc(core.s));
         core.set_edx_eax(tsc);
         core.s.gpr[RCX] = core.s.tsc_aux & 0xffff_ffff;
@@ -198,6 +182,7 @@ fn rdtscp(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 }
 
 fn rdpid(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
+    core.intercept(op, Intercept::Rdpid)?;
     let value = core.s.tsc_aux;
     core.set_register::<u64>(op.a, value);
     Ok(())
@@ -207,7 +192,7 @@ fn rdpmc(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     if core.s.cr4 & cr4::PCE == 0 {
         core.require_cpl0()?;
     }
-    if core.intercept(op, Intercept::Rdpmc)? == Outcome::Native {
+    if core.intercept(op, Intercept::Rdpmc)? != Outcome::Done {
         // No counters.
         return core.raise(Exception::gp(0));
     }
@@ -216,7 +201,7 @@ fn rdpmc(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 
 fn hlt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
-    if core.intercept(op, Intercept::Hlt)? == Outcome::Native {
+    if core.intercept(op, Intercept::Hlt)? != Outcome::Done {
         core.exit_after(CpuExit::Halt);
     }
     Ok(())
@@ -225,7 +210,7 @@ fn hlt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 /// The guest waits for another vCPU, whose thread may need this core. The scheduler may take its time:
 /// nobody has to wait for this CPU's translations meanwhile.
 fn pause(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
-    if core.intercept(op, Intercept::Pause)? == Outcome::Native {
+    if core.intercept(op, Intercept::Pause)? != Outcome::Done {
         core.with_bus(|core| core.patience.wait());
     }
     Ok(())
@@ -275,6 +260,6 @@ pub(crate) fn rmpread(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 fn call(core: &mut Core<'_>, op: &Op, call: Call) -> Result<(), Abort> {
     match core.intercept(op, Intercept::Call(call))? {
         Outcome::Done => Ok(()),
-        Outcome::Native => core.raise(Exception::ud()),
+        Outcome::Native | Outcome::Instead(_) => core.raise(Exception::ud()),
     }
 }

@@ -64,7 +64,7 @@ fn table_operand(core: &mut Core<'_>, op: &Op) -> Result<Table, Abort> {
 
 fn lgdt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
-    if core.intercept_table(op, TableRegister::Gdtr, true)? == Outcome::Native {
+    if core.intercept_table(op, TableRegister::Gdtr, true)? != Outcome::Done {
         core.s.gdtr = table_operand(core, op)?;
     }
     Ok(())
@@ -72,7 +72,7 @@ fn lgdt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
 
 fn lidt(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.require_cpl0()?;
-    if core.intercept_table(op, TableRegister::Idtr, true)? == Outcome::Native {
+    if core.intercept_table(op, TableRegister::Idtr, true)? != Outcome::Done {
         core.s.idtr = table_operand(core, op)?;
     }
     Ok(())

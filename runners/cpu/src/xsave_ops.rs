@@ -7,6 +7,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
+use crate::bus::Intercept;
 use crate::core::{Abort, Core};
 use crate::exception::{Exception, vector};
 use crate::fpu::{
@@ -58,11 +59,12 @@ const ST: usize = 32;
 const XMM: usize = 160;
 
 /// The components that an instruction is about (RFBM): EDX:EAX and XCR0, or IA32_XSS.
-fn requested(core: &mut Core<'_>, supervisor: bool) -> Result<u64, Abort> {
+fn requested(core: &mut Core<'_>, op: &Op, supervisor: bool) -> Result<u64, Abort> {
     if core.s.cr4 & cr4::OSXSAVE == 0 {
         return core.raise(Exception::ud());
     }
     if supervisor {
+        core.intercept(op, Intercept::Xsaves)?;
         core.require_cpl0()?;
     }
     if core.s.cr0 & cr0::TS != 0 {
@@ -81,7 +83,7 @@ fn vector_bytes(core: &Core<'_>) -> usize {
 }
 
 fn save(core: &mut Core<'_>, op: &Op, saving: Saving, pointers: u64) -> Result<(), Abort> {
-    let requested = requested(core, saving.supervisor)?;
+    let requested = requested(core, op, saving.supervisor)?;
     let linear = image_address(core, op, XSAVE_HEADER + 64, 64, true)?;
     let in_use = core.s.fpu.in_use() & requested;
     let written = if saving.optimized { in_use } else { requested };
@@ -119,7 +121,7 @@ fn save(core: &mut Core<'_>, op: &Op, saving: Saving, pointers: u64) -> Result<(
 }
 
 fn restore(core: &mut Core<'_>, op: &Op, supervisor: bool, pointers: u64) -> Result<(), Abort> {
-    let requested = requested(core, supervisor)?;
+    let requested = requested(core, op, supervisor)?;
     let linear = image_address(core, op, XSAVE_HEADER + 64, 64, false)?;
     let mut header = [0; 64];
     core.read_bytes(linear.wrapping_add(XSAVE_HEADER as u64), &mut header)?;

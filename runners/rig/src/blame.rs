@@ -64,7 +64,7 @@ impl Blame {
             on: Place::Rig,
             machine: Some(plan.machine.to_string()),
             kernel: plan.kernel.release.clone(),
-            vendor: plan.machine.vendor().to_string(),
+            vendor: plan.vendor().to_string(),
             vm: case.id.split('.').next().unwrap_or_default().to_owned(),
             module_params: plan.module_params.iter().map(ToString::to_string).collect(),
             defect: None,

@@ -36,7 +36,7 @@ pub use machine_kind::MachineKind;
 pub use modules::check_module_params;
 pub use plan::{
     CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleLoad, ModuleParam, PROGRAMS, Patience, Plan, Program,
-    Progress, Request, SimOptions, Stream, Work,
+    Progress, Request, SimOptions, Stream, Work, profile_of, vendor_of,
 };
 pub use privet_sim::{Profile, Record, Rule, Without};
 pub use program::{Attached, ProgramEnd, ProgramNews, run_program};

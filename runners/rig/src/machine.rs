@@ -275,7 +275,7 @@ pub(crate) fn command_line(plan: &Plan) -> String {
     // marks in the log are not limited in number. Workers lie at the same addresses, so that the emulator can use again
     // what it translated for the one before: that makes a row's fixed cost a quarter.
     let of_profile = match plan.sim.profile {
-        Profile::Plain => "",
+        Profile::Plain | Profile::Granite => "",
         // The sim's IOMMU, without which there is no SNP, translates nothing.
         Profile::Milan | Profile::Genoa | Profile::Turin => " iommu=pt",
     };

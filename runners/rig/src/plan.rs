@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_report::CaseReport;
 use privet_sim::{Profile, Record, Rule, Without};
@@ -24,6 +25,29 @@ pub struct SimOptions {
     pub without: Without,
     /// Decides how the processors take turns until the guest is ready.
     pub seed: u64,
+}
+
+impl SimOptions {
+    /// Whose processors it has.
+    pub fn vendor(&self) -> Vendor {
+        vendor_of(self.profile)
+    }
+}
+
+/// Who makes the processors of a profile.
+pub fn vendor_of(profile: Profile) -> Vendor {
+    match profile.vendor() {
+        privet_sim::Vendor::Amd => Vendor::Amd,
+        privet_sim::Vendor::Intel => Vendor::Intel,
+    }
+}
+
+/// The profile that is meant where only a vendor is named.
+pub fn profile_of(vendor: Vendor) -> Profile {
+    Profile::default_for(match vendor {
+        Vendor::Amd => privet_sim::Vendor::Amd,
+        Vendor::Intel => privet_sim::Vendor::Intel,
+    })
 }
 
 impl Default for SimOptions {
@@ -140,6 +164,17 @@ pub struct Plan {
     /// Where the console of each boot is kept, as `<vendor>-boot-<n>.log`, and that of each row that ran in a copy of
     /// a booted machine, as `<vendor>-<label>.log`; nowhere if `None`.
     pub artifacts: Option<PathBuf>,
+}
+
+impl Plan {
+    /// Whose processors its machines have.
+    pub fn vendor(&self) -> Vendor {
+        match self.machine {
+            MachineKind::Sim => self.sim.vendor(),
+            MachineKind::Qemu => Vendor::Amd,
+            MachineKind::Bochs => Vendor::Intel,
+        }
+    }
 }
 
 /// How long a machine may be silent, by the clock of its guest, before it counts as hung.

@@ -89,7 +89,7 @@ impl<'a> Common<'a> {
     /// If a module parameter has no effect, or the kernel's modules or the worker cannot be used.
     pub(crate) fn new(plan: &'a Plan, interrupt: BorrowedFd<'a>) -> Result<Self, RigError> {
         let emulator = emulator(plan.machine);
-        let vendor = plan.machine.vendor();
+        let vendor = plan.vendor();
         check_module_params(&plan.kernel, vendor, &plan.module_params)?;
         let modules = modules(&plan.kernel, vendor)?;
         let drivers = plan.kernel.load_order_of_parts(emulator.drivers)?;
@@ -196,7 +196,7 @@ impl<'a> Common<'a> {
         })?;
         let console = machine.console();
         if let Some(directory) = &plan.artifacts {
-            let path = directory.join(format!("{}-{name}.log", plan.machine.vendor()));
+            let path = directory.join(format!("{}-{name}.log", plan.vendor()));
             fs::write(&path, &console).map_err(cannot("write", &path))?;
         }
         if end == End::Interrupted {

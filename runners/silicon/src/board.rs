@@ -30,6 +30,9 @@ pub trait Board: KeyedMemory {
     /// The reverse map table, if SNP is enabled in this processor.
     fn rmp(&self) -> Option<Rmp>;
 
+    /// The time stamp counter of this processor, as it is outside of guests.
+    fn tsc(&self) -> u64;
+
     /// Software asks for something that this silicon has not: told loudly, once, by this name.
     fn unsimulated(&mut self, what: &'static str);
 }

@@ -7,6 +7,7 @@
 mod board;
 pub mod encryption;
 mod event;
+mod interface;
 mod memory;
 pub mod psp;
 pub mod rmp;
@@ -14,9 +15,15 @@ mod rule;
 pub mod svm;
 pub mod tdx;
 #[cfg(test)]
+mod test_board;
+#[cfg(test)]
 mod test_memory;
+mod virtualization;
+pub mod vmx;
 
 pub use board::{Board, Flush};
 pub use encryption::KeyedMemory;
+pub use interface::{Pending, Taken, Translation};
 pub use memory::{PhysicalMemory, read_array, read_u16, read_u32, read_u64, write_u32, write_u64};
 pub use rule::{Rule, Rules};
+pub use virtualization::Virtualization;

@@ -125,6 +125,12 @@ rules! {
     InitSetup = "init-setup": "SNP_INIT minds how processors and IOMMU are set up.",
     ShutdownIdle = "shutdown-idle": "SNP_SHUTDOWN minds guests and dirty ASIDs (DFFLUSH_REQUIRED).",
     TcbCommitted = "tcb-committed": "SNP_CONFIG reports no newer firmware than is committed (INVALID_PARAM).",
+    // Intel: instructions of VMX.
+    FixedBits = "fixed-bits": "VMX operation lets go of no bit of CR0 and CR4 that it needs.",
+    VmcsNotVmxonRegion = "vmcs-not-vmxon-region": "The VMXON region is no VMCS (VMfail 3 and 10).",
+    VmcsRevision = "vmcs-revision": "VMPTRLD takes a VMCS of this processor's revision only (VMfail 11).",
+    ReadOnlyFields = "read-only-fields": "VMWRITE changes no field that tells of an exit (VMfail 13).",
+    VpidNotZero = "vpid-not-zero": "INVVPID and VM entry know no VPID 0.",
 }
 
 impl Rule {

@@ -1,7 +1,7 @@
 //! The board: its chips, and the wires between them.
 
 use privet_cpu::CpuState;
-use privet_silicon::svm::Svm;
+use privet_silicon::Virtualization;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
@@ -46,7 +46,8 @@ pub(crate) struct Board {
     pub(crate) processors: Processors,
     pub(crate) lapics: Vec<Lapic>,
     pub(crate) msrs: Vec<Msrs>,
-    pub(crate) svms: Vec<Svm>,
+    /// What each processor runs guests with.
+    pub(crate) virtualization: Vec<Virtualization>,
     pub(crate) ioapic: IoApic,
     pub(crate) pics: [Pic; 2],
     pub(crate) pit: Pit,
@@ -75,7 +76,7 @@ impl Board {
             processors,
             lapics: (0..cpus).map(|id| Lapic::new(id as u32)).collect(),
             msrs: (0..cpus).map(|_| Msrs::default()).collect(),
-            svms: (0..cpus).map(|_| Svm::new(processors.svm())).collect(),
+            virtualization: (0..cpus).map(|_| processors.virtualization()).collect(),
             ioapic: IoApic::new(),
             pics: [Pic::new(), Pic::new()],
             pit: Pit::new(),
@@ -100,7 +101,7 @@ impl Board {
 
     /// What the processor that executes now reads as its TSC, in a guest or not.
     pub(crate) fn tsc(&self, cpu: usize, state: &CpuState) -> u64 {
-        self.svms[cpu].tsc(self.now(state))
+        self.virtualization[cpu].tsc(self.now(state))
     }
 
     /// Another processor's turn begins, with its count of instructions.
@@ -112,7 +113,8 @@ impl Board {
     /// When something happens next by itself.
     pub(crate) fn deadline(&self) -> Option<u64> {
         let timers = self.lapics.iter().filter_map(|lapic| lapic.timer.deadline());
-        timers.chain(self.pit.deadline()).min()
+        let guests = self.virtualization.iter().filter_map(Virtualization::deadline);
+        timers.chain(guests).chain(self.pit.deadline()).min()
     }
 
     /// Lets everything happen whose time has come.
@@ -120,6 +122,11 @@ impl Board {
         for (cpu, lapic) in self.lapics.iter_mut().enumerate() {
             if lapic.timer.deadline().is_some_and(|deadline| deadline <= now) {
                 lapic.tick(now);
+                self.attention |= 1 << cpu;
+            }
+        }
+        for (cpu, virtualization) in self.virtualization.iter().enumerate() {
+            if virtualization.deadline().is_some_and(|deadline| deadline <= now) {
                 self.attention |= 1 << cpu;
             }
         }

@@ -25,12 +25,29 @@ pub enum Feature {
     SevSnp,
     SnpFirmware,
     RmpMemory,
+    VirtualNmis,
+    PreemptionTimer,
+    TprShadow,
+    ApicAccesses,
+    VirtualX2apic,
+    ApicRegisters,
+    VirtualInterrupts,
+    PostedInterrupts,
+    Ept,
+    EptAccessedDirty,
+    Ept1g,
+    EptExecuteOnly,
+    Vpid,
+    UnrestrictedGuest,
+    Pml,
+    TscScaling,
 }
 
 impl Feature {
     /// All features. Those of processors have the names of their bits (CPUID Fn8000_000A_EDX and Fn8000_001F_EAX; AMD64
-    /// Architecture Programmer's Manual, volume 3, E.4.9 and E.4.17), in small letters. The last two are that the secure
-    /// processor's firmware knows SNP, and that the BIOS has set memory aside for the RMP.
+    /// Architecture Programmer's Manual, volume 3, E.4.9 and E.4.17), in small letters. Then come that the secure
+    /// processor's firmware knows SNP, and that the BIOS has set memory aside for the RMP. Those of VMX have the names
+    /// that Linux has for them (`vmx flags` of /proc/cpuinfo).
     pub const ALL: &'static [(Feature, &'static str)] = &[
         (Feature::NestedPaging, "npt"),
         (Feature::NextRip, "nrips"),
@@ -45,12 +62,28 @@ impl Feature {
         (Feature::SevSnp, "sev_snp"),
         (Feature::SnpFirmware, "snp_firmware"),
         (Feature::RmpMemory, "rmp_memory"),
+        (Feature::VirtualNmis, "vnmi"),
+        (Feature::PreemptionTimer, "preemption_timer"),
+        (Feature::TprShadow, "vtpr"),
+        (Feature::ApicAccesses, "flexpriority"),
+        (Feature::VirtualX2apic, "vx2apic"),
+        (Feature::ApicRegisters, "vapic_reg"),
+        (Feature::VirtualInterrupts, "vid"),
+        (Feature::PostedInterrupts, "posted_intr"),
+        (Feature::Ept, "ept"),
+        (Feature::EptAccessedDirty, "ept_ad"),
+        (Feature::Ept1g, "ept_1gb"),
+        (Feature::EptExecuteOnly, "ept_x_only"),
+        (Feature::Vpid, "vpid"),
+        (Feature::UnrestrictedGuest, "unrestricted_guest"),
+        (Feature::Pml, "pml"),
+        (Feature::TscScaling, "tsc_scaling"),
     ];
 }
 
 /// The features that a machine lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub struct Without(u32);
+pub struct Without(u64);
 
 impl Without {
     /// Whether it lacks this one.

@@ -246,7 +246,7 @@ impl Machine {
             if std::mem::take(&mut signals.init_taken) || waits && signals.init {
                 signals.init = false;
                 self.board.lapics[cpu].init();
-                self.board.svms[cpu].init();
+                self.board.virtualization[cpu].init();
                 let state = &mut processor.cpu.state;
                 // Time does not begin anew.
                 *state = CpuState { instructions: state.instructions, apic_base: state.apic_base, ..CpuState::reset() };
@@ -318,7 +318,7 @@ impl Machine {
 
     /// From here on only these rules of the silicon hold: the machine is a mutant, which rows have to notice.
     pub fn set_rules(&mut self, rules: Rules) {
-        self.board.svms.iter_mut().for_each(|svm| svm.set_rules(rules));
+        self.board.virtualization.iter_mut().for_each(|virtualization| virtualization.set_rules(rules));
         self.memory.keys.set_rules(rules);
         if let Some(encryption) = &mut self.board.encryption {
             encryption.set_rules(rules);
@@ -351,7 +351,7 @@ fn is_runnable(processor: &Processor, board: &Board, cpu: usize) -> bool {
         Activity::WaitForStartUp => false,
         Activity::Halted => {
             // In a guest the masks are the hypervisor's: its processor looks for itself.
-            let interruptible = processor.cpu.state.rflags & flags::IF != 0 || board.svms[cpu].in_guest();
+            let interruptible = processor.cpu.state.rflags & flags::IF != 0 || board.virtualization[cpu].in_guest();
             lapic.signals.nmi || lapic.signals.init || interruptible && lapic.pending().is_some()
         }
     }

@@ -4,8 +4,10 @@ use std::str::FromStr;
 
 use privet_cpu::state::{cr4, efer};
 use privet_cpu::{Config, Extensions, Vendor, fpu};
+use privet_silicon::Virtualization;
 use privet_silicon::psp::{AsidRange, TcbLayout};
-use privet_silicon::svm::{Features, SevFeatures};
+use privet_silicon::svm::{Features, SevFeatures, Svm};
+use privet_silicon::vmx::{self, Vmx};
 use serde::{Deserialize, Serialize};
 
 use crate::error::SimError;
@@ -23,11 +25,23 @@ pub enum Profile {
     Genoa,
     /// An AMD EPYC of the fifth generation ("Turin"): the same with RMPREAD and an RMP in segments.
     Turin,
+    /// An Intel Xeon of the sixth generation ("Granite Rapids") with VMX.
+    Granite,
 }
 
 impl Profile {
+    /// The profile that is meant where only a vendor is named.
+    #[must_use]
+    pub fn default_for(vendor: Vendor) -> Profile {
+        match vendor {
+            Vendor::Amd => Profile::default(),
+            Vendor::Intel => Profile::Granite,
+        }
+    }
+
     /// All profiles.
-    pub const ALL: &'static [Profile] = &[Profile::Plain, Profile::Milan, Profile::Genoa, Profile::Turin];
+    pub const ALL: &'static [Profile] =
+        &[Profile::Plain, Profile::Milan, Profile::Genoa, Profile::Turin, Profile::Granite];
 
     /// Its name on command lines and in files.
     #[must_use]
@@ -37,6 +51,16 @@ impl Profile {
             Profile::Milan => "milan",
             Profile::Genoa => "genoa",
             Profile::Turin => "turin",
+            Profile::Granite => "granite",
+        }
+    }
+
+    /// Who makes it.
+    #[must_use]
+    pub fn vendor(self) -> Vendor {
+        match self {
+            Profile::Plain | Profile::Milan | Profile::Genoa | Profile::Turin => Vendor::Amd,
+            Profile::Granite => Vendor::Intel,
         }
     }
 }
@@ -74,22 +98,24 @@ impl Processors {
     pub(crate) fn has_x2apic(self) -> bool {
         match self.profile {
             Profile::Plain | Profile::Milan | Profile::Genoa | Profile::Turin => false,
+            Profile::Granite => true,
         }
     }
 
-    /// Family, model and stepping: family 19h, and 1Ah.
+    /// Family, model and stepping: family 19h, and 1Ah; family 6.
     pub(crate) fn signature(self) -> u32 {
         match self.profile {
             Profile::Plain | Profile::Milan => 0x00a0_0f11,
             Profile::Genoa => 0x00a1_0f11,
             Profile::Turin => 0x00b0_0f21,
+            Profile::Granite => 0x000a_06d1,
         }
     }
 
     /// What it encrypts.
     pub(crate) fn sev(self) -> Option<SevFeatures> {
         match self.profile {
-            Profile::Plain => None,
+            Profile::Plain | Profile::Granite => None,
             _ if self.without.lacks(Feature::Sev) => None,
             Profile::Milan | Profile::Genoa | Profile::Turin => {
                 let asids = ENCRYPTED_ASIDS;
@@ -127,7 +153,7 @@ impl Processors {
     pub(crate) fn physical_bits(self) -> u8 {
         match self.profile {
             Profile::Plain | Profile::Milan => 48,
-            Profile::Genoa | Profile::Turin => 52,
+            Profile::Genoa | Profile::Turin | Profile::Granite => 52,
         }
     }
 
@@ -143,13 +169,55 @@ impl Processors {
 
     /// What the interpreter needs to know.
     pub(crate) fn config(self) -> Config {
+        let vendor = self.profile.vendor();
+        let (vmxe, svme) = match vendor {
+            Vendor::Amd => (0, efer::SVME),
+            Vendor::Intel => (cr4::VMXE, 0),
+        };
+        let cr4 = cr4::BASELINE | cr4::UMIP | cr4::FSGSBASE | cr4::PCIDE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP;
         Config {
             physical_bits: self.usable_physical_bits(),
-            cr4_allowed: cr4::BASELINE | cr4::UMIP | cr4::FSGSBASE | cr4::PCIDE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP,
-            efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::SVME,
+            cr4_allowed: cr4 | vmxe,
+            efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE | svme,
             xcr0_allowed: self.xcr0(),
-            vendor: Vendor::Amd,
+            vendor,
             ..Config::default()
+        }
+    }
+
+    /// What its processors run guests with.
+    pub(crate) fn virtualization(self) -> Virtualization {
+        match self.profile.vendor() {
+            Vendor::Amd => Virtualization::Svm(Svm::new(self.svm()).into()),
+            Vendor::Intel => Virtualization::Vmx(Vmx::new(self.vmx()).into()),
+        }
+    }
+
+    /// What its VMX can do.
+    pub(crate) fn vmx(self) -> vmx::Features {
+        let Config { cr4_allowed, efer_allowed, physical_bits, .. } = self.config();
+        let has = |feature| !self.without.lacks(feature);
+        vmx::Features {
+            virtual_nmis: has(Feature::VirtualNmis),
+            preemption_timer: has(Feature::PreemptionTimer),
+            tpr_shadow: has(Feature::TprShadow),
+            apic_accesses: has(Feature::ApicAccesses),
+            x2apic: has(Feature::VirtualX2apic),
+            apic_registers: has(Feature::ApicRegisters),
+            virtual_interrupts: has(Feature::VirtualInterrupts),
+            posted_interrupts: has(Feature::PostedInterrupts),
+            ept: has(Feature::Ept),
+            ept_accessed_dirty: has(Feature::EptAccessedDirty),
+            ept_1g: has(Feature::Ept1g),
+            ept_execute_only: has(Feature::EptExecuteOnly),
+            vpid: has(Feature::Vpid),
+            unrestricted: has(Feature::UnrestrictedGuest),
+            pml: has(Feature::Pml),
+            tsc_scaling: has(Feature::TscScaling),
+            cr4: cr4_allowed,
+            efer: efer_allowed,
+            physical_bits,
+            ..vmx::Features::current()
         }
     }
 

@@ -2,12 +2,11 @@
 
 use privet_cpu::{
     Access, AccessKind, Bus, CpuState, CpuidResult, Event, Exception, Intercept, Intercepted, Kick, Reaction, Resolve,
-    Trap,
+    Trap, VmxAnswer, VmxCall,
 };
 use privet_silicon::encryption::Key;
 use privet_silicon::rmp::Rmp;
-use privet_silicon::svm::{Pending, Svm, Taken, Translation};
-use privet_silicon::{Flush, KeyedMemory, PhysicalMemory};
+use privet_silicon::{Flush, KeyedMemory, Pending, PhysicalMemory, Taken, Translation, Virtualization};
 
 use crate::board::Board;
 use crate::clock::{TICKS_PER_PAUSE, TICKS_PER_PORT_ACCESS};
@@ -37,6 +36,8 @@ struct Surroundings<'a> {
     encryption: Option<&'a Encryption>,
     /// The processor.
     cpu: usize,
+    /// Its time stamp counter.
+    now: u64,
 }
 
 impl PhysicalMemory for Surroundings<'_> {
@@ -93,18 +94,23 @@ impl privet_silicon::Board for Surroundings<'_> {
         self.encryption?.enforced_rmp(self.cpu)
     }
 
+    fn tsc(&self) -> u64 {
+        self.now
+    }
+
     fn unsimulated(&mut self, what: &'static str) {
         self.log.unknown(Unknown::Function(what.into()));
     }
 }
 
 impl Wiring<'_> {
-    /// The processor's SVM, and what it works on.
-    fn svm(&mut self, state: &CpuState) -> (&mut Svm, Surroundings<'_>) {
-        let Board { svms, log, encryption, .. } = &mut *self.board;
+    /// What the processor runs guests with, and what that works on.
+    fn virtualization(&mut self, state: &CpuState) -> (&mut Virtualization, Surroundings<'_>) {
+        let now = self.board.now(state);
+        let Board { virtualization, log, encryption, .. } = &mut *self.board;
         log.locate(self.cpu, state.rip);
         let (kick, cpu, encryption) = (self.kick, self.cpu, encryption.as_ref());
-        (&mut svms[cpu], Surroundings { memory: self.memory, log, kick, encryption, cpu })
+        (&mut virtualization[cpu], Surroundings { memory: self.memory, log, kick, encryption, cpu, now })
     }
 
     /// A chip is about to be touched: the time. What it lacks is told with the place.
@@ -128,6 +134,35 @@ impl Wiring<'_> {
         }
     }
 
+    /// Does outside what the processor has decided about an event.
+    fn taken(&mut self, state: &mut CpuState, taken: Taken) -> Option<Event> {
+        let lapic = &mut self.board.lapics[self.cpu];
+        match taken {
+            Taken::Init => {
+                lapic.signals.init_taken = true;
+                self.end_turn(state);
+                None
+            }
+            Taken::Nmi => {
+                lapic.signals.nmi = false;
+                Some(Event::Nmi)
+            }
+            Taken::Interrupt => lapic.acknowledge().map(Event::Interrupt),
+            Taken::Virtual(vector) => Some(Event::Interrupt(vector)),
+            Taken::Switched => Some(Event::Switched),
+            Taken::SwitchedByInterrupt => {
+                lapic.acknowledge();
+                Some(Event::Switched)
+            }
+            Taken::SwitchedByNmi => {
+                lapic.signals.nmi = false;
+                Some(Event::Switched)
+            }
+            Taken::Halted => Some(Event::Halted),
+            Taken::Nothing | Taken::Smi | Taken::Notified => None,
+        }
+    }
+
     fn end_turn(&mut self, state: &mut CpuState) {
         self.scheduler.end_turn();
         state.turn_ends = state.instructions;
@@ -136,8 +171,8 @@ impl Wiring<'_> {
 
 impl Bus for Wiring<'_> {
     fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve {
-        let (svm, mut surroundings) = self.svm(state);
-        match svm.translate(&mut surroundings, state, gpa, access) {
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        match virtualization.translate(&mut surroundings, state, gpa, access) {
             Translation::Page { page, key } => {
                 let data = !access.walk && access.kind != AccessKind::Fetch;
                 if self.memory.key(page) != key && self.board.contention.meet(state.instructions, page, key, data) {
@@ -149,6 +184,7 @@ impl Bus for Wiring<'_> {
                 };
                 found.map_or(Resolve::Device(page), Resolve::Page)
             }
+            Translation::Device(address) => Resolve::Device(address),
             Translation::Reflect(exception) => Resolve::Reflect(exception),
             Translation::Switched => Resolve::Switched,
         }
@@ -205,8 +241,8 @@ impl Bus for Wiring<'_> {
 
     fn wrmsr(&mut self, state: &mut CpuState, index: u32, value: u64) -> Result<(), Exception> {
         self.touch(state);
-        let (svm, mut surroundings) = self.svm(state);
-        svm.check_wrmsr(&mut surroundings, index, value)?;
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        virtualization.check_wrmsr(&mut surroundings, index, value)?;
         let written = self.board.msr_write(self.cpu, state, index, value);
         self.touched(state);
         written
@@ -222,7 +258,7 @@ impl Bus for Wiring<'_> {
                 self.board.clock.pass(TICKS_PER_PAUSE);
                 true
             }
-            Intercept::Invlpg { .. } | Intercept::Invpcid { .. } | Intercept::Call(_) => {
+            Intercept::Invlpg { .. } | Intercept::Invpcid { .. } | Intercept::Call(_) | Intercept::Vmx { .. } => {
                 self.scheduler.ends_at_meeting()
             }
             _ => false,
@@ -230,8 +266,8 @@ impl Bus for Wiring<'_> {
         if meeting {
             self.end_turn(state);
         }
-        let (svm, mut surroundings) = self.svm(state);
-        let intercepted = svm.intercept(&mut surroundings, state, what, length);
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        let intercepted = virtualization.intercept(&mut surroundings, state, what, length);
         if let (Intercept::Wbinvd, Intercepted::Native, Some(encryption)) =
             (what, intercepted, &mut self.board.encryption)
         {
@@ -241,6 +277,15 @@ impl Bus for Wiring<'_> {
             self.end_turn(state);
         }
         intercepted
+    }
+
+    fn vmx(&mut self, state: &mut CpuState, call: VmxCall, length: u8) -> VmxAnswer {
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        let answer = virtualization.vmx(&mut surroundings, state, call, length);
+        if answer == VmxAnswer::Switched {
+            self.touched(state);
+        }
+        answer
     }
 
     fn entered(&mut self, state: &CpuState, instructions: usize, bytes: u64) {
@@ -262,52 +307,42 @@ impl Bus for Wiring<'_> {
     }
 
     fn exception(&mut self, state: &mut CpuState, exception: Exception) -> Reaction {
-        let (svm, mut surroundings) = self.svm(state);
-        svm.exception(&mut surroundings, state, exception)
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        virtualization.exception(&mut surroundings, state, exception)
     }
 
     fn after(&mut self, state: &mut CpuState, what: Trap) -> Reaction {
-        let (svm, mut surroundings) = self.svm(state);
-        svm.after(&mut surroundings, state, what)
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        virtualization.after(&mut surroundings, state, what)
     }
 
     fn shutdown(&mut self, state: &mut CpuState) -> Reaction {
-        let (svm, mut surroundings) = self.svm(state);
-        svm.shutdown(&mut surroundings, state)
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        virtualization.shutdown(&mut surroundings, state)
     }
 
     fn take_event(&mut self, state: &mut CpuState, _: bool, _: bool) -> Option<Event> {
-        let lapic = &self.board.lapics[self.cpu];
-        let pending = Pending {
-            init: lapic.signals.init,
-            smi: false,
-            nmi: lapic.signals.nmi,
-            interrupt: lapic.pending().is_some(),
-        };
-        let (svm, mut surroundings) = self.svm(state);
-        let taken = svm.take_event(&mut surroundings, state, pending);
-        let lapic = &mut self.board.lapics[self.cpu];
-        match taken {
-            Taken::Init => {
-                lapic.signals.init_taken = true;
-                self.end_turn(state);
-                None
+        loop {
+            let lapic = &self.board.lapics[self.cpu];
+            let (init, nmi, interrupt) = (lapic.signals.init, lapic.signals.nmi, lapic.pending());
+            let pending = Pending { init, smi: false, nmi, interrupt };
+            let (virtualization, mut surroundings) = self.virtualization(state);
+            match virtualization.take_event(&mut surroundings, state, pending) {
+                Taken::Notified => {
+                    let lapic = &mut self.board.lapics[self.cpu];
+                    lapic.acknowledge();
+                    let effect = lapic.end_of_interrupt();
+                    self.board.apply(self.cpu, effect);
+                }
+                taken => return self.taken(state, taken),
             }
-            Taken::Nmi => {
-                lapic.signals.nmi = false;
-                Some(Event::Nmi)
-            }
-            Taken::Interrupt => lapic.acknowledge().map(Event::Interrupt),
-            Taken::Virtual(vector) => Some(Event::Interrupt(vector)),
-            Taken::Switched => Some(Event::Switched),
-            Taken::Nothing | Taken::Smi => None,
         }
     }
 
     fn set_task_priority(&mut self, state: &mut CpuState, cr8: u64) {
-        let (svm, mut surroundings) = self.svm(state);
-        if svm.virtual_task_priority() {
-            svm.task_priority_written(&mut surroundings);
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        if virtualization.virtual_task_priority() {
+            virtualization.task_priority_written(&mut surroundings);
         } else {
             self.board.lapics[self.cpu].set_cr8(cr8);
             self.kick.raise_event();

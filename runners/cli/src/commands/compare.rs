@@ -169,7 +169,7 @@ fn jobs(args: &Compare, tests: &[&Test], rows: &[&Entry], is_built: impl Fn(&str
 /// The one place where both sides run.
 enum Where {
     Host,
-    Rig(Kernel, MachineKind),
+    Rig(Kernel, MachineKind, Vendor),
     Model(Box<Ready>),
 }
 
@@ -181,8 +181,8 @@ impl Where {
                 None => Kernel::cached().map_err(|error| Early::nothing_ran(error.to_string()))?,
             };
             let machine = args.rig.machine_for(args.rig.vendor())?;
-            rig::check_module_params(&kernel, &[machine.vendor()], &args.rig)?;
-            Ok(Self::Rig(kernel, machine))
+            rig::check_module_params(&kernel, &[args.rig.vendor()], &args.rig)?;
+            Ok(Self::Rig(kernel, machine, args.rig.vendor()))
         };
         match args.on {
             On::Host if args.rig.is_given() => Err(Early::usage(
@@ -257,7 +257,7 @@ impl Where {
                 };
                 run_in_pool(&pool, jobs, &indices, followers);
             }
-            Where::Rig(kernel, machine) => {
+            Where::Rig(kernel, machine, vendor) => {
                 let guest_path = |test: &str| Path::new(rig::KSELFTESTS).join(test);
                 let programs: Vec<Program> = programs
                     .iter()
@@ -267,6 +267,7 @@ impl Where {
                     recorded: None,
                     kernel: kernel.clone(),
                     machine: *machine,
+                    vendor: *vendor,
                     programs: &programs,
                     options: &args.rig,
                     machines: 1,
@@ -281,7 +282,7 @@ impl Where {
     fn context(&self) -> Context {
         match self {
             Where::Host => Context::here(Place::Host),
-            Where::Rig(kernel, machine) => Context::rig_without_guest(&kernel.release, *machine),
+            Where::Rig(kernel, machine, vendor) => Context::rig_without_guest(&kernel.release, *machine, *vendor),
             Where::Model(model) => model.context().clone(),
         }
     }

@@ -78,7 +78,7 @@ fn in_rig(args: &Measure) -> Result<Status, Early> {
         arguments,
         files: Vec::new(),
         machine: args.rig.machine_for(args.rig.vendor())?,
-        sim: args.rig.sim(),
+        sim: args.rig.sim(args.rig.vendor()),
         beside: Vec::new(),
         attached: Attached::default(),
         recording: Recording::default(),

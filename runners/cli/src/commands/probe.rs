@@ -43,7 +43,7 @@ fn rig(options: &RigOptions, mut out: impl Write) -> Result<Status, Early> {
         arguments: ["probe", "--on", "in-rig"].map(Into::into).into(),
         files: Vec::new(),
         machine,
-        sim: options.sim(),
+        sim: options.sim(options.vendor()),
         beside: Vec::new(),
         attached: Attached::default(),
         recording: Recording::default(),

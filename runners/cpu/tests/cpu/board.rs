@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use iced_x86::code_asm::*;
-use privet_cpu::state::{Injection, cr0, gpr};
+use privet_cpu::state::{Injection, cr0, cr4, gpr};
 use privet_cpu::{
     Access, AccessKind, Bus, Call, CodePages, Config, Cpu, CpuExit, CpuState, CpuidResult, CrAccess, Event, Exception,
-    Flush, Intercept, Intercepted, Reaction, Resolve, Segment, TableRegister, Trap, World, vector,
+    Flush, Intercept, Intercepted, MemoryOperand, OperandPlace, Operands, Reaction, Resolve, Seg, Segment,
+    TableRegister, Trap, VmxInstruction, World, vector,
 };
 
 use crate::descriptor_tables::{HANDLERS, with_idt};
@@ -457,7 +458,17 @@ fn what_can_be_intercepted() {
     let cr = |cr, value, by| Intercept::WriteCr { cr, value, by };
     let cr0_now = cr0::PE | cr0::PG | cr0::WP | cr0::ET | cr0::NE;
     let table = |register, write| Intercept::Table { register, write };
-    let cases: [(Program, Intercept); 28] = [
+    let operands = |register, place| Operands { register, place };
+    let at_9000 = OperandPlace::Memory(MemoryOperand {
+        base: None,
+        index: None,
+        scale: 0,
+        displacement: 0x9000,
+        address_size: 8,
+        segment: Seg::Ds,
+    });
+    let vmx = |instruction, operands| Intercept::Vmx { instruction, operands };
+    let cases: [(Program, Intercept); 34] = [
         (|a| a.mov(r9, cr3), Intercept::ReadCr { cr: 3, by: CrAccess::Mov(9) }),
         (|a| a.mov(cr4, rbp), cr(4, 0x5555, CrAccess::Mov(5))),
         (|a| a.clts(), cr(0, cr0_now, CrAccess::Clts)),
@@ -466,7 +477,16 @@ fn what_can_be_intercepted() {
         (|a| a.mov(rbp, dr6), Intercept::ReadDr { dr: 6, register: 5 }),
         (|a| a.mov(dr7, rbp), Intercept::WriteDr { dr: 7, register: 5, value: 0x5555 }),
         (|a| a.invlpg(byte_ptr(rbp + 3)), Intercept::Invlpg { linear: 0x5558 }),
-        (|a| a.invpcid(rbp, xmmword_ptr(0x9000)), Intercept::Invpcid { kind: 0x5555, descriptor: 0x9000 }),
+        (
+            |a| a.invpcid(rbp, xmmword_ptr(0x9000)),
+            Intercept::Invpcid { kind: 0x5555, descriptor: 0x9000, operands: operands(5, at_9000) },
+        ),
+        (|a| a.vmptrld(qword_ptr(0x9000)), vmx(VmxInstruction::Vmptrld, operands(0, at_9000))),
+        (|a| a.vmread(rdx, r9), vmx(VmxInstruction::Vmread, operands(9, OperandPlace::Register(2)))),
+        (|a| a.vmread(qword_ptr(0x9000), rbx), vmx(VmxInstruction::Vmread, operands(3, at_9000))),
+        (|a| a.vmwrite(rdx, r9), vmx(VmxInstruction::Vmwrite, operands(2, OperandPlace::Register(9)))),
+        (|a| a.vmwrite(rbx, qword_ptr(0x9000)), vmx(VmxInstruction::Vmwrite, operands(3, at_9000))),
+        (|a| a.rdpid(rax), Intercept::Rdpid),
         (|a| a.pause(), Intercept::Pause),
         (|a| a.iretq(), Intercept::Iret),
         (|a| a.pushfq(), Intercept::Pushf),
@@ -492,6 +512,7 @@ fn what_can_be_intercepted() {
         let (ram, mut cpu) = machine(program);
         ram.write(GUEST_CODE, &[0xf4]);
         cpu.state.gpr[gpr::RBP] = 0x5555;
+        cpu.state.cr4 |= cr4::VMXE;
         let mut seen = None;
         let mut board = Board::new(&ram);
         board.hook = Box::new(|state, what| {

@@ -121,7 +121,7 @@ impl Bus for TestBus<'_> {
         let open = |event: &Event| match event {
             Event::Nmi => nmis_open,
             Event::Interrupt(_) => interrupts_open,
-            Event::Switched => true,
+            Event::Switched | Event::Halted => true,
         };
         let index = self.events.iter().position(open)?;
         Some(self.events.remove(index))

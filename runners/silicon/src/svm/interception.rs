@@ -79,8 +79,9 @@ impl Svm {
             Intercept::WriteDr { dr, register, .. } => self.assisted(Code::write_dr(dr), u64::from(register), 0, next),
             Intercept::SoftwareInterrupt(vector) => self.assisted(Code::INT_N, u64::from(vector), 0, next),
             Intercept::Invlpg { linear } => self.assisted(Code::INVLPG, linear, 0, next),
-            Intercept::Invpcid { kind, descriptor } => self.assisted(Code::INVPCID, descriptor, kind, next),
-            Intercept::Call(_) => None,
+            Intercept::Invpcid { kind, descriptor, .. } => self.assisted(Code::INVPCID, descriptor, kind, next),
+            // Of Intel's processors, or without an intercept.
+            Intercept::Call(_) | Intercept::Vmx { .. } | Intercept::Rdpid | Intercept::Xsaves => None,
         }
     }
 
@@ -124,7 +125,7 @@ impl Svm {
 
     /// EXITINFO1 as in figure 15-2, EXITINFO2 the next instruction.
     fn exit_of_port(&self, board: &mut impl Board, what: Intercept, next: u64) -> Option<Exit> {
-        let Intercept::PortIo { port, size, input, string, rep, address_size, segment } = what else { return None };
+        let Intercept::PortIo { port, size, input, string, rep, address_size, segment, .. } = what else { return None };
         let guest =
             self.guest.as_ref().filter(|guest| self.snp_intercepts() || guest.control.intercepts.has(Code::IOIO))?;
         let info = u64::from(input)

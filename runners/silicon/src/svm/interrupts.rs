@@ -9,38 +9,7 @@ use super::intercepts::Code;
 use super::vmcb::int_ctl;
 use super::{Guest, Svm};
 use crate::board::Board;
-
-/// What waits outside of the processor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pending {
-    /// INIT.
-    pub init: bool,
-    /// A system management interrupt.
-    pub smi: bool,
-    /// A non-maskable interrupt.
-    pub nmi: bool,
-    /// An interrupt that the local APIC would deliver now.
-    pub interrupt: bool,
-}
-
-/// What the processor does about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// Nothing: what waits goes on waiting.
-    Nothing,
-    /// It takes the INIT.
-    Init,
-    /// It takes the system management interrupt.
-    Smi,
-    /// It takes the NMI.
-    Nmi,
-    /// It takes the interrupt: the board acknowledges it.
-    Interrupt,
-    /// It takes a virtual interrupt with this vector; what waits outside is not concerned.
-    Virtual(u8),
-    /// A #VMEXIT has happened. What waits goes on waiting: the host takes it once it sets GIF.
-    Switched,
-}
+use crate::interface::{Pending, Taken};
 
 impl Svm {
     /// Decides between two instructions, after the delivery of [`CpuState::injection`].
@@ -56,7 +25,7 @@ impl Svm {
             (pending.init, Code::INIT, Taken::Init),
             (pending.smi, Code::SMI, Taken::Smi),
             (pending.nmi && (!state.nmi_blocked || self.intercepts(Code::NMI)), Code::NMI, Taken::Nmi),
-            (pending.interrupt && physical, Code::INTR, Taken::Interrupt),
+            (pending.interrupt.is_some() && physical, Code::INTR, Taken::Interrupt),
         ];
         if let Some((_, code, taken)) = in_order.into_iter().find(|(waits, ..)| *waits) {
             if !self.intercepts(code) {

@@ -45,9 +45,7 @@ use privet_cpu::state::efer;
 use serde::{Deserialize, Serialize};
 
 pub use features::Features;
-pub use interrupts::{Pending, Taken};
 pub use sev_features::SevFeatures;
-pub use translation::Translation;
 
 use crate::board::Board;
 use crate::{Rule, Rules};

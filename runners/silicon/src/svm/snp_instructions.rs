@@ -4,10 +4,12 @@ use privet_cpu::paging::{self, Tables, View, Walk, WalkRegisters};
 use privet_cpu::state::{cr0, gpr};
 use privet_cpu::{Access, AccessKind, Call, Config, CpuState, Exception, Intercepted, PAGE_SIZE, flags};
 
+use super::Svm;
 use super::exit::{self, Exit};
 use super::instructions::next_rip;
-use super::{Svm, Translation};
 use crate::board::Board;
+use crate::encryption::Key;
+use crate::interface::Translation;
 use crate::memory::{read_array, read_u64};
 use crate::rmp::{self, Adjustment, Caller, Code, Operand, PageSize, Refusal, Rmp, RmpState};
 
@@ -307,6 +309,7 @@ impl<B: Board> GuestTables<'_, B> {
         };
         match self.svm.translate(self.board, self.state, gpa & !(PAGE_SIZE - 1), access) {
             Translation::Page { page, key } => Ok((page + gpa % PAGE_SIZE, key)),
+            Translation::Device(address) => Ok((address + gpa % PAGE_SIZE, Key::PLAIN)),
             Translation::Reflect(exception) => Err(exception.into()),
             Translation::Switched => Err(Stopped(Intercepted::Switched)),
         }

@@ -10,23 +10,8 @@ use super::snp_instructions::{not_validated, rmp_fault};
 use crate::Rule;
 use crate::board::Board;
 use crate::encryption::Key;
+use crate::interface::Translation;
 use crate::rmp::{self, PageSize, PrivateAccess, Refusal, error_code};
-
-/// Where a page is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Translation {
-    /// There.
-    Page {
-        /// System-physical address.
-        page: u64,
-        /// The key with which the access is made.
-        key: Key,
-    },
-    /// The access raises this exception.
-    Reflect(Exception),
-    /// The access has ended in a #VMEXIT.
-    Switched,
-}
 
 impl Svm {
     /// Where the page at `gpa` (page aligned) is, which is a system-physical address in the host. A nested page fault

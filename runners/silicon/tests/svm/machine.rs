@@ -13,8 +13,9 @@ use privet_cpu::{
 };
 use privet_silicon::encryption::Key;
 use privet_silicon::rmp::Rmp;
-use privet_silicon::svm::{Features, Pending, Svm, Taken, Translation};
+use privet_silicon::svm::{Features, Svm};
 use privet_silicon::{Board, Flush, KeyedMemory, PhysicalMemory, read_u32, read_u64, write_u32, write_u64};
+use privet_silicon::{Pending, Taken, Translation};
 
 const MEMORY_BYTES: u64 = 0x40_0000;
 const HOST_TABLES: u64 = 0x1000;
@@ -114,6 +115,10 @@ impl Board for Surroundings {
         None
     }
 
+    fn tsc(&self) -> u64 {
+        0
+    }
+
     fn unsimulated(&mut self, what: &'static str) {
         panic!("not simulated: {what}");
     }
@@ -131,6 +136,7 @@ impl Bus for TestBus {
     fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve {
         match self.svm.translate(&mut self.board, state, gpa, access) {
             Translation::Switched => Resolve::Switched,
+            Translation::Device(page) => Resolve::Device(page),
             Translation::Reflect(exception) => Resolve::Reflect(exception),
             Translation::Page { page, .. } => match self.board.page(page) {
                 // SAFETY: the page lives as long as the machine, and is accessed by raw pointers only.
@@ -169,7 +175,7 @@ impl Bus for TestBus {
     }
 
     fn take_event(&mut self, state: &mut CpuState, _: bool, _: bool) -> Option<Event> {
-        let pending = Pending { nmi: self.nmi, interrupt: self.interrupt.is_some(), ..Pending::default() };
+        let pending = Pending { nmi: self.nmi, interrupt: self.interrupt, ..Pending::default() };
         match self.svm.take_event(&mut self.board, state, pending) {
             Taken::Nmi => {
                 self.nmi = false;
@@ -178,7 +184,8 @@ impl Bus for TestBus {
             Taken::Interrupt => self.interrupt.take().map(Event::Interrupt),
             Taken::Virtual(vector) => Some(Event::Interrupt(vector)),
             Taken::Switched => Some(Event::Switched),
-            Taken::Nothing | Taken::Init | Taken::Smi => None,
+            // The rest is Intel's.
+            _ => None,
         }
     }
 

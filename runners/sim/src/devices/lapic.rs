@@ -153,7 +153,8 @@ impl Lapic {
         self.task_priority = (cr8 as u8 & 0xf) << 4;
     }
 
-    fn end_of_interrupt(&mut self) -> Effect {
+    /// The handler of the interrupt in service has ended.
+    pub(crate) fn end_of_interrupt(&mut self) -> Effect {
         let Some(vector) = self.in_service.highest() else { return Effect::None };
         self.in_service.remove(vector);
         if self.trigger_mode.contains(vector) { Effect::EndOfLevel(vector) } else { Effect::None }

@@ -3,10 +3,11 @@
 use privet_cpu::{Access, AccessKind, Encryption, Exception, Reaction, Trap};
 
 use super::*;
+use crate::Translation;
 use crate::encryption::{Key, KeyedMemory};
 use crate::psp::AsidRange;
 use crate::rmp::{Entry, Owned, PageSize, PageState, Permissions, Rmp, error_code};
-use crate::svm::{SevFeatures, Translation};
+use crate::svm::SevFeatures;
 
 pub(super) const KEY: Key = Key::numbered(5);
 pub(super) const VMSA: u64 = 0x3000;
@@ -494,6 +495,8 @@ fn cpuid_and_ports_of_an_snp_guest_are_always_intercepted() {
         rep: false,
         address_size: 8,
         segment: Seg::Ds,
+        immediate: true,
+        linear: 0,
     };
     assert_eq!(bench.instruction(port, 2), Intercepted::Reflect(vc(0x7b)));
 }

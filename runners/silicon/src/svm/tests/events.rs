@@ -4,15 +4,15 @@ use privet_cpu::state::{Injection, Shadow};
 use privet_cpu::{Exception, Reaction, flags};
 
 use super::*;
-use crate::svm::{Pending, Taken};
+use crate::{Pending, Taken};
 
 const VALID: u64 = 1 << 31;
 const V_IRQ: u64 = 1 << 8;
 const IGNORE_TPR: u64 = 1 << 20;
 const MASKING: u64 = 1 << 24;
-const NMI: Pending = Pending { init: false, smi: false, nmi: true, interrupt: false };
-const INTERRUPT: Pending = Pending { init: false, smi: false, nmi: false, interrupt: true };
-const NOTHING: Pending = Pending { init: false, smi: false, nmi: false, interrupt: false };
+const NMI: Pending = Pending { init: false, smi: false, nmi: true, interrupt: None };
+const INTERRUPT: Pending = Pending { init: false, smi: false, nmi: false, interrupt: Some(0x41) };
+const NOTHING: Pending = Pending { init: false, smi: false, nmi: false, interrupt: None };
 
 impl Bench {
     fn take(&mut self, pending: Pending) -> Taken {
@@ -147,7 +147,7 @@ fn once_delivered_an_injected_event_is_forgotten() {
 
 #[test]
 fn events_wait_for_the_global_interrupt_flag() {
-    let all = Pending { init: true, smi: true, nmi: true, interrupt: true };
+    let all = Pending { init: true, smi: true, nmi: true, interrupt: Some(0x41) };
     let mut bench = Bench::new();
     bench.state.rflags |= flags::IF;
     bench.call(Call::Clgi, 3);

@@ -1,6 +1,6 @@
 //! Each intercept of an instruction or exception: its exit code and information, and that it is Native without.
 
-use privet_cpu::{CrAccess, Exception, Reaction, TableRegister};
+use privet_cpu::{CrAccess, Exception, OperandPlace, Operands, Reaction, TableRegister};
 
 use super::*;
 
@@ -63,7 +63,8 @@ fn descriptor_tables() {
 #[test]
 fn operands_are_decoded() {
     exits(Code::INVLPG, Intercept::Invlpg { linear: 0x1234_5678 }, [0x1234_5678, 0]);
-    exits(Code::INVPCID, Intercept::Invpcid { kind: 2, descriptor: 0x77 }, [0x77, 2]);
+    let operands = Operands { register: 0, place: OperandPlace::Nothing };
+    exits(Code::INVPCID, Intercept::Invpcid { kind: 2, descriptor: 0x77, operands }, [0x77, 2]);
     exits(Code::INT_N, Intercept::SoftwareInterrupt(0x80), [0x80, 0]);
     exits(Code::read_dr(7), Intercept::ReadDr { dr: 7, register: 9 }, [9, 0]);
     exits(Code::write_dr(2), Intercept::WriteDr { dr: 2, register: 1, value: 5 }, [1, 0]);
@@ -133,7 +134,17 @@ fn a_bit_of_the_map_without_the_intercept_is_nothing() {
 }
 
 fn port_io(port: u16, size: u8, input: bool, string: bool) -> Intercept {
-    Intercept::PortIo { port, size, input, string, rep: string, address_size: 8, segment: Seg::Es }
+    Intercept::PortIo {
+        port,
+        size,
+        input,
+        string,
+        rep: string,
+        address_size: 8,
+        segment: Seg::Es,
+        immediate: false,
+        linear: 0,
+    }
 }
 
 #[test]
@@ -151,6 +162,8 @@ fn ports_by_the_map() {
                 string: true,
                 rep: false,
                 address_size: 2,
+                immediate: false,
+                linear: 0,
                 segment: Seg::Gs,
             },
             0x60_0014 | 1 << 7 | 5 << 10,

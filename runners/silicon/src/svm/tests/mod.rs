@@ -1,6 +1,6 @@
 //! A host and a guest in a little memory, for tests of one rule each.
 
-pub(crate) mod board;
+pub(crate) use crate::test_board as board;
 mod checks;
 mod encrypted;
 mod events;

@@ -3,8 +3,8 @@
 use privet_cpu::{Access, AccessKind};
 
 use super::*;
+use crate::Translation;
 use crate::encryption::Key;
-use crate::svm::Translation;
 
 const ROOT: u64 = 0x10_0000;
 const PAGE: u64 = 0x14_0000;

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::encrypted::{KEY, PAGE, VMSA};
 use super::*;
 use crate::KeyedMemory;
+use crate::Pending;
 use crate::rmp::{self, PageSize};
-use crate::svm::Pending;
 use crate::svm::exit::INVALID;
 use board::MEMORY_BYTES;
 
@@ -39,8 +39,9 @@ fn intercept() -> impl Strategy<Value = Intercept> {
         prop::sample::select(vec![Call::Vmrun, Call::Vmload, Call::Vmsave, Call::Stgi, Call::Clgi, Call::Invlpga])
             .prop_map(Intercept::Call),
         (any::<u16>(), prop::sample::select(vec![1, 2, 4]), any::<bool>()).prop_map(|(port, size, string)| {
-            let segment = Seg::Ds;
-            Intercept::PortIo { port, size, input: string, string, rep: false, address_size: 4, segment }
+            let (segment, linear) = (Seg::Ds, 0);
+            let (rep, immediate, address_size) = (false, false, 4);
+            Intercept::PortIo { port, size, input: string, string, rep, address_size, segment, immediate, linear }
         }),
     ]
 }
@@ -83,7 +84,12 @@ fn step() -> impl Strategy<Value = Step> {
         (prop::sample::select(SNP_CALLS.to_vec()), any::<u8>(), register(), register())
             .prop_map(|(call, gpa, rcx, rdx)| Step::Call(call, [u64::from(gpa) << 12, rcx, rdx])),
         register().prop_map(Step::Ghcb),
-        any::<[bool; 4]>().prop_map(|[init, smi, nmi, interrupt]| Step::Event(Pending { init, smi, nmi, interrupt })),
+        (any::<[bool; 3]>(), any::<Option<u8>>()).prop_map(|([init, smi, nmi], interrupt)| Step::Event(Pending {
+            init,
+            smi,
+            nmi,
+            interrupt
+        })),
         any::<u8>().prop_map(Step::Vectoring),
         Just(Step::Shutdown),
     ]

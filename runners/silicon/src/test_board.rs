@@ -82,6 +82,10 @@ impl Board for TestBoard {
         self.rmp
     }
 
+    fn tsc(&self) -> u64 {
+        0
+    }
+
     fn unsimulated(&mut self, what: &'static str) {
         self.unsimulated.push(what);
     }

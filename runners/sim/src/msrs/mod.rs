@@ -1,8 +1,11 @@
 //! The model-specific registers that neither the CPU keeps ([`CpuState::own_msr`]) nor the silicon of a hypervisor.
 
+mod amd;
+mod intel;
+
 use std::collections::BTreeMap;
 
-use privet_cpu::{CpuState, Exception};
+use privet_cpu::{CpuState, Exception, Vendor};
 use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
@@ -36,19 +39,20 @@ enum Kind {
     Stored(u64, u64),
     /// Always this value; writes are refused.
     Fixed(u64),
+    /// Always this value; writes have no effect.
+    Ignoring(u64),
     /// Known not to be there: probed by every Linux, refused as hardware does.
     Absent,
 }
 
-use Kind::{Absent, Fixed, Stored};
+use Kind::{Absent, Fixed, Ignoring, Stored};
 
-/// The MSRs of the board's processors (AMD PPR of family 19h; AMD APM volume 2, appendix A).
-fn kind(index: u32) -> Option<Kind> {
+/// The MSRs that processors of both vendors have.
+fn common(index: u32) -> Option<Kind> {
     const ANY: u64 = u64::MAX;
     Some(match index {
-        // FEATURE_CONTROL (VMX), SPEC_CTRL, PRED_CMD, MKTME partitioning: probed whatever CPUID says.
-        0x3a | 0x48 | 0x49 | 0x87 => Absent,
-        PATCH_LEVEL => Fixed(0x0a00_11d5),
+        // SPEC_CTRL, PRED_CMD: probed whatever CPUID says.
+        0x48 | 0x49 => Absent,
         // MPERF, APERF: no effective frequency in CPUID.
         0xe7 | 0xe8 => Absent,
         // MTRRcap: 8 variable ranges, fixed ranges, write combining.
@@ -67,22 +71,6 @@ fn kind(index: u32) -> Option<Kind> {
         0x201 => Stored(0x0000_ffff_c000_0800, ANY),
         0x202..=0x20f | 0x250 | 0x258 | 0x259 | 0x268..=0x26f => Stored(0, ANY),
         0x2ff => Stored(0x806, 0xcff),
-        // SYSCFG: the MTRRs' DRAM bits as firmware leaves them.
-        SYSCFG => Stored(0x74_0000, 0x7c_0000),
-        // HWCR: SMM is locked; the TSC counts with the frequency of P0.
-        0xc001_0015 => Stored(0x0100_0011, 0x0900_0011),
-        // TOP_MEM and TOP_MEM2.
-        0xc001_001a => Stored(LOW_END, ANY),
-        0xc001_001d => Stored(0, ANY),
-        // NB_CFG: firmware leaves extended configuration through ports off.
-        0xc001_001f => Stored(0, ANY),
-        // MMIO configuration space: none.
-        0xc001_0058 => Stored(0, 0),
-        // DE_CFG: LFENCE serializes. BP_CFG.
-        0xc001_1029 => Stored(2, ANY),
-        0xc001_102e => Stored(0, ANY),
-        // Performance counters, old and new, and IBS: not in CPUID.
-        0xc001_0000..=0xc001_0007 | 0xc001_0200..=0xc001_020b | 0xc001_1030..=0xc001_103b => Absent,
         _ => return None,
     })
 }
@@ -102,10 +90,10 @@ impl Board {
             TSC => Ok(self.tsc(cpu, state)),
             TSC_DEADLINE => Ok(self.lapics[cpu].timer.tsc_deadline()),
             X2APIC..=X2APIC_END => self.x2apic_read(cpu, state, index, now),
-            _ if let Some(value) = self.svms[cpu].rdmsr(index) => Ok(value),
+            _ if let Some(value) = self.virtualization[cpu].rdmsr(index) => Ok(value),
             _ => match self.kind(index) {
                 Some(Stored(reset, _)) => Ok(self.msrs[cpu].0.get(&index).copied().unwrap_or(reset)),
-                Some(Fixed(value)) => Ok(value),
+                Some(Fixed(value) | Ignoring(value)) => Ok(value),
                 Some(Absent) => Err(Exception::gp(0)),
                 None => {
                     self.log.unknown(Unknown::MsrRead(index));
@@ -134,7 +122,7 @@ impl Board {
                 Ok(())
             }
             X2APIC..=X2APIC_END => self.x2apic_write(cpu, state, index, value, now),
-            _ if let Some(written) = self.svms[cpu].wrmsr(index, value) => written,
+            _ if let Some(written) = self.virtualization[cpu].wrmsr(index, value) => written,
             _ => match self.kind(index) {
                 Some(Stored(reset, writable)) => {
                     let old = self.msrs[cpu].0.get(&index).copied().unwrap_or(reset);
@@ -151,6 +139,7 @@ impl Board {
                     }
                     Ok(())
                 }
+                Some(Ignoring(_)) => Ok(()),
                 Some(Fixed(_) | Absent) => Err(Exception::gp(0)),
                 None => {
                     self.log.unknown(Unknown::MsrWrite(index));
@@ -160,7 +149,7 @@ impl Board {
         }
     }
 
-    /// As [`kind`], and what memory encryption adds: SYSCFG as firmware sets it, and the memory of the RMP.
+    /// What an MSR is, by vendor, and what memory encryption adds: SYSCFG as firmware sets it, and the memory of the RMP.
     fn kind(&self, index: u32) -> Option<Kind> {
         let rmp = self.encryption.as_ref().map(|encryption| encryption.rmp);
         let segment = self.processors.rmp_segment();
@@ -175,7 +164,10 @@ impl Board {
             // Segments are found by their own table.
             (RMP_END, Some((_, last))) => Some(Fixed(if segment.is_some() { 0 } else { last })),
             (RMP_CFG, Some(_)) => segment.map(|shift| Fixed(u64::from(shift) << 8 | 1)),
-            _ => kind(index),
+            _ => common(index).or_else(|| match self.processors.profile.vendor() {
+                Vendor::Amd => amd::kind(index),
+                Vendor::Intel => intel::kind(index),
+            }),
         }
     }
 
