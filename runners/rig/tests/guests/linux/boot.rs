@@ -6,13 +6,16 @@ use std::ops::Range;
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::units::PAGE_SIZE;
 
+use super::acpi;
+
 /// Memory of the guest, bytes.
 pub(crate) const MEMORY: u64 = 64 << 20;
 
-/// Where everything lies. What the firmware fills is in one place, which the memory map reserves.
+/// Where everything lies. What firmware provides is in one place, which the memory map reserves.
 pub(crate) const CPUID_PAGE: u64 = 0x1_0000;
 pub(crate) const SECRETS_PAGE: u64 = 0x1_1000;
 const RESERVED: Range<u64> = CPUID_PAGE..0x1_2000;
+const ACPI_TABLES: Range<u64> = RESERVED.end..0x1_3000;
 pub(crate) const BOOT_PARAMS: u64 = 0x2_0000;
 const COMMAND_LINE: u64 = 0x2_1000;
 const SETUP_DATA: u64 = 0x2_2000;
@@ -22,7 +25,8 @@ const HIGH: u64 = 0x10_0000;
 const KERNEL: u64 = 0x100_0000;
 const INITRAMFS: u64 = 0x3f0_0000;
 
-/// Offsets in a bzImage, and from SETUP_SECTS on in `struct boot_params`.
+/// Offsets in `struct boot_params`, and from SETUP_SECTS on in a bzImage, too.
+const RSDP_AT: usize = 0x070;
 const SETUP_SECTS: usize = 0x1f1;
 const JUMP_LENGTH: usize = 0x201;
 const MAGIC: usize = 0x202;
@@ -37,6 +41,7 @@ const ENTRY_64: u64 = 0x200;
 
 const USABLE: u32 = 1;
 const RESERVED_TYPE: u32 = 2;
+const ACPI_TYPE: u32 = 3;
 const SETUP_CC_BLOB: u32 = 7;
 const CC_BLOB_MAGIC: u32 = 0x4544_4d41;
 const CC_BLOB_VERSION: u16 = 1;
@@ -66,11 +71,18 @@ pub(crate) struct Boot {
 }
 
 impl Boot {
-    /// `image` with its root file system and command line; an SNP guest is told where the firmware's pages are.
+    /// `image` with its root file system and command line, for a machine of so many processors; an SNP guest is told
+    /// where the firmware's pages are.
     ///
     /// # Errors
     /// `Stop::Error` if it is no bzImage, or has no room.
-    pub(crate) fn new(image: &[u8], initramfs: Vec<u8>, command_line: &str, is_snp: bool) -> Outcome<Boot> {
+    pub(crate) fn new(
+        image: &[u8],
+        initramfs: Vec<u8>,
+        command_line: &str,
+        processors: u8,
+        is_snp: bool,
+    ) -> Outcome<Boot> {
         if image.get(MAGIC..MAGIC + 4) != Some(b"HdrS") {
             return Err(Stop::Error("the kernel is no bzImage".into()));
         }
@@ -83,6 +95,8 @@ impl Boot {
         let header = SETUP_SECTS..MAGIC + usize::from(image[JUMP_LENGTH]);
         params[header.clone()].copy_from_slice(&image[header]);
         let mut put = |at: usize, bytes: &[u8]| params[at..at + bytes.len()].copy_from_slice(bytes);
+        let (tables, rsdp) = acpi::tables(ACPI_TABLES.start, processors);
+        put(RSDP_AT, &rsdp.to_le_bytes());
         // A loader without a number of its own.
         put(LOADER, &[0xff]);
         put(INITRD, &(INITRAMFS as u32).to_le_bytes());
@@ -94,7 +108,9 @@ impl Boot {
         let map = [
             (0..RESERVED.start, USABLE),
             (RESERVED, RESERVED_TYPE),
-            (RESERVED.end..LOW_END, USABLE),
+            // Linux reads them encrypted because they have a type of their own.
+            (ACPI_TABLES, ACPI_TYPE),
+            (ACPI_TABLES.end..LOW_END, USABLE),
             (HIGH..MEMORY, USABLE),
         ];
         put(E820_ENTRIES, &[map.len() as u8]);
@@ -110,6 +126,7 @@ impl Boot {
             Piece::new(BOOT_PARAMS, params),
             Piece::new(COMMAND_LINE, line),
             Piece::new(SETUP_DATA, setup_data()),
+            Piece::new(ACPI_TABLES.start, tables),
             Piece::new(KERNEL, image[setup_bytes..].to_vec()),
             Piece::new(INITRAMFS, initramfs),
         ];

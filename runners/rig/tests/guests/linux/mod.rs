@@ -1,6 +1,7 @@
 //! A VMM for Linux, made of the harness: it launches the guest, and is its platform as far as one processor, one serial
 //! port and no disk go.
 
+mod acpi;
 mod boot;
 mod cpuid;
 mod initramfs;
@@ -58,7 +59,7 @@ pub(crate) fn run(vm_type: VmType, path: &Path) -> Outcome {
     let image = fs::read(path).map_err(|error| broken(&error))?;
     let initramfs = initramfs::initramfs().map_err(|error| broken(&error))?;
     let is_snp = vm_type == VmType::Snp;
-    let boot = Boot::new(&image, initramfs, COMMAND_LINE, is_snp)?;
+    let boot = Boot::new(&image, initramfs, COMMAND_LINE, 1, is_snp)?;
 
     let host = Host::open().map_err(|error| broken(&error))?;
     let c_bit = host.c_bit()?;
@@ -142,6 +143,7 @@ impl Platform<'_> {
                 Exit::Io { port, direction: Direction::In, size, count, .. } => {
                     let byte = match port {
                         CLOCK_DATA => 0,
+                        _ if acpi::FIXED_HARDWARE.contains(&port) => 0,
                         _ if SERIAL.contains(&port) => self.serial.read((port - SERIAL.start) as u8),
                         _ => 0xff,
                     };
