@@ -74,9 +74,11 @@ fn tests() -> ExitCode {
         test("a_bios_that_reserves_no_rmp_is_told", hosts::no_rmp),
         test("a_processor_without_snp_launches_the_others", hosts::no_snp),
         test("linux_runs_as_an_snp_guest_up_to_its_init", |kernel| {
-            linux_guest(kernel, VmType::Snp, "SEV SEV-ES SEV-SNP")
+            linux_guest(kernel, VmType::Snp, "SEV SEV-ES SEV-SNP", "2 CPUs")
         }),
-        test("linux_runs_as_an_sev_es_guest_up_to_its_init", |kernel| linux_guest(kernel, VmType::SevEs, "SEV SEV-ES")),
+        test("linux_runs_as_an_sev_es_guest_up_to_its_init", |kernel| {
+            linux_guest(kernel, VmType::SevEs, "SEV SEV-ES", "1 CPU")
+        }),
         test("the_crate_sev_asks_the_platform", |kernel| sev_crate(kernel, "platform", "identifier")),
         test("the_crate_sev_launches_an_snp_guest", |kernel| sev_crate(kernel, "snp", sev_crate::HALTED)),
         #[cfg(feature = "openssl")]
@@ -149,13 +151,18 @@ impl Seen {
     }
 }
 
-fn linux_guest(kernel: Kernel, vm_type: VmType, features: &str) {
+fn linux_guest(kernel: Kernel, vm_type: VmType, features: &str, processors: &str) {
     let image = kernel.image.clone();
     let arguments = vec![LINUX.into(), vm_type.to_string().into(), image.clone().into()];
     let host = OnHost { files: vec![image], ..OnHost::new(kernel, arguments) }.run();
     let console = &host.printed;
     // The lines of a serial console end with a carriage return, too.
-    for word in [&format!("Memory Encryption Features active: AMD {features}\r\n"), linux::HELLO] {
+    let words = [
+        &format!("Memory Encryption Features active: AMD {features}\r\n"),
+        &format!("smp: Brought up 1 node, {processors}\r\n"),
+        linux::HELLO,
+    ];
+    for word in words {
         assert!(console.contains(word), "{word} is missing: {console}");
     }
     for trouble in ["WARNING", "BUG", "APIC ID mismatch"] {

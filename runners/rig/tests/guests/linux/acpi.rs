@@ -69,7 +69,8 @@ fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::Wbinvd)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    let port = |port: u16, bytes: u8| GAS::new(AddressSpace::SystemIo, bytes * 8, 0, AccessSize::WordAccess, port.into());
+    let port =
+        |port: u16, bytes: u8| GAS::new(AddressSpace::SystemIo, bytes * 8, 0, AccessSize::WordAccess, port.into());
     fadt.sci_int = SCI.into();
     fadt.pm1a_evt_blk = u32::from(FIXED_HARDWARE.start).into();
     fadt.pm1a_cnt_blk = u32::from(FIXED_HARDWARE.start + 4).into();

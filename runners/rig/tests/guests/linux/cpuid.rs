@@ -25,10 +25,10 @@ pub(crate) fn page(entries: &[kvm_cpuid_entry2]) -> Vec<u8> {
     page
 }
 
-/// What KVM offers, for a guest's first processor. Features are left out that KVM emulates though this processor lacks
+/// What KVM offers, for a guest's processor with this number. Features are left out that KVM emulates though this processor lacks
 /// them: the firmware refuses a page that promises them.
-pub(crate) fn of_first_processor(mut entries: Vec<kvm_cpuid_entry2>) -> Vec<kvm_cpuid_entry2> {
-    /// CPUID.1:EBX, which has the ID of the local APIC above: 0.
+pub(crate) fn of_processor(id: u8, mut entries: Vec<kvm_cpuid_entry2>) -> Vec<kvm_cpuid_entry2> {
+    /// CPUID.1:EBX, which has the ID of the local APIC above.
     const BELOW_APIC_ID: u32 = 0x00ff_ffff;
     /// CPUID.1:ECX, which no processor sets.
     const HYPERVISOR: u32 = 1 << 31;
@@ -36,10 +36,10 @@ pub(crate) fn of_first_processor(mut entries: Vec<kvm_cpuid_entry2>) -> Vec<kvm_
         let has = std::arch::x86_64::__cpuid_count(entry.function, entry.index);
         match (entry.function, entry.index) {
             (1, _) => {
-                entry.ebx &= BELOW_APIC_ID;
+                entry.ebx = entry.ebx & BELOW_APIC_ID | u32::from(id) << 24;
                 entry.ecx &= has.ecx | HYPERVISOR;
             }
-            (0xb, _) => entry.edx = 0,
+            (0xb, _) => entry.edx = id.into(),
             (7, _) => {
                 entry.ebx &= has.ebx;
                 entry.ecx &= has.ecx;

@@ -13,24 +13,34 @@ const ELF_HEADERS: u64 = 64 + 56;
 const TEXT: u64 = LOAD_ADDRESS + 0x800;
 
 const WRITE: u32 = 1;
+const OPEN: u32 = 2;
 const REBOOT: u32 = 169;
-const CONSOLE: u32 = 1;
+const WRITE_ONLY: u32 = 1;
+/// What is written there is a line of the console of its own: no other processor's message comes in its middle.
+const KERNEL_LOG: &str = "/dev/kmsg\0";
 /// LINUX_REBOOT_MAGIC1 and 2, LINUX_REBOOT_CMD_RESTART.
 const RESTART: [u32; 3] = [0xfee1_dead, 672_274_793, 0x0123_4567];
 
 fn program() -> Result<Vec<u8>, IcedError> {
     let text = format!("{HELLO}\n");
+    let path = TEXT + text.len() as u64;
     let mut code = CodeAssembler::new(64)?;
-    for (number, arguments) in [(WRITE, [CONSOLE, TEXT as u32, text.len() as u32]), (REBOOT, RESTART)] {
-        for (register, value) in [edi, esi, edx].into_iter().zip(arguments) {
-            code.mov(register, value)?;
+    let mut call = |number: u32, arguments: &[u32]| -> Result<(), IcedError> {
+        for (register, value) in [esi, edx, edi].into_iter().zip(arguments) {
+            code.mov(register, *value)?;
         }
         code.mov(eax, number)?;
-        code.syscall()?;
-    }
+        code.syscall()
+    };
+    call(OPEN, &[WRITE_ONLY, 0, path as u32])?;
+    // It is the first file that the process has, beside the three that the kernel gives it.
+    call(WRITE, &[TEXT as u32, text.len() as u32, 3])?;
+    let [magic, magic_2, command] = RESTART;
+    call(REBOOT, &[magic_2, command, magic])?;
     let mut bytes = code.assemble(LOAD_ADDRESS + ELF_HEADERS)?;
     bytes.resize((TEXT - LOAD_ADDRESS - ELF_HEADERS) as usize, 0);
     bytes.extend(text.bytes());
+    bytes.extend(KERNEL_LOG.bytes());
     Ok(bytes)
 }
 
@@ -52,7 +62,7 @@ fn executable() -> Result<Vec<u8>, IcedError> {
     Ok(elf)
 }
 
-/// The archive: the program, and a console for it.
+/// The archive: the program, and the kernel's log for it to write to.
 ///
 /// # Errors
 /// If the program does not assemble.
@@ -64,7 +74,7 @@ pub(crate) fn initramfs() -> Result<Vec<u8>, IcedError> {
     let entry = cpio::NewcBuilder::new;
     let entries = [
         (entry("dev").mode(DIRECTORY), Vec::new()),
-        (entry("dev/console").mode(CHARACTER_DEVICE).rdev_major(5).rdev_minor(1), Vec::new()),
+        (entry("dev/kmsg").mode(CHARACTER_DEVICE).rdev_major(1).rdev_minor(11), Vec::new()),
         (entry("init").mode(EXECUTABLE), executable()?),
     ];
     let written: io::Result<()> = entries.into_iter().try_for_each(|(builder, bytes)| {

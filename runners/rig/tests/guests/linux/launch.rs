@@ -1,4 +1,4 @@
-//! From an empty VM to a vCPU that can run, for the types that Linux is a guest of.
+//! From an empty VM to vCPUs that can run, for the types that Linux is a guest of.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::boot::{self, Piece};
 
 /// A guest that can run.
 pub(crate) struct Launched {
-    pub(crate) vcpu: Vcpu,
+    pub(crate) vcpus: Vec<Vcpu>,
     /// Its private memory, if that is in a file: a slot does not keep it open.
     pub(crate) _gmem: Option<Arc<GuestMemfd>>,
 }
@@ -44,7 +44,7 @@ pub(crate) fn snp(
     vm: &Vm,
     pieces: &[Piece],
     cpuid: &[u8],
-    make_vcpu: impl FnOnce() -> Outcome<Vcpu>,
+    make_vcpus: impl FnOnce() -> Outcome<Vec<Vcpu>>,
 ) -> Outcome<Launched> {
     let device = Device::open()?;
     let mut launch = snp::Launch::create(vm, &device, Default::default())?.start(SnpPolicy::DEFAULT)?;
@@ -59,16 +59,16 @@ pub(crate) fn snp(
     for (kind, gpa) in [(PageType::Cpuid, boot::CPUID_PAGE), (PageType::Secrets, boot::SECRETS_PAGE)] {
         launch.update(kind, Gpa(gpa), &memory, gpa..gpa + PAGE_SIZE)?;
     }
-    let vcpu = make_vcpu()?;
-    launch.finish(Finish::PLAIN, &[VcpuState::of(&vcpu)?])?;
-    Ok(Launched { vcpu, _gmem: Some(gmem) })
+    let vcpus = make_vcpus()?;
+    launch.finish(Finish::PLAIN, &vcpus.iter().map(VcpuState::of).collect::<Outcome<Vec<_>>>()?)?;
+    Ok(Launched { vcpus, _gmem: Some(gmem) })
 }
 
 /// An SEV-ES guest: the pieces are encrypted where they are.
 ///
 /// # Errors
 /// What KVM and the firmware refuse.
-pub(crate) fn sev_es(vm: &Vm, pieces: &[Piece], make_vcpu: impl FnOnce() -> Outcome<Vcpu>) -> Outcome<Launched> {
+pub(crate) fn sev_es(vm: &Vm, pieces: &[Piece], make_vcpus: impl FnOnce() -> Outcome<Vec<Vcpu>>) -> Outcome<Launched> {
     let device = Device::open()?;
     let mut launch = sev::Launch::create(vm, &device, Default::default())?.start(SevPolicy::ES)?;
     let memory = content(pieces)?;
@@ -79,8 +79,8 @@ pub(crate) fn sev_es(vm: &Vm, pieces: &[Piece], make_vcpu: impl FnOnce() -> Outc
         registered.map_err(|errno| Stop::Fail(format!("KVM_MEMORY_ENCRYPT_REG_REGION at gpa {gpa:#x}: {errno:?}")))?;
         launch.commands().launch_update_data(place, length)?;
     }
-    let vcpu = make_vcpu()?;
-    launch.encrypt_vcpus(std::slice::from_ref(&vcpu))?;
+    let vcpus = make_vcpus()?;
+    launch.encrypt_vcpus(&vcpus)?;
     launch.measure()?.finish()?;
-    Ok(Launched { vcpu, _gmem: None })
+    Ok(Launched { vcpus, _gmem: None })
 }

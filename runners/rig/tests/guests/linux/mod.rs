@@ -1,5 +1,5 @@
-//! A VMM for Linux, made of the harness: it launches the guest, and is its platform as far as one processor, one serial
-//! port and no disk go.
+//! A VMM for Linux, made of the harness: it launches the guest, and is its platform as far as processors, one serial port
+//! and no disk go.
 
 mod acpi;
 mod boot;
@@ -12,9 +12,11 @@ use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Mutex;
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_MP_STATE_AP_RESET_HOLD, KVM_PIT_SPEAKER_DUMMY, kvm_mp_state, kvm_pit_config};
 use privet_harness::exit::{Direction, Exit};
 use privet_harness::host::Host;
 use privet_harness::long_mode;
@@ -59,7 +61,9 @@ pub(crate) fn run(vm_type: VmType, path: &Path) -> Outcome {
     let image = fs::read(path).map_err(|error| broken(&error))?;
     let initramfs = initramfs::initramfs().map_err(|error| broken(&error))?;
     let is_snp = vm_type == VmType::Snp;
-    let boot = Boot::new(&image, initramfs, COMMAND_LINE, 1, is_snp)?;
+    // Without firmware nothing tells an SEV-ES guest how further processors start (GHCB specification 56421, 4.3).
+    let processors = if is_snp { 2 } else { 1 };
+    let boot = Boot::new(&image, initramfs, COMMAND_LINE, processors, is_snp)?;
 
     let host = Host::open().map_err(|error| broken(&error))?;
     let c_bit = host.c_bit()?;
@@ -80,19 +84,56 @@ pub(crate) fn run(vm_type: VmType, path: &Path) -> Outcome {
     let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.kvm().create_pit2(timer).map_err(|error| refused("KVM_CREATE_PIT2", error))?;
 
-    let entries = cpuid::of_first_processor(host.supported_cpuid()?.as_slice().to_vec());
-    let cpuid = CpuId::from_entries(&entries).map_err(|error| Stop::Error(format!("{error:?}")))?;
-    let make_vcpu = || {
-        let vcpu = vm.create_vcpu(0)?;
+    let supported = host.supported_cpuid()?;
+    let entries = |id| cpuid::of_processor(id, supported.as_slice().to_vec());
+    let make_vcpu = |id: u8| {
+        let vcpu = vm.create_vcpu(id.into())?;
+        let cpuid = CpuId::from_entries(&entries(id)).map_err(|error| Stop::Error(format!("{error:?}")))?;
         long_mode::enter(&vcpu, &cpuid, tables.root(), &long_mode::registers(LOADER, 0, 0))?;
+        if id > 0 {
+            // Firmware would have sent it INIT. Without, KVM takes no processor that a guest creates for one to be run.
+            let held = kvm_mp_state { mp_state: KVM_MP_STATE_AP_RESET_HOLD };
+            vcpu.kvm()?.set_mp_state(held).map_err(|error| refused("KVM_SET_MP_STATE", error))?;
+        }
         Ok(vcpu)
     };
+    let make_vcpus = || (0..processors).map(make_vcpu).collect::<Outcome<Vec<_>>>();
     let launched = match vm_type {
-        VmType::Snp => launch::snp(&vm, &pieces, &cpuid::page(&entries), make_vcpu)?,
-        VmType::SevEs => launch::sev_es(&vm, &pieces, make_vcpu)?,
+        VmType::Snp => launch::snp(&vm, &pieces, &cpuid::page(&entries(0)), make_vcpus)?,
+        VmType::SevEs => launch::sev_es(&vm, &pieces, make_vcpus)?,
         other => return Err(Stop::Error(format!("Linux is not launched as a guest of type {other}"))),
     };
-    Platform { vm: &vm, serial: Serial::new(Line(&vm), io::stdout()) }.serve(&launched.vcpu)
+    let platform = Platform { vm: &vm, serial: Serial::new(Line(&vm), io::stdout()), over: false };
+    serve(&launched.vcpus, &Mutex::new(platform))
+}
+
+/// Lets all processors run until one of them resets the machine.
+fn serve(vcpus: &[Vcpu], platform: &Mutex<Platform<'_>>) -> Outcome {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = vcpus.iter().map(|vcpu| scope.spawn(|| follow(vcpu, platform))).collect();
+        while !threads.iter().all(ScopedJoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(1));
+            if threads.iter().any(ScopedJoinHandle::is_finished) {
+                // What one of them has ended ends for the others, too, in KVM or on their way there.
+                vcpus.iter().try_for_each(Vcpu::kick)?;
+            }
+        }
+        threads.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
+    })
+}
+
+/// Lets one processor run, until one of them ends it all.
+fn follow(vcpu: &Vcpu, platform: &Mutex<Platform<'_>>) -> Outcome {
+    loop {
+        let exit = vcpu.run(LIMIT);
+        let mut platform =
+            platform.lock().map_err(|_| Stop::Error("another processor's thread has panicked".into()))?;
+        let served = if platform.over { Ok(()) } else { exit.and_then(|exit| platform.serve(vcpu, exit)) };
+        platform.over |= served.is_err();
+        if platform.over {
+            return served;
+        }
+    }
 }
 
 /// What of `all` is in none of `parts`.
@@ -120,47 +161,49 @@ impl Trigger for Line<'_> {
     }
 }
 
-/// What is outside of the guest's processor and memory.
+/// What is outside of the guest's processors and memory.
 struct Platform<'a> {
     vm: &'a Vm,
     serial: Serial<Line<'a>, vm_superio::serial::NoEvents, io::Stdout>,
+    /// The machine is reset, or cannot go on.
+    over: bool,
 }
 
 impl Platform<'_> {
-    fn serve(mut self, vcpu: &Vcpu) -> Outcome {
-        loop {
-            match vcpu.run(LIMIT)? {
-                Exit::Io { port: KEYBOARD, direction: Direction::Out, data, .. } if data == [RESET] => return Ok(()),
-                Exit::Io { port, direction: Direction::Out, data, size: 1, .. } if SERIAL.contains(&port) => {
-                    for byte in data {
-                        self.serial
-                            .write((port - SERIAL.start) as u8, byte)
-                            .map_err(|error| Stop::Error(format!("the serial port: {error:?}")))?;
-                    }
-                    io::stdout().flush().map_err(|error| Stop::Error(error.to_string()))?;
+    /// Does what a processor has left KVM for.
+    fn serve(&mut self, vcpu: &Vcpu, exit: Exit) -> Outcome {
+        match exit {
+            Exit::Io { port: KEYBOARD, direction: Direction::Out, data, .. } if data == [RESET] => self.over = true,
+            Exit::Io { port, direction: Direction::Out, data, size: 1, .. } if SERIAL.contains(&port) => {
+                for byte in data {
+                    self.serial
+                        .write((port - SERIAL.start) as u8, byte)
+                        .map_err(|error| Stop::Error(format!("the serial port: {error:?}")))?;
                 }
-                Exit::Io { direction: Direction::Out, .. } => {}
-                Exit::Io { port, direction: Direction::In, size, count, .. } => {
-                    let byte = match port {
-                        CLOCK_DATA => 0,
-                        _ if acpi::FIXED_HARDWARE.contains(&port) => 0,
-                        _ if SERIAL.contains(&port) => self.serial.read((port - SERIAL.start) as u8),
-                        _ => 0xff,
-                    };
-                    vcpu.set_io_in_data(&vec![byte; usize::from(size) * count as usize])?;
-                }
-                Exit::Mmio { write: None, .. } => vcpu.set_mmio_data(u64::MAX)?,
-                Exit::Mmio { .. } => {}
-                Exit::Hypercall { nr: HC_MAP_GPA_RANGE, args: [gpa, pages, attributes], .. } => {
-                    let (gpa, pages) = (Gpa(gpa), PageCount(pages));
-                    match attributes & ENCRYPTED {
-                        0 => self.vm.set_shared(gpa, pages)?,
-                        _ => self.vm.set_private(gpa, pages)?,
-                    }
-                    vcpu.set_hypercall_ret(0)?;
-                }
-                other => return Err(Stop::Fail(format!("the guest's processor: {other}"))),
+                io::stdout().flush().map_err(|error| Stop::Error(error.to_string()))?;
             }
+            Exit::Io { direction: Direction::Out, .. } => {}
+            Exit::Io { port, direction: Direction::In, size, count, .. } => {
+                let byte = match port {
+                    CLOCK_DATA => 0,
+                    _ if acpi::FIXED_HARDWARE.contains(&port) => 0,
+                    _ if SERIAL.contains(&port) => self.serial.read((port - SERIAL.start) as u8),
+                    _ => 0xff,
+                };
+                vcpu.set_io_in_data(&vec![byte; usize::from(size) * count as usize])?;
+            }
+            Exit::Mmio { write: None, .. } => vcpu.set_mmio_data(u64::MAX)?,
+            Exit::Mmio { .. } => {}
+            Exit::Hypercall { nr: HC_MAP_GPA_RANGE, args: [gpa, pages, attributes], .. } => {
+                let (gpa, pages) = (Gpa(gpa), PageCount(pages));
+                match attributes & ENCRYPTED {
+                    0 => self.vm.set_shared(gpa, pages)?,
+                    _ => self.vm.set_private(gpa, pages)?,
+                }
+                vcpu.set_hypercall_ret(0)?;
+            }
+            other => return Err(Stop::Fail(format!("the guest's processor {}: {other}", vcpu.id()))),
         }
+        Ok(())
     }
 }
