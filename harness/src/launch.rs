@@ -6,6 +6,7 @@ mod loader;
 mod plan;
 pub mod sev;
 pub mod snp;
+pub mod tdx;
 
 pub(crate) use copier::copy_within_the_guest;
 pub use loader::OWN_SLOT;

@@ -40,6 +40,7 @@ mod raw;
 mod run_page;
 pub mod sev;
 pub mod stats;
+pub mod tdx;
 pub mod test_range;
 mod trace;
 pub mod uapi;

@@ -2,6 +2,7 @@
 
 use super::sev::SevDigest;
 use super::snp::SnpDigest;
+use super::tdx::Mrtd;
 use super::vmsa::{SevFeatures, VcpuState};
 use crate::launch::Part;
 use crate::sev::PageType;
@@ -14,6 +15,8 @@ pub enum Method {
     Sha256,
     /// SEV-SNP: a chain of SHA-384 over type, place and content of each page.
     Sha384,
+    /// TDX: SHA-384 over place and content of each page.
+    Mrtd,
 }
 
 /// One thing that was measured.
@@ -64,11 +67,12 @@ impl EventLog {
         &self.events
     }
 
-    /// The digest: 32 bytes of [`Method::Sha256`], 48 of [`Method::Sha384`].
+    /// The digest: 32 bytes of [`Method::Sha256`], 48 of [`Method::Sha384`] and [`Method::Mrtd`].
     pub fn digest(&self) -> Vec<u8> {
         match self.method {
             Method::Sha256 => self.sev().bytes().to_vec(),
             Method::Sha384 => self.snp().bytes().to_vec(),
+            Method::Mrtd => self.mrtd().bytes().to_vec(),
         }
     }
 
@@ -76,6 +80,17 @@ impl EventLog {
     pub(crate) fn sev(&self) -> SevDigest {
         let mut digest = SevDigest::new();
         self.events.iter().for_each(|event| digest.update(&event.content));
+        digest
+    }
+
+    /// The digest as TDs have it. The state of vCPUs is no part of it.
+    pub(crate) fn mrtd(&self) -> Mrtd {
+        let mut digest = Mrtd::new();
+        for Event { gpa, page_type, content, .. } in &self.events {
+            if let Some(gpa) = gpa {
+                digest.update(*gpa, content, page_type.is_measured());
+            }
+        }
         digest
     }
 

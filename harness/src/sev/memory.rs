@@ -24,7 +24,7 @@ impl Memory<'_> {
     ///
     /// # Panics
     /// If these are not in the mapping, or could be somebody's: an error in the row, not in the kernel.
-    pub(super) fn address(self, bytes: u64) -> u64 {
+    pub(crate) fn address(self, bytes: u64) -> u64 {
         match self {
             Memory::In(mapping, offset) => {
                 let address = mapping.addr() + offset;

@@ -126,6 +126,7 @@ fn method(log: &EventLog) -> &'static str {
     match log.method() {
         Method::Sha256 => "sha256",
         Method::Sha384 => "sha384",
+        Method::Mrtd => "mrtd",
     }
 }
 
