@@ -134,14 +134,7 @@ impl<'a> Launch<'a, Building<'a>> {
     ///
     /// # Errors
     /// `Stop::Fail` with the first GPA that was not done, how many were, and what KVM says.
-    pub fn add(
-        &mut self,
-        vcpu: &Vcpu,
-        measured: Measured,
-        gpa: Gpa,
-        source: &Mapping,
-        bytes: Range<u64>,
-    ) -> Outcome {
+    pub fn add(&mut self, vcpu: &Vcpu, measured: Measured, gpa: Gpa, source: &Mapping, bytes: Range<u64>) -> Outcome {
         self.add_part(vcpu, measured, gpa, source, bytes, None)
     }
 

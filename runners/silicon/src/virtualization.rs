@@ -44,6 +44,15 @@ impl Virtualization {
         either!(self, it => it.in_guest())
     }
 
+    /// Whether the processor is in VMX operation.
+    #[must_use]
+    pub fn in_vmx_operation(&self) -> bool {
+        match self {
+            Virtualization::Svm(_) => false,
+            Virtualization::Vmx(vmx) => vmx.in_operation(),
+        }
+    }
+
     /// The time stamp counter as software reads it now, when the processor's is `tsc`.
     #[must_use]
     pub fn tsc(&self, tsc: u64) -> u64 {

@@ -2,6 +2,7 @@
 
 use privet_cpu::CpuState;
 use privet_silicon::Virtualization;
+use privet_silicon::tdx::Tdx;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
@@ -57,6 +58,8 @@ pub(crate) struct Board {
     pub(crate) pci: Pci,
     /// Of processors that encrypt guests.
     pub(crate) encryption: Option<Encryption>,
+    /// Intel's TDX module, if firmware has loaded it.
+    pub(crate) tdx: Option<Tdx>,
     pub(crate) contention: Contention,
     pub(crate) log: Log,
     /// The guest has asked for it.
@@ -85,6 +88,7 @@ impl Board {
             pm: AcpiPm::default(),
             pci,
             encryption,
+            tdx: None,
             contention: Contention::default(),
             log: Log::default(),
             power: None,

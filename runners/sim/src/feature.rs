@@ -41,13 +41,15 @@ pub enum Feature {
     UnrestrictedGuest,
     Pml,
     TscScaling,
+    Tdx,
 }
 
 impl Feature {
     /// All features. Those of processors have the names of their bits (CPUID Fn8000_000A_EDX and Fn8000_001F_EAX; AMD64
     /// Architecture Programmer's Manual, volume 3, E.4.9 and E.4.17), in small letters. Then come that the secure
     /// processor's firmware knows SNP, and that the BIOS has set memory aside for the RMP. Those of VMX have the names
-    /// that Linux has for them (`vmx flags` of /proc/cpuinfo).
+    /// that Linux has for them (`vmx flags` of /proc/cpuinfo). Without `tdx` the BIOS has divided no KeyIDs and loaded no
+    /// module.
     pub const ALL: &'static [(Feature, &'static str)] = &[
         (Feature::NestedPaging, "npt"),
         (Feature::NextRip, "nrips"),
@@ -78,6 +80,7 @@ impl Feature {
         (Feature::UnrestrictedGuest, "unrestricted_guest"),
         (Feature::Pml, "pml"),
         (Feature::TscScaling, "tsc_scaling"),
+        (Feature::Tdx, "tdx"),
     ];
 }
 

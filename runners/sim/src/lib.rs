@@ -40,6 +40,7 @@ mod profile;
 mod ram;
 mod record;
 mod scheduler;
+mod seam;
 mod secure_devices;
 mod snapshot;
 mod wiring;

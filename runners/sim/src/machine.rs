@@ -7,6 +7,7 @@ use std::time::Duration;
 use privet_cpu::state::gpr;
 use privet_cpu::{Cpu, CpuExit, CpuState, Exception, Seg, Segment, flags};
 use privet_silicon::Rules;
+use privet_silicon::tdx::Tdx;
 use serde::{Deserialize, Serialize};
 
 use crate::board::{Board, CONSOLE, PORT, PowerEvent};
@@ -113,7 +114,9 @@ impl Machine {
     pub fn new(description: &Description) -> Result<Machine, SimError> {
         description.check()?;
         let kind = description.processors();
-        let mut memory = Memory::new(Ram::new(description.memory_mib << 20)?);
+        let ram = Ram::new(description.memory_mib << 20)?;
+        let tdx = kind.tdx(description.cpus, ram.ranges());
+        let mut memory = if tdx.is_some() { Memory::with_integrity(ram) } else { Memory::new(ram) };
         let mut processors: Vec<Processor> = (0..description.cpus)
             .map(|_| Processor::new(kind, CpuState::reset(), Activity::WaitForStartUp, &mut memory))
             .collect();
@@ -136,13 +139,9 @@ impl Machine {
         }
         let hardware = Hardware { cpus: description.cpus, rmp };
         boot::load(&mut memory.ram, &images, hardware, &mut processors[0].cpu.state)?;
-        Ok(Machine {
-            processors,
-            board: Board::new(kind, description.cpus, rmp),
-            scheduler: Scheduler::new(description.seed),
-            memory,
-            recorder: None,
-        })
+        let mut board = Board::new(kind, description.cpus, rmp);
+        board.tdx = tdx.map(Tdx::new);
+        Ok(Machine { processors, board, scheduler: Scheduler::new(description.seed), memory, recorder: None })
     }
 
     /// Runs until something happens that is the caller's business.

@@ -25,6 +25,12 @@ impl Memory {
         Memory::with_keys(ram, keys)
     }
 
+    /// The same, whose lines know who has written them.
+    pub(crate) fn with_integrity(ram: Ram) -> Memory {
+        let keys = EncryptedPages::with_integrity((ram.top() / PAGE_SIZE) as usize);
+        Memory::with_keys(ram, keys)
+    }
+
     pub(crate) fn with_keys(ram: Ram, keys: EncryptedPages) -> Memory {
         Memory { ram, keys, processors: Vec::new() }
     }
@@ -81,6 +87,17 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// A range of bytes was overwritten by whom its pages are plain for.
+    fn overwritten(&mut self, pa: u64, length: usize) {
+        let end = pa.saturating_add(length as u64);
+        for page in (pa & !(PAGE_SIZE - 1)..end).step_by(PAGE_SIZE as usize) {
+            let (from, to) = (pa.max(page) - page, end.min(page + PAGE_SIZE) - page);
+            self.keys.overwritten(page / PAGE_SIZE, from as usize..to as usize);
+        }
+    }
+}
+
 impl PhysicalMemory for Memory {
     fn read(&mut self, pa: u64, bytes: &mut [u8]) {
         self.read_as(Key::PLAIN, pa, bytes);
@@ -104,6 +121,7 @@ impl KeyedMemory for Memory {
     fn write_as(&mut self, key: Key, pa: u64, bytes: &[u8]) {
         self.present_all(key, pa, bytes.len());
         self.ram.write(pa, bytes);
+        self.overwritten(pa, bytes.len());
     }
 
     fn flush_page(&mut self, pa: u64) {
@@ -134,6 +152,18 @@ mod tests {
         assert_ne!(bytes, [7; 8]);
         memory.read_as(guest, 0x1ffc, &mut bytes);
         assert_eq!(bytes, [7; 8]);
+    }
+
+    #[test]
+    fn with_integrity_whole_lines_that_their_owner_writes_are_good() {
+        let (mut memory, guest) = (Memory::with_integrity(Ram::new(2 << 20).unwrap()), Key::numbered(3));
+        memory.write_as(guest, 0x1fc0, &[7; 0x80]);
+        assert_eq!((memory.keys.poisoned(1), memory.keys.poisoned(2)), (!(1 << 63), !1));
+        memory.write_as(guest, 0x1000, &[7; 0x1000]);
+        let mut bytes = [1; 4];
+        memory.read(0x1000, &mut bytes);
+        assert_eq!(bytes, [0; 4], "the host reads zeros");
+        assert_eq!(memory.keys.poisoned(1), 0);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which processors the machine has.
 
+use std::ops::Range;
 use std::str::FromStr;
 
 use privet_cpu::state::{cr4, efer};
@@ -7,9 +8,11 @@ use privet_cpu::{Config, Extensions, Vendor, fpu};
 use privet_silicon::Virtualization;
 use privet_silicon::psp::{AsidRange, TcbLayout};
 use privet_silicon::svm::{Features, SevFeatures, Svm};
+use privet_silicon::tdx;
 use privet_silicon::vmx::{self, Vmx};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::TSC_HZ;
 use crate::error::SimError;
 use crate::feature::{Feature, Without};
 
@@ -25,7 +28,7 @@ pub enum Profile {
     Genoa,
     /// An AMD EPYC of the fifth generation ("Turin"): the same with RMPREAD and an RMP in segments.
     Turin,
-    /// An Intel Xeon of the sixth generation ("Granite Rapids") with VMX.
+    /// An Intel Xeon of the sixth generation ("Granite Rapids") with VMX and TDX.
     Granite,
 }
 
@@ -78,6 +81,14 @@ impl FromStr for Profile {
 
 /// ASIDs of guests whose memory is encrypted, as firmware divides them.
 const ENCRYPTED_ASIDS: AsidRange = AsidRange { min_sev: 100, max: 509 };
+
+/// Bits of an address that are a KeyID (IA32_TME_ACTIVATE), and how firmware has divided KeyIDs: those that are not 0 and
+/// the host's, and those that are TDX's (IA32_MKTME_KEYID_PARTITIONING).
+pub(crate) const KEYID_BITS: u8 = 6;
+pub(crate) const HOST_KEYIDS: u16 = 31;
+pub(crate) const TDX_KEYIDS: u16 = 32;
+/// Memory below is never given to TDs.
+const LEGACY_MEMORY: u64 = 1 << 20;
 
 /// The processors of a machine: those of a profile, less some features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,7 +170,29 @@ impl Processors {
 
     /// The width that is left with memory encryption: the bits above are reserved in page tables.
     pub(crate) fn usable_physical_bits(self) -> u8 {
-        self.physical_bits() - self.sev().map_or(0, |sev| sev.reduced_bits)
+        let keyid_bits = if self.has_tdx() { KEYID_BITS } else { 0 };
+        self.physical_bits() - self.sev().map_or(0, |sev| sev.reduced_bits) - keyid_bits
+    }
+
+    /// Whether firmware has divided KeyIDs between host and TDX, and loaded the module.
+    pub(crate) fn has_tdx(self) -> bool {
+        self.profile == Profile::Granite && !self.without.lacks(Feature::Tdx)
+    }
+
+    /// The machine as the TDX module finds it, with so many processors in one package, and these ranges of memory.
+    pub(crate) fn tdx(self, cpus: usize, memory: impl Iterator<Item = Range<u64>>) -> Option<tdx::Chip> {
+        self.has_tdx().then(|| tdx::Chip {
+            // The same machine has the same keys: a run can be repeated.
+            seed: *b"the tdx module of this simulator",
+            packages: vec![0; cpus],
+            first_hkid: HOST_KEYIDS + 1,
+            hkids: TDX_KEYIDS,
+            address_bits: self.usable_physical_bits(),
+            convertible: memory.map(|range| range.start.max(LEGACY_MEMORY)..range.end).collect(),
+            tsc_khz: TSC_HZ / 1000,
+            xfam: self.xcr0(),
+            five_levels: false,
+        })
     }
 
     /// Components that XCR0 may have: AVX where the host has it, whose instructions do the work.

@@ -1,8 +1,8 @@
 //! How one processor is plugged into the board, while it has its turn.
 
 use privet_cpu::{
-    Access, AccessKind, Bus, CpuState, CpuidResult, Event, Exception, Intercept, Intercepted, Kick, Reaction, Resolve,
-    Trap, VmxAnswer, VmxCall,
+    Access, AccessKind, Bus, Call, CpuState, CpuidResult, Event, Exception, Intercept, Intercepted, Kick, Reaction,
+    Resolve, Trap, VmxAnswer, VmxCall,
 };
 use privet_silicon::encryption::Key;
 use privet_silicon::rmp::Rmp;
@@ -265,6 +265,9 @@ impl Bus for Wiring<'_> {
         };
         if meeting {
             self.end_turn(state);
+        }
+        if what == Intercept::Call(Call::Seamcall) && !self.board.virtualization[self.cpu].in_guest() {
+            return self.seamcall(state);
         }
         let (virtualization, mut surroundings) = self.virtualization(state);
         let intercepted = virtualization.intercept(&mut surroundings, state, what, length);

@@ -97,6 +97,12 @@ impl Vmx {
         &self.features
     }
 
+    /// Whether the processor is in VMX operation.
+    #[must_use]
+    pub fn in_operation(&self) -> bool {
+        self.root.is_some()
+    }
+
     /// Whether a guest runs.
     #[must_use]
     pub fn in_guest(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use privet_cpu::{CpuState, CpuidResult};
 
-use super::{BASIC, FSRM, HTT, apic, bits, name, registers, structured_ebx, structured_ecx, topology};
+use super::{BASIC, FSRM, HTT, apic, bits, bits_if, name, registers, structured_ebx, structured_ecx, topology};
 use crate::clock::TSC_HZ;
 use crate::profile::Processors;
 
@@ -13,6 +13,8 @@ const LAST_EXTENDED_LEAF: u32 = 0x8000_0008;
 /// Frequency of the crystal that the TSC is derived from.
 const CRYSTAL_HZ: u32 = 25_000_000;
 const MHZ: u64 = 1_000_000;
+/// Leaf 7 ECX: total memory encryption.
+const TME: u32 = 13;
 
 impl Processors {
     pub(super) fn cpuid_of_intel(
@@ -32,7 +34,8 @@ impl Processors {
             (6, _) => registers(bits(&[2]), 0, 0, 0),
             (7, 0) => {
                 // MOVDIR64B; MD_CLEAR is none of its business, IA32_ARCH_CAPABILITIES says why.
-                registers(0, structured_ebx(), structured_ecx() | bits(&[28]), FSRM | bits(&[29]))
+                let ecx = structured_ecx() | bits(&[28]) | bits_if(&[(self.has_tdx(), TME)]);
+                registers(0, structured_ebx(), ecx, FSRM | bits(&[29]))
             }
             (0xb | 0x1f, _) => topology((id, cpus), subleaf),
             (0xd, _) => self.extended_state(state, subleaf),

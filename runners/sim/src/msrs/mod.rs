@@ -12,6 +12,7 @@ use crate::board::Board;
 use crate::devices::lapic::Effect;
 use crate::encryption::syscfg;
 use crate::log::Unknown;
+use crate::profile::{HOST_KEYIDS, KEYID_BITS, TDX_KEYIDS};
 use crate::ram::LOW_END;
 
 const TSC: u32 = 0x10;
@@ -21,6 +22,8 @@ const SYSCFG: u32 = 0xc001_0010;
 const RMP_BASE: u32 = 0xc001_0132;
 const RMP_END: u32 = 0xc001_0133;
 const RMP_CFG: u32 = 0xc001_0136;
+const KEYID_PARTITIONING: u32 = 0x87;
+const TME_ACTIVATE: u32 = 0x982;
 const TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC: u32 = 0x800;
 const X2APIC_END: u32 = 0x8ff;
@@ -164,6 +167,11 @@ impl Board {
             // Segments are found by their own table.
             (RMP_END, Some((_, last))) => Some(Fixed(if segment.is_some() { 0 } else { last })),
             (RMP_CFG, Some(_)) => segment.map(|shift| Fixed(u64::from(shift) << 8 | 1)),
+            // Memory is encrypted, and 6 bits of address are KeyIDs; locked.
+            (TME_ACTIVATE, _) if self.tdx.is_some() => Some(Fixed(u64::from(KEYID_BITS) << 32 | 3)),
+            (KEYID_PARTITIONING, _) if self.tdx.is_some() => {
+                Some(Fixed(u64::from(TDX_KEYIDS) << 32 | u64::from(HOST_KEYIDS)))
+            }
             _ => common(index).or_else(|| match self.processors.profile.vendor() {
                 Vendor::Amd => amd::kind(index),
                 Vendor::Intel => intel::kind(index),
@@ -234,7 +242,8 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::Profile;
+    use crate::profile::{Processors, Profile};
+    use privet_silicon::tdx::Tdx;
     use proptest::prelude::*;
 
     fn gp<T>() -> Result<T, Exception> {
@@ -251,6 +260,21 @@ mod tests {
         assert_eq!(board.msr_write(0, &mut state, 0xc001_0015, 1 << 40), gp());
         assert_eq!(board.msr_write(0, &mut state, 0xfe, 0), gp());
         assert_eq!(board.log.take(), []);
+    }
+
+    /// arch/x86/kernel/cpu/intel.c: detect_tme_early(), arch/x86/virt/vmx/tdx/tdx.c: record_keyid_partitioning().
+    #[test]
+    fn keyids_are_divided_where_there_is_a_tdx_module() {
+        let processors: Processors = Profile::Granite.into();
+        let (mut board, state) = (Board::new(processors, 1, None), CpuState::reset());
+        assert_eq!(board.msr_read(0, &state, KEYID_PARTITIONING), gp());
+        board.tdx = processors.tdx(1, std::iter::empty()).map(Tdx::new);
+        assert_eq!(board.msr_read(0, &state, KEYID_PARTITIONING), Ok(32 << 32 | 31));
+        assert_eq!(board.msr_read(0, &state, TME_ACTIVATE), Ok(6 << 32 | 3));
+        assert_eq!(processors.cpuid(0, 1, &state, 7, 0).ecx >> 13 & 1, 1);
+        assert_eq!(processors.usable_physical_bits(), 46);
+        let without = Processors { without: "tdx".parse().unwrap(), ..processors };
+        assert_eq!((without.cpuid(0, 1, &state, 7, 0).ecx >> 13 & 1, without.usable_physical_bits()), (0, 52));
     }
 
     #[test]
