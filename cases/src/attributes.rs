@@ -166,7 +166,7 @@ type Arguments = (u64, u64, u64, u64);
 
 /// The attributes that can be set.
 fn supported(t: &Case) -> u64 {
-    t.by_type(ByType { plain: 0, upm: PRIVATE, sev: 0, sev_es: 0, snp: PRIVATE })
+    t.by_type(ByType { plain: 0, upm: PRIVATE, sev: 0, sev_es: 0, snp: PRIVATE, tdx: PRIVATE })
 }
 
 fn flags(t: &Case) -> Outcome {

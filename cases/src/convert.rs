@@ -366,7 +366,7 @@ fn host_does_not_grant(t: &Case, ret: u64) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), SHARED_1)?;
     // A page state change knows one failure, whatever the host says.
-    let told = t.by_type(ByType { plain: ret, upm: ret, sev: ret, sev_es: ret, snp: PSC_ERROR_GENERIC });
+    let told = t.by_type(ByType { plain: ret, upm: ret, sev: ret, sev_es: ret, snp: PSC_ERROR_GENERIC, tdx: ret });
     let entries = page_table_entries(&g, range)?;
     for order in [Order::NotPresentFirst, Order::InPlace] {
         let asking = v.start(convert_op(range, 1..2, Sharing::Private, order))?;

@@ -14,6 +14,7 @@ mod hypercalls;
 mod kernel_edits;
 mod launch;
 mod launch_sev;
+mod launch_tdx;
 mod lifecycle;
 mod malformed;
 mod mmio;
@@ -41,6 +42,7 @@ pub fn table() -> Vec<Entry> {
         hypercalls::rows(),
         launch::rows(),
         launch_sev::rows(),
+        launch_tdx::rows(),
         punch::rows(),
         prefault::rows(),
         exits::rows(),

@@ -28,6 +28,9 @@ pub enum Backed {
 /// Entries that a page state change has room for: what an SNP guest asks for at once, and KVM makes one exit of.
 const PAGES_AT_ONCE: u64 = 253;
 
+/// Pages that KVM makes one exit of when a TD asks for more at once (vmx/tdx.c: TDX_MAP_GPA_MAX_LEN).
+const PAGES_OF_MAP_GPA: u64 = 512;
+
 /// The exit of a conversion hypercall of `pages` of `range`, or of one request for a page state change.
 fn request_exit(range: &TestRange, pages: Range<u64>, to: Sharing, flags: u64) -> Exit {
     let attributes = match to {
@@ -53,13 +56,19 @@ pub fn conversion_exits(
 ) -> Vec<(Range<u64>, Exit)> {
     match platform.conversion() {
         Conversion::Hypercall => vec![(pages.clone(), hypercall_exit(range, pages, to))],
-        Conversion::PageStateChange => pages
-            .clone()
-            .step_by(PAGES_AT_ONCE as usize)
-            .map(|start| start..pages.end.min(start + PAGES_AT_ONCE))
-            .map(|part| (part.clone(), request_exit(range, part, to, 0)))
+        Conversion::PageStateChange => {
+            in_parts(pages, PAGES_AT_ONCE).map(|part| (part.clone(), request_exit(range, part, to, 0))).collect()
+        }
+        Conversion::MapGpa => in_parts(pages, PAGES_OF_MAP_GPA)
+            .map(|part| (part.clone(), request_exit(range, part, to, HYPERCALL_LONG_MODE)))
             .collect(),
     }
+}
+
+/// `pages` in parts of so many, counted from the first.
+fn in_parts(pages: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
+    let end = pages.end;
+    pages.step_by(size as usize).map(move |start| start..end.min(start + size))
 }
 
 /// The operation by which the guest converts `pages` of `range`.

@@ -9,7 +9,7 @@ use crate::cpuid_page::{CpuidFunction, cpuid_page};
 use crate::guest_memfd::GuestMemfd;
 use crate::guest_vcpu::{GuestVcpu, Mailbox};
 use crate::host::Host;
-use crate::launch::{CPUID, Launch, Launched, MAILBOXES, OWN_BASE, OwnMemory, Part, Plan, TABLES};
+use crate::launch::{CPUID, Entry, Launch, Launched, MAILBOXES, OWN_BASE, OwnMemory, Part, Plan, RESET_PAGE, TABLES};
 use crate::long_mode;
 use crate::mapping::Mapping;
 use crate::measure::{SevFeatures, VcpuState};
@@ -149,7 +149,8 @@ impl<'a> GuestBuilder<'a> {
             Ok(vcpu)
         };
         let make_vcpus = || (0..self.vcpus as u64).map(make_vcpu).collect();
-        let launch = Launch { host: self.host, vm: &vm, plan: &plan, make_vcpus: &make_vcpus };
+        let entry = Entry { vcpus: self.vcpus as u64, code: payload.entry, root: tables.root() };
+        let launch = Launch { host: self.host, vm: &vm, plan: &plan, make_vcpus: &make_vcpus, entry };
         let Launched { own, vcpus, firmware } = self.platform.launch(&launch)?;
 
         let mut ranges = Vec::new();
@@ -185,6 +186,10 @@ impl<'a> GuestBuilder<'a> {
         identity(MAILBOXES, TABLES, shared);
         identity(TABLES, OWN_BASE + Plan::length(), private);
         identity(MMIO_BASE, MMIO_BASE + MMIO_LARGE_PAGES * LARGE_PAGE_SIZE, shared);
+        if self.platform.begins_at_the_reset_vector() {
+            let large = Gpa(RESET_PAGE.0 & !(LARGE_PAGE_SIZE - 1));
+            identity(large, large + LARGE_PAGE_SIZE, private);
+        }
         for range in &self.ranges {
             for (alias, bits) in [(0, private), (SHARED_ALIAS, shared)] {
                 tables.map(Gva(range.gpa.0 | alias), Gpa(range.gpa.0 | bits), range.pages);

@@ -60,7 +60,7 @@ const fn conditions(vm_type: VmType) -> Conditions {
         },
         VmType::Tdx => Conditions {
             vendors: &["kvm_intel"],
-            flag: None,
+            flag: Some("tdx_host_platform"),
             switches: &[
                 "kvm_intel.ept",
                 "kvm_intel.eptad",
@@ -69,21 +69,27 @@ const fn conditions(vm_type: VmType) -> Conditions {
                 "kvm.mmio_caching",
                 "kvm_intel.tdx",
             ],
-            otherwise: "the CPU, TDX module or kernel has no TDX (see dmesg, `tdx`)",
+            otherwise: "the TDX module has not been initialized (see dmesg, `tdx`)",
         },
     }
 }
 
 /// What `/proc/cpuinfo` not listing a flag means, and what would change it.
 fn unlisted(flag: &str) -> String {
-    let cure = match flag {
-        "sev_snp" => {
+    let (cure, subject) = match flag {
+        "tdx_host_platform" => (
+            "it needs a Xeon whose firmware has TME-MT and TDX set up, with KeyIDs for TDX, CONFIG_INTEL_TDX_HOST, and a \
+             kernel that cannot hibernate (nohibernate)",
+            "tdx",
+        ),
+        "sev_snp" => (
             "SEV-SNP needs a processor of the third generation or later, SNP and an RMP that covers all memory set in \
-             the firmware's setup, and an IOMMU that translates (no iommu=pt)"
-        }
-        _ => "it needs an EPYC processor with SEV and SME set in the firmware's setup, and CONFIG_KVM_AMD_SEV",
+             the firmware's setup, and an IOMMU that translates (no iommu=pt)",
+            "SEV",
+        ),
+        _ => ("it needs an EPYC processor with SEV and SME set in the firmware's setup, and CONFIG_KVM_AMD_SEV", "SEV"),
     };
-    format!("/proc/cpuinfo lists no `{flag}`: {cure}; see dmesg, `SEV`")
+    format!("/proc/cpuinfo lists no `{flag}`: {cure}; see dmesg, `{subject}`")
 }
 
 /// Why there are no VMs of this type, and what to do; `cpu_lists` says whether `/proc/cpuinfo` lists a flag.
@@ -128,5 +134,19 @@ mod tests {
         assert!(seen(VmType::Sev, &[("kvm_amd.nrips", "0")], &all).starts_with("kvm_amd.nrips=N"));
         assert!(seen(VmType::Snp, &[], &all).contains("secure processor"));
         assert_eq!(seen(VmType::Tdx, &[], &all), "it needs kvm_intel, this is kvm_amd");
+    }
+
+    #[test]
+    fn what_tdx_lacks_is_told_from_the_firmware_up() {
+        let seen = |parameters: &[(&str, &str)], flags: &[&str]| {
+            let modules = Modules::with("kvm_intel", parameters);
+            cause(VmType::Tdx, &modules, &|flag| flags.contains(&flag))
+        };
+        let off = [("kvm_intel.tdx", "N")];
+        assert!(seen(&off, &[]).contains("lists no `tdx_host_platform`"));
+        assert!(seen(&off, &["tdx_host_platform"]).starts_with("kvm_intel.tdx=N; reload kvm_intel with tdx=1"));
+        let uncached = [("kvm_intel.tdx", "N"), ("kvm.mmio_caching", "N")];
+        assert!(seen(&uncached, &["tdx_host_platform"]).starts_with("kvm.mmio_caching=N"));
+        assert!(seen(&[], &["tdx_host_platform"]).contains("has not been initialized"));
     }
 }

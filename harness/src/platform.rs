@@ -7,6 +7,7 @@ mod plain;
 mod sev;
 mod sev_es;
 mod snp;
+mod tdx;
 mod upm;
 
 use privet_protocol::{AliasBits, Conversion, Doorbell};
@@ -30,6 +31,8 @@ pub enum Platform {
     SevEs,
     /// [`VmType::Snp`].
     Snp,
+    /// [`VmType::Tdx`].
+    Tdx,
 }
 
 /// What is to be known of a platform.
@@ -43,6 +46,8 @@ struct Facts {
     has_private_memory: bool,
     /// The firmware can give its guests secrets and a table of CPUID.
     has_firmware_pages: bool,
+    /// Its vCPUs begin at the reset vector, in a page that the guest has beside the rest of its own memory.
+    begins_at_the_reset_vector: bool,
     /// All that a slot can have behind it.
     backing: Backing,
     /// What page-table entries say of privacy, on this host.
@@ -55,7 +60,8 @@ struct Facts {
 
 impl Platform {
     /// Every platform, in the order of the numbers of their VM types.
-    pub const ALL: [Platform; 5] = [Platform::Plain, Platform::Upm, Platform::Sev, Platform::SevEs, Platform::Snp];
+    pub const ALL: [Platform; 6] =
+        [Platform::Plain, Platform::Upm, Platform::Sev, Platform::SevEs, Platform::Snp, Platform::Tdx];
 
     const fn facts(self) -> &'static Facts {
         match self {
@@ -64,6 +70,7 @@ impl Platform {
             Platform::Sev => &sev::FACTS,
             Platform::SevEs => &sev_es::FACTS,
             Platform::Snp => &snp::FACTS,
+            Platform::Tdx => &tdx::FACTS,
         }
     }
 
@@ -80,6 +87,11 @@ impl Platform {
     /// Whether the firmware can give its guests secrets and a table of CPUID.
     pub(crate) const fn has_firmware_pages(self) -> bool {
         self.facts().has_firmware_pages
+    }
+
+    /// Whether its vCPUs begin at the reset vector, in a page of their own.
+    pub(crate) const fn begins_at_the_reset_vector(self) -> bool {
+        self.facts().begins_at_the_reset_vector
     }
 
     /// What a guest's page-table entries say of privacy.
@@ -128,6 +140,7 @@ pub struct ByType<T> {
     pub sev: T,
     pub sev_es: T,
     pub snp: T,
+    pub tdx: T,
 }
 
 impl<T> ByType<T> {
@@ -139,6 +152,7 @@ impl<T> ByType<T> {
             Platform::Sev => self.sev,
             Platform::SevEs => self.sev_es,
             Platform::Snp => self.snp,
+            Platform::Tdx => self.tdx,
         }
     }
 }
@@ -157,6 +171,7 @@ mod tests {
             sev: VmType::Sev,
             sev_es: VmType::SevEs,
             snp: VmType::Snp,
+            tdx: VmType::Tdx,
         };
         assert_eq!(Platform::ALL.map(|platform| by_type.of(platform)), types);
     }

@@ -83,7 +83,7 @@ fn end(asking: Running<'_>, told: u64) -> Outcome<u64> {
 fn same_page(t: &Case) -> Outcome {
     let g = guest(t)?;
     let range = g.range(0);
-    let one_of_two = t.by_type(ByType { plain: 0, upm: 0, sev: 0, sev_es: 0, snp: 1 });
+    let one_of_two = t.by_type(ByType { plain: 0, upm: 0, sev: 0, sev_es: 0, snp: 1, tdx: 0 });
     for to in [Sharing::Private, Sharing::Shared] {
         let asking = [ask(&g, 0, 0, to)?, ask(&g, 1, 0, to)?];
         grant(g.vm(), range, 0..1, to, Backed::Leave)?;
@@ -131,8 +131,14 @@ fn one_is_refused(t: &Case) -> Outcome {
     let g = guest(t)?;
     let range = g.range(0);
     let refusal = Errno::EINVAL as u64;
-    let told =
-        t.by_type(ByType { plain: refusal, upm: refusal, sev: refusal, sev_es: refusal, snp: PSC_ERROR_GENERIC });
+    let told = t.by_type(ByType {
+        plain: refusal,
+        upm: refusal,
+        sev: refusal,
+        sev_es: refusal,
+        snp: PSC_ERROR_GENERIC,
+        tdx: refusal,
+    });
     let (first, second) = (ask(&g, 0, 0, Sharing::Private)?, ask(&g, 1, 1, Sharing::Private)?);
     grant(g.vm(), range, 1..2, Sharing::Private, Backed::Leave)?;
     answer(&g, 1, &second, 0)?;

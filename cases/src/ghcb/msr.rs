@@ -97,7 +97,7 @@ pub(super) fn rows() -> Vec<Row> {
 
 /// What SNP guests do, and what SEV-ES guests do instead.
 fn by_type(t: &Case, snp: impl Fn() -> Outcome, sev_es: impl Fn() -> Outcome) -> Outcome {
-    let is_snp = ByType { plain: false, upm: false, sev: false, sev_es: false, snp: true };
+    let is_snp = ByType { plain: false, upm: false, sev: false, sev_es: false, snp: true, tdx: false };
     if t.by_type(is_snp) { snp() } else { sev_es() }
 }
 

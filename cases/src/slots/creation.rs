@@ -409,7 +409,7 @@ fn in_space(space: u32) -> u32 {
 
 fn address_spaces(t: &Case) -> Outcome {
     let parts = Parts::new(t)?;
-    let spaces = t.by_type(ByType { plain: 2, upm: 1, sev: 2, sev_es: 2, snp: 1 });
+    let spaces = t.by_type(ByType { plain: 2, upm: 1, sev: 2, sev_es: 2, snp: 1, tdx: 1 });
     let said = parts.vm.check_extension(Capability::MULTI_ADDRESS_SPACE);
     expect_eq("KVM_CAP_MULTI_ADDRESS_SPACE", &said, &spaces)?;
     for space in [1, 2, 3, 0x7fff, 0xffff].into_iter().filter(|space| *space >= spaces as u32) {

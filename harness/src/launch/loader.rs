@@ -9,6 +9,7 @@ use crate::mapping::Mapping;
 use crate::memslot::SlotSpec;
 use crate::outcome::Outcome;
 use crate::sev::Device;
+use crate::units::Gpa;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
@@ -24,6 +25,16 @@ pub(crate) struct OwnMemory {
     pub(crate) gmem: Option<Arc<GuestMemfd>>,
 }
 
+/// How vCPUs enter the payload whose registers the host does not set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Entry {
+    pub(crate) vcpus: u64,
+    /// The first instruction.
+    pub(crate) code: u64,
+    /// CR3.
+    pub(crate) root: Gpa,
+}
+
 /// A guest to be launched: how its VM gets memory and vCPUs, and in which order, is its platform's affair.
 pub(crate) struct Launch<'a> {
     pub(crate) host: &'a Host,
@@ -32,6 +43,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) plan: &'a Plan,
     /// Makes the vCPUs, in the state in which they enter the payload.
     pub(crate) make_vcpus: &'a dyn Fn() -> Outcome<Vec<Vcpu>>,
+    /// For those that enter it by themselves: how many there are, where its code begins, and under which page tables.
+    pub(crate) entry: Entry,
 }
 
 /// A guest whose vCPUs can run.

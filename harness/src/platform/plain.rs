@@ -14,6 +14,7 @@ pub(super) const FACTS: Facts = Facts {
     conversion: Conversion::Hypercall,
     has_private_memory: false,
     has_firmware_pages: false,
+    begins_at_the_reset_vector: false,
     backing: Backing::HostOnly,
     aliases: |_| Ok(AliasBits::NONE),
     private_parts: &[],

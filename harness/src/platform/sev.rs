@@ -15,6 +15,7 @@ pub(super) const FACTS: Facts = Facts {
     conversion: Conversion::Hypercall,
     has_private_memory: false,
     has_firmware_pages: false,
+    begins_at_the_reset_vector: false,
     backing: Backing::HostOnly,
     aliases: |host| Ok(AliasBits { private: host.c_bit()?, shared: 0 }),
     // Instruction fetches and page walks are always private.

@@ -16,6 +16,7 @@ pub(super) const FACTS: Facts = Facts {
     conversion: Conversion::PageStateChange,
     has_private_memory: true,
     has_firmware_pages: true,
+    begins_at_the_reset_vector: false,
     backing: Backing::HostAndGuestMemfd,
     aliases: |host| Ok(AliasBits { private: host.c_bit()?, shared: 0 }),
     private_parts: &Part::ALL,

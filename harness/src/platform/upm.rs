@@ -15,6 +15,7 @@ pub(super) const FACTS: Facts = Facts {
     conversion: Conversion::Hypercall,
     has_private_memory: true,
     has_firmware_pages: false,
+    begins_at_the_reset_vector: false,
     backing: Backing::HostAndGuestMemfd,
     aliases: |_| Ok(AliasBits::NONE),
     private_parts: &[],
@@ -24,7 +25,7 @@ pub(super) const FACTS: Facts = Facts {
 /// There is no ioctl that fills private memory (`kvm_gmem_populate` is for encrypted VMs): pages that are private already
 /// can be written by the guest alone.
 fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
-    let Launch { host, vm, plan, make_vcpus } = *launch;
+    let Launch { host, vm, plan, make_vcpus, .. } = *launch;
     if plan.private().next().is_none() {
         return launch.all_shared();
     }

@@ -34,19 +34,26 @@ pub enum Doorbell {
         /// Where that page is, as GPA and as the GVA of a shared mapping.
         gpa: u64,
     },
+    /// By TDCALL, the function Instruction.IO: TDX.
+    Tdvmcall,
 }
+
+/// [`Doorbell::Tdvmcall`] as a word, which is no address of a page.
+const TDVMCALL: u64 = 1;
 
 impl Doorbell {
     const fn encode(self) -> u64 {
         match self {
             Doorbell::Port => 0,
             Doorbell::Ghcb { gpa } => gpa,
+            Doorbell::Tdvmcall => TDVMCALL,
         }
     }
 
     const fn decode(word: u64) -> Result<Self, DecodeError> {
         match word {
             0 => Ok(Self::Port),
+            TDVMCALL => Ok(Self::Tdvmcall),
             gpa if gpa.is_multiple_of(4096) => Ok(Self::Ghcb { gpa }),
             _ => Err(DecodeError::new(Field::Doorbell, word)),
         }
@@ -61,6 +68,8 @@ pub enum Conversion {
     Hypercall = 0,
     /// By page state changes of the GHCB protocol, and PVALIDATE: SEV-SNP.
     PageStateChange = 1,
+    /// By TDCALL, the function MapGPA, and TDG.MEM.PAGE.ACCEPT: TDX.
+    MapGpa = 2,
 }
 
 impl Conversion {
@@ -68,6 +77,7 @@ impl Conversion {
         match word {
             0 => Ok(Self::Hypercall),
             1 => Ok(Self::PageStateChange),
+            2 => Ok(Self::MapGpa),
             _ => Err(DecodeError::new(Field::Conversion, word)),
         }
     }

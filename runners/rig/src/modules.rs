@@ -33,11 +33,19 @@ pub(crate) fn modules(kernel: &Kernel, vendor: Vendor) -> Result<Vec<Module>, Ri
     Ok(kernel.load_order(&["kvm", vendor.module()])?)
 }
 
-/// Each module with its parameters.
+/// What is off unless somebody asks for it: the module, its parameter, and the setting. Where the machine cannot do it the
+/// kernel turns it off again.
+const OFFERED: [(&str, &str, &str); 1] = [("kvm_intel", "tdx", "tdx=1")];
+
+/// Each module with its parameters: what the plan says comes last, and counts.
 pub(crate) fn module_loads(plan: &Plan, modules: &[Module]) -> Vec<ModuleLoad> {
     let load = |module: &Module| {
+        let offered = OFFERED.iter().filter(|(name, parameter, _)| {
+            *name == module.name && module.params.iter().any(|known| known == parameter)
+        });
         let own = plan.module_params.iter().filter(|param| param.module == module.name);
-        let settings: Vec<_> = own.map(|param| param.setting.as_str()).collect();
+        let own = own.map(|param| param.setting.as_str());
+        let settings: Vec<_> = offered.map(|(_, _, setting)| *setting).chain(own).collect();
         ModuleLoad { path: guest_path(module), params: settings.join(" ") }
     };
     modules.iter().map(load).collect()
