@@ -591,10 +591,9 @@ pub trait Bus {
         Intercepted::Native
     }
 
-    /// Carries out an instruction of VMX, whose operands were read; `state.rip` is at the instruction, `length` its
-    /// bytes.
-    fn vmx(&mut self, state: &mut CpuState, call: VmxCall, length: u8) -> VmxAnswer {
-        let _ = (state, call, length);
+    /// Carries out an instruction of VMX, whose operands were read; `state.rip` is at the instruction.
+    fn vmx(&mut self, state: &mut CpuState, call: VmxCall) -> VmxAnswer {
+        let _ = (state, call);
         VmxAnswer::Reflect(Exception::ud())
     }
 

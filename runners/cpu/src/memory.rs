@@ -288,7 +288,11 @@ impl Core<'_> {
             let (piece, after) = rest.split_at(size);
             rest = after;
             match place {
-                Place::Device(address) => self.with_bus(|core| core.bus.device_write(core.s, address, piece)),
+                Place::Device(address) => {
+                    self.with_bus(|core| core.bus.device_write(core.s, address, piece));
+                    // What follows from it may come before the next instruction.
+                    self.attention = true;
+                }
                 Place::Code(at) => self.wrote_code(at, size),
                 Place::Host(_) | Place::Mmio(_) => {}
             }

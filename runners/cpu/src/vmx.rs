@@ -55,8 +55,8 @@ impl Core<'_> {
     }
 
     /// Has the bus carry it out; a result that there is has to be stored, and nothing has happened if that fails.
-    fn carry_out(&mut self, op: &Op, call: VmxCall) -> Result<Option<u64>, Abort> {
-        match self.with_bus(|core| core.bus.vmx(core.s, call, op.len)) {
+    fn carry_out(&mut self, call: VmxCall) -> Result<Option<u64>, Abort> {
+        match self.with_bus(|core| core.bus.vmx(core.s, call)) {
             VmxAnswer::Done => Ok(None),
             VmxAnswer::Value(value) => Ok(Some(value)),
             VmxAnswer::Switched => self.switch(),
@@ -67,7 +67,7 @@ impl Core<'_> {
     /// Likewise, for an instruction with a result in its first operand.
     fn carry_out_into<T: Word>(&mut self, op: &Op, call: VmxCall) -> Result<(), Abort> {
         let flags = self.s.rflags;
-        match self.carry_out(op, call)? {
+        match self.carry_out(call)? {
             None => Ok(()),
             Some(value) => self.set::<T>(op, op.a, value).inspect_err(|_| self.s.rflags = flags),
         }
@@ -93,7 +93,7 @@ fn memory_operand(op: &Op) -> MemoryOperand {
 /// Without operands.
 fn alone(core: &mut Core<'_>, op: &Op, instruction: VmxInstruction, call: VmxCall) -> Result<(), Abort> {
     core.permit(op, instruction, Operands { register: 0, place: OperandPlace::Nothing })?;
-    core.carry_out(op, call)?;
+    core.carry_out(call)?;
     Ok(())
 }
 
@@ -106,7 +106,7 @@ fn with_pointer(
 ) -> Result<(), Abort> {
     core.permit(op, instruction, core.operands(op))?;
     let pointer = core.get::<u64>(op, op.a)?;
-    core.carry_out(op, call(pointer))?;
+    core.carry_out(call(pointer))?;
     Ok(())
 }
 
@@ -131,7 +131,7 @@ fn vmwrite<T: Word>(core: &mut Core<'_>, op: &Op) -> Result<(), Abort> {
     core.permit(op, VmxInstruction::Vmwrite, operands)?;
     let value = core.get::<T>(op, op.b)?;
     let field = core.get::<T>(op, op.a)?;
-    core.carry_out(op, VmxCall::Vmwrite { field, value })?;
+    core.carry_out(VmxCall::Vmwrite { field, value })?;
     Ok(())
 }
 
@@ -148,6 +148,6 @@ fn invalidate(core: &mut Core<'_>, op: &Op, instruction: VmxInstruction) -> Resu
         VmxInstruction::Invept => VmxCall::Invept { kind, descriptor },
         _ => VmxCall::Invvpid { kind, descriptor },
     };
-    core.carry_out(op, call)?;
+    core.carry_out(call)?;
     Ok(())
 }

@@ -131,6 +131,18 @@ rules! {
     VmcsRevision = "vmcs-revision": "VMPTRLD takes a VMCS of this processor's revision only (VMfail 11).",
     ReadOnlyFields = "read-only-fields": "VMWRITE changes no field that tells of an exit (VMfail 13).",
     VpidNotZero = "vpid-not-zero": "INVVPID and VM entry know no VPID 0.",
+    InitBlocked = "init-blocked": "VMX root operation takes no INIT.",
+    // VM entry.
+    EntryAfterMovSs = "entry-after-mov-ss": "VM entry is none behind MOV SS (VMfail 26).",
+    LaunchState = "launch-state": "VMLAUNCH takes a clear VMCS, VMRESUME a launched one (VMfail 4 and 5).",
+    EntryControls = "entry-controls": "VM entry refuses controls that go not together (VMfail 7).",
+    InjectedEvents = "injected-events": "VM entry injects no event that there is not (VMfail 7).",
+    HostState = "host-state": "VM entry refuses a host state that no exit could load (VMfail 8).",
+    GuestState = "guest-state": "VM entry refuses a guest state that no processor could be in (exit 33).",
+    // VM exit.
+    EventInjectedOnce = "event-injected-once": "An exit takes the event to inject out of the VMCS.",
+    EptReserved = "ept-reserved": "A reserved bit in the EPT is a misconfiguration.",
+    EptWrites = "ept-writes": "Writes need the right to in the EPT.",
 }
 
 impl Rule {

@@ -102,10 +102,10 @@ impl Virtualization {
     }
 
     /// See [`privet_cpu::Bus::vmx`].
-    pub fn vmx(&mut self, board: &mut impl Board, state: &mut CpuState, call: VmxCall, length: u8) -> VmxAnswer {
+    pub fn vmx(&mut self, board: &mut impl Board, state: &mut CpuState, call: VmxCall) -> VmxAnswer {
         match self {
             Virtualization::Svm(_) => VmxAnswer::Reflect(Exception::ud()),
-            Virtualization::Vmx(vmx) => vmx.vmx(board, state, call, length),
+            Virtualization::Vmx(vmx) => vmx.vmx(board, state, call),
         }
     }
 
@@ -141,6 +141,29 @@ impl Virtualization {
         access: privet_cpu::Access,
     ) -> Translation {
         either!(self, it => it.translate(board, state, gpa, access))
+    }
+
+    /// Reads registers that [`Translation::Device`] has named; false if they are the board's own.
+    pub fn device_read(&mut self, board: &mut impl Board, address: u64, data: &mut [u8]) -> bool {
+        match self {
+            Virtualization::Svm(_) => false,
+            Virtualization::Vmx(vmx) => vmx.device_read(board, address, data),
+        }
+    }
+
+    /// Writes such registers; false if they are the board's own.
+    pub fn device_write(&mut self, board: &mut impl Board, address: u64, data: &[u8]) -> bool {
+        match self {
+            Virtualization::Svm(_) => false,
+            Virtualization::Vmx(vmx) => vmx.device_write(board, address, data),
+        }
+    }
+
+    /// The processor waits after HLT.
+    pub fn halted(&mut self) {
+        if let Virtualization::Vmx(vmx) = self {
+            vmx.halted();
+        }
     }
 
     /// Whether CR8 is the guest's own, and no business of the local APIC's.

@@ -219,7 +219,10 @@ impl Machine {
         self.scheduler.used(processor.cpu.state.instructions - before);
         match exit {
             CpuExit::Turn | CpuExit::Stopped => {}
-            CpuExit::Halt => processor.activity = Activity::Halted,
+            CpuExit::Halt => {
+                processor.activity = Activity::Halted;
+                self.board.virtualization[cpu].halted();
+            }
             CpuExit::Shutdown => return Some(Outcome::TripleFault { cpu }),
             CpuExit::UnknownInstruction { rip, bytes, len } => {
                 self.board.log.locate(cpu, rip);

@@ -195,6 +195,10 @@ impl Bus for Wiring<'_> {
             self.memory.read_as(key, address, data);
             return;
         }
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        if virtualization.device_read(&mut surroundings, address, data) {
+            return;
+        }
         let now = self.touch(state);
         if !self.board.secure_read(address, data) {
             self.board.mmio_read(self.cpu, address, data, now);
@@ -205,6 +209,10 @@ impl Bus for Wiring<'_> {
     fn device_write(&mut self, state: &mut CpuState, address: u64, data: &[u8]) {
         if let Some(key) = self.board.contention.key(state.instructions, address) {
             self.memory.write_as(key, address, data);
+            return;
+        }
+        let (virtualization, mut surroundings) = self.virtualization(state);
+        if virtualization.device_write(&mut surroundings, address, data) {
             return;
         }
         let now = self.touch(state);
@@ -282,9 +290,9 @@ impl Bus for Wiring<'_> {
         intercepted
     }
 
-    fn vmx(&mut self, state: &mut CpuState, call: VmxCall, length: u8) -> VmxAnswer {
+    fn vmx(&mut self, state: &mut CpuState, call: VmxCall) -> VmxAnswer {
         let (virtualization, mut surroundings) = self.virtualization(state);
-        let answer = virtualization.vmx(&mut surroundings, state, call, length);
+        let answer = virtualization.vmx(&mut surroundings, state, call);
         if answer == VmxAnswer::Switched {
             self.touched(state);
         }

@@ -13,8 +13,8 @@ use crate::board::Board;
 /// What VMREAD of VM_INSTRUCTION_ERROR gives after VMfailValid (32.4, table 32-1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-#[expect(dead_code, reason = "VM entry will use the rest")]
 pub(crate) enum InstructionError {
+    VmcallInRoot = 1,
     VmclearAddress = 2,
     VmclearVmxonPointer = 3,
     VmlaunchNotClear = 4,
@@ -100,8 +100,8 @@ impl Vmx {
         value & CR4_FIXED_ONES == CR4_FIXED_ONES && value & !self.features.cr4 == 0
     }
 
-    /// Carries out an instruction that [`Vmx::permit`] has let through, at RIP and `length` bytes long.
-    pub fn vmx(&mut self, board: &mut impl Board, state: &mut CpuState, call: VmxCall, length: u8) -> VmxAnswer {
+    /// Carries out an instruction that [`Vmx::permit`] has let through, at RIP.
+    pub fn vmx(&mut self, board: &mut impl Board, state: &mut CpuState, call: VmxCall) -> VmxAnswer {
         let outcome = match call {
             VmxCall::Vmxon(pointer) => self.vmxon(board, pointer),
             VmxCall::Vmxoff => self.vmxoff(board),
@@ -112,12 +112,10 @@ impl Vmx {
             VmxCall::Vmwrite { field, value } => self.vmwrite(board, field, value),
             VmxCall::Invept { kind, descriptor } => self.invept(board, kind, descriptor),
             VmxCall::Invvpid { kind, descriptor } => self.invvpid(board, state, kind, descriptor),
-            VmxCall::Vmlaunch | VmxCall::Vmresume => {
-                match self.enter(board, state, call == VmxCall::Vmlaunch, length) {
-                    Ok(()) => return VmxAnswer::Switched,
-                    Err(failed) => failed,
-                }
-            }
+            VmxCall::Vmlaunch | VmxCall::Vmresume => match self.enter(board, state, call == VmxCall::Vmlaunch) {
+                Ok(()) => return VmxAnswer::Switched,
+                Err(failed) => failed,
+            },
         };
         self.end(board, state, outcome)
     }
@@ -134,6 +132,17 @@ impl Vmx {
             vmcs::set(board, current, field::INSTRUCTION_ERROR, error as u64);
         }
         if let Value(value) = outcome { VmxAnswer::Value(value) } else { VmxAnswer::Done }
+    }
+
+    /// An instruction that does nothing but fail.
+    pub(super) fn refuse(
+        &mut self,
+        board: &mut impl Board,
+        state: &mut CpuState,
+        error: InstructionError,
+    ) -> Intercepted {
+        self.end(board, state, Fail(error));
+        Intercepted::Done
     }
 
     /// Physical address of the current VMCS.

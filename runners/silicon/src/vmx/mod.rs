@@ -5,35 +5,53 @@
 //! and flushes nothing, except where there is no VPID.
 //!
 //! ```text
-//! Bus::intercept ── instructions   may VMXON, VMREAD ... be executed?
-//! Bus::vmx ──────── instructions   and then: operation, regions, entry (VMLAUNCH, VMRESUME)
+//! Bus::intercept ── interception   which exit, by bitmaps, control_registers, information
+//!        │      └── instructions   may VMXON, VMREAD ... be executed?
+//! Bus::vmx ──────── instructions   and then; VM entry: entry, check_*, guest_state, injection
+//! Bus::exception ── interception   VM exit: leave, guest_state, host_state, msr_lists
+//! Bus::take_event ─ interrupts     NMI, interrupts, windows, timer; virtual_apic, x2apic
+//! Bus::resolve ──── translation    ept, the APIC-access page, the log of modified pages
 //! ```
 
+mod bitmaps;
 mod capability;
-#[expect(dead_code, reason = "VM entry will use the rest")]
+mod check_controls;
+mod check_guest;
+mod check_host;
+mod control_registers;
 mod controls;
+mod entry;
+mod ept;
+mod exit;
 mod features;
-#[expect(dead_code, reason = "VM entry will use the rest")]
 mod field;
+mod guest;
+mod guest_state;
+mod host_state;
+mod information;
+mod injection;
 mod instructions;
+mod interception;
+mod interrupts;
 mod invalidate;
-#[expect(dead_code, reason = "VM entry will use the rest")]
+mod leave;
+mod msr_lists;
+mod segments;
+mod translation;
+mod virtual_apic;
 mod vmcs;
 mod worlds;
+mod x2apic;
 
 #[cfg(test)]
 mod tests;
 
-use privet_cpu::state::Shadow;
-use privet_cpu::{Access, CpuState, Exception, Intercept, Intercepted, Operands, Reaction, VmxInstruction, flags};
 use serde::{Deserialize, Serialize};
 
 pub use features::Features;
 
-use crate::board::Board;
-use crate::encryption::Key;
-use crate::interface::{Pending, Taken, Translation};
 use crate::{Rule, Rules};
+use guest::Guest;
 use worlds::Worlds;
 
 /// The VMX part of one processor.
@@ -55,12 +73,14 @@ struct Root {
     region: u64,
     /// Physical address of the current VMCS.
     current: Option<u64>,
+    /// The guest that runs.
+    guest: Option<Box<Guest>>,
 }
 
 impl Root {
     /// After VMXON of this region.
     fn new(region: u64) -> Root {
-        Root { region, current: None }
+        Root { region, current: None, guest: None }
     }
 }
 
@@ -101,77 +121,5 @@ impl Vmx {
     #[must_use]
     pub fn in_operation(&self) -> bool {
         self.root.is_some()
-    }
-
-    /// Whether a guest runs.
-    #[must_use]
-    pub fn in_guest(&self) -> bool {
-        false
-    }
-
-    /// An instruction is about to execute, at RIP and `length` bytes long.
-    pub fn intercept(
-        &mut self,
-        board: &mut impl Board,
-        state: &mut CpuState,
-        what: Intercept,
-        length: u8,
-    ) -> Intercepted {
-        match what {
-            Intercept::Vmx { instruction, operands } => self.permit(board, state, (instruction, operands), length),
-            Intercept::WriteCr { cr, value, .. } if self.root.is_some() => self.permit_cr_write(cr, value),
-            _ => Intercepted::Native,
-        }
-    }
-
-    /// See [`crate::Virtualization::exception`].
-    pub fn exception(&mut self, _: &mut impl Board, _: &mut CpuState, _: Exception) -> Reaction {
-        Reaction::Native
-    }
-
-    /// See [`crate::Virtualization::shutdown`].
-    pub fn shutdown(&mut self, _: &mut impl Board, _: &mut CpuState) -> Reaction {
-        Reaction::Native
-    }
-
-    /// See [`crate::Virtualization::tsc`].
-    #[must_use]
-    pub fn tsc(&self, tsc: u64) -> u64 {
-        tsc
-    }
-
-    /// See [`crate::Virtualization::deadline`].
-    #[must_use]
-    pub fn deadline(&self) -> Option<u64> {
-        None
-    }
-
-    /// See [`crate::Virtualization::take_event`].
-    pub fn take_event(&mut self, _: &mut impl Board, state: &mut CpuState, pending: Pending) -> Taken {
-        let interruptible = state.rflags & flags::IF != 0 && state.shadow == Shadow::None;
-        if pending.init && self.root.is_none() {
-            Taken::Init
-        } else if pending.nmi && !state.nmi_blocked {
-            Taken::Nmi
-        } else if pending.interrupt.is_some() && interruptible {
-            Taken::Interrupt
-        } else {
-            Taken::Nothing
-        }
-    }
-
-    /// See [`crate::Virtualization::translate`].
-    pub fn translate(&mut self, _: &mut impl Board, _: &mut CpuState, gpa: u64, _: Access) -> Translation {
-        Translation::Page { page: gpa, key: Key::PLAIN }
-    }
-
-    fn enter(&mut self, _: &mut impl Board, _: &mut CpuState, _: bool, _: u8) -> Result<(), instructions::Outcome> {
-        Err(instructions::Outcome::Fail(instructions::InstructionError::Controls))
-    }
-
-    fn exit_of_vmx(&mut self, _: &mut impl Board, _: &mut CpuState, _: (VmxInstruction, Operands), _: u8) {}
-
-    fn is_ept_pointer(&self, _: u64) -> bool {
-        true
     }
 }

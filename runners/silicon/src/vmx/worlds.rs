@@ -26,7 +26,6 @@ pub(super) struct Worlds {
 
 impl Worlds {
     /// The world of a guest; a new one if it has none.
-    #[cfg_attr(not(test), expect(dead_code, reason = "VM entry will use it"))]
     pub(super) fn of(&mut self, vpid: u16, ept: Option<u64>) -> World {
         let last = &mut self.last;
         let tag = Tag { vpid, ept: ept.map(|pointer| pointer & TABLES) };

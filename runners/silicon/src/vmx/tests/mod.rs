@@ -56,7 +56,7 @@ impl Bench {
     }
 
     pub(crate) fn call(&mut self, call: VmxCall) -> VmxAnswer {
-        self.vmx.vmx(&mut self.board, &mut self.state, call, 3)
+        self.vmx.vmx(&mut self.board, &mut self.state, call)
     }
 
     /// An instruction that has to end in VMsucceed.
