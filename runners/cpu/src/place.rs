@@ -158,7 +158,8 @@ impl Core<'_> {
             self.kick.leave();
             let resolved = self.bus.resolve(self.s, gpa, access);
             self.kick.enter();
-            if self.flush_as_asked() {
+            // In another world there is nothing to ask again.
+            if self.flush_as_asked() && resolved != Resolve::Switched {
                 continue;
             }
             return match resolved {

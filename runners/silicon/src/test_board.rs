@@ -18,6 +18,7 @@ pub(crate) struct TestBoard {
     /// What the secure processor has launched.
     pub(crate) guest_keys: BTreeMap<u16, Key>,
     pub(crate) rmp: Option<Rmp>,
+    pub(crate) tsc: u64,
 }
 
 impl TestBoard {
@@ -29,6 +30,7 @@ impl TestBoard {
             unsimulated: Vec::new(),
             guest_keys: BTreeMap::new(),
             rmp: None,
+            tsc: 0,
         }
     }
 }
@@ -83,7 +85,7 @@ impl Board for TestBoard {
     }
 
     fn tsc(&self) -> u64 {
-        0
+        self.tsc
     }
 
     fn unsimulated(&mut self, what: &'static str) {

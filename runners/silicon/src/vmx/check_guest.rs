@@ -222,7 +222,7 @@ fn data_segments(it: &Checked) -> bool {
         && [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs].into_iter().map(|seg| it.seg(seg)).any(|segment| {
             let kind = segment.kind & 1 != 0 && (segment.kind & 8 == 0 || segment.kind & 2 != 0);
             let privilege = it.unrestricted() || segment.kind >= 12 || segment.dpl >= (segment.selector & 3) as u8;
-            !segment.unusable && !(kind && privilege && segment.code_or_data)
+            !(segment.unusable || kind && privilege && segment.code_or_data)
         })
 }
 
