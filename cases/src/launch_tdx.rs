@@ -1,6 +1,6 @@
-//! Group `launch` of TDX: what KVM and the TDX module accept and refuse on the way to a TD that may run. No guest runs in
-//! these rows.
+//! Group `launch` of TDX: what KVM and the TDX module accept and refuse on the way to a TD that may run, and its first steps.
 
+mod boot;
 mod command;
 mod init;
 mod region;
@@ -11,5 +11,5 @@ use crate::row::Row;
 
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
-    [command::rows(), init::rows(), vcpus::rows(), region::rows()].into_iter().flatten().collect()
+    [command::rows(), init::rows(), vcpus::rows(), region::rows(), boot::rows()].into_iter().flatten().collect()
 }

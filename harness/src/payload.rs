@@ -14,7 +14,7 @@ use privet_protocol::{Descriptor, DescriptorField, PAYLOAD_BASE, PAYLOAD_END, VE
 use crate::units::{PAGE_SIZE, PageCount};
 
 /// Pages that a payload may occupy, memory that is not in the file included.
-pub const MAX_PAGES: u64 = 16;
+pub const MAX_PAGES: u64 = 18;
 
 /// The section in which a payload describes itself.
 const DESCRIPTOR_SECTION: &str = ".privet";

@@ -171,7 +171,7 @@ fn segments_in_the_wrong_place_are_refused() {
     Elf::new().moved(1, PAYLOAD_BASE - 0x1000).expect_refusal("p_vaddr of program header 1", "payload window");
     Elf::new().moved(2, PAYLOAD_END - 0x1000).expect_refusal("p_vaddr of program header 2", "payload window");
     Elf::new().segment(2, ph::MEMSZ, 1 << 40).expect_refusal("p_vaddr of program header 2", "payload window");
-    Elf::new().segment(2, ph::MEMSZ, MAX_PAGES * 4096).expect_refusal("p_memsz", "at most 16");
+    Elf::new().segment(2, ph::MEMSZ, MAX_PAGES * 4096).expect_refusal("p_memsz", "at most 18");
 }
 
 #[test]

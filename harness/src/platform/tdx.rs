@@ -32,12 +32,13 @@ fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     let vm = launch.vm;
     let mut steps = tdx::Launch::create(vm, launch.host)?;
     let (host, slot) = launch.content()?;
-    let gmem = vm.create_guest_memfd(Plan::length().bytes(), 0)?;
+    // The reset vector's page comes last in the guest_memfd, which has to stay open.
+    let behind = Plan::length().bytes();
+    let gmem = vm.create_guest_memfd(behind + PAGE_SIZE, 0)?;
     vm.add_slot(slot.with_gmem(&gmem, 0))?;
     let vector = Arc::new(Mapping::anonymous(PAGE_SIZE)?);
     vector.write(0, &reset_page(code, root))?;
-    let vector_gmem = vm.create_guest_memfd(PAGE_SIZE, 0)?;
-    vm.add_slot(SlotSpec::shared(RESET_SLOT, RESET_PAGE, PageCount(1), &vector).with_gmem(&vector_gmem, 0))?;
+    vm.add_slot(SlotSpec::shared(RESET_SLOT, RESET_PAGE, PageCount(1), &vector).with_gmem(&gmem, behind))?;
 
     let vcpus: Vec<_> = (0..vcpus).map(|id| steps.vcpu(id, 0)).collect::<Outcome<_>>()?;
     for piece in launch.plan.pieces().iter().filter(|piece| piece.kind != Kind::Shared) {

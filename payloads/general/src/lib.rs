@@ -5,10 +5,10 @@
 mod hammer;
 mod memory;
 
-use privet_protocol::{Op, Refusal, Reply, Start};
-use privet_runtime::paging::Refused;
+use privet_protocol::{Conversion, Op, Refusal, Reply, Start};
+use privet_runtime::paging::{self, Refused};
 use privet_runtime::probe::{self, Probed};
-use privet_runtime::{Vcpu, convert, cpu, ghcb, guest_assert_eq, hypercall, port, snp};
+use privet_runtime::{Vcpu, convert, cpu, ghcb, guest_assert_eq, hypercall, port, snp, tdx};
 
 /// Executes one operation on one vCPU.
 pub fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply {
@@ -37,6 +37,21 @@ pub fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply {
         Op::LoadZeropad { gva } => memory::load_zeropad(gva),
         Op::HammerZeropad { gva, limit, allowed } => hammer::zeropad_until_stopped(vcpu, gva, limit, allowed),
         Op::HammerAdd { gva, pages, limit } => hammer::add_until_stopped(vcpu, gva, pages, limit),
+        // It leaves more registers to the host than this operation has.
+        Op::Tdcall { leaf: tdx::VP_VMCALL, .. } => Reply::Refused(Refusal::BadRequest, tdx::VP_VMCALL),
+        Op::Tdcall { leaf, registers } => {
+            let tdx::Answer { status, values: [rcx, rdx, r8, r9, r10, r11] } = tdx::tdcall(leaf, registers);
+            Reply::done([status, rcx, rdx, r8, r9, r10, r11])
+        }
+        Op::Validate { gva, pages, .. } if start.conversion == Conversion::MapGpa => {
+            match paging::translate(start.aliases, gva) {
+                Some(found) => {
+                    let snp::Validated { code, done, unchanged } = tdx::accept(found.gpa, pages);
+                    Reply::done([code, done, unchanged])
+                }
+                None => Reply::Refused(Refusal::NotMapped, gva),
+            }
+        }
         Op::Validate { gva, pages, validated } => match snp::validate(gva, pages, validated) {
             Ok(snp::Validated { code, done, unchanged }) => Reply::done([code, done, unchanged]),
             Err(fault) => Reply::Fault(fault),

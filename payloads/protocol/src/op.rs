@@ -299,6 +299,13 @@ operations! {
         /// How many.
         count: u64,
     };
+    /// TDCALL. Values: RAX; RCX, RDX, R8, R9, R10 and R11.
+    35 => Tdcall {
+        /// RAX: the leaf.
+        leaf: u64,
+        /// RCX, RDX, R8 and R9.
+        registers: [u64; 4],
+    };
     /// PVALIDATE of a page of 2 MiB. Values: EAX; CF.
     34 => ValidateLarge {
         /// Address of a private mapping.

@@ -5,6 +5,7 @@ use privet_protocol::{AliasBits, Conversion, Convert, Fault, Order, Refusal, Rep
 use crate::hypercall::{attributes, map_gpa_range};
 use crate::paging::{PAGE_SIZE, Range, Refused};
 use crate::snp::{Validated, change_page_state, validate};
+use crate::tdx::{accept, map_gpa};
 use crate::tlb;
 use crate::vcpu::Vcpu;
 
@@ -17,6 +18,8 @@ use crate::vcpu::Vcpu;
 ///
 /// In an SNP guest the range is the private alias, and PVALIDATE comes where it is mapped: before all else for pages that
 /// become shared, after all else for those that become private.
+///
+/// In a TD it is the private alias, too; pages that become private are accepted after all else.
 ///
 /// Whatever the host answers, and if the hypercall itself faults, every entry is as it was before, and so is what
 /// PVALIDATE has done.
@@ -37,6 +40,8 @@ pub fn convert(start: Start, request: Convert) -> Reply {
 fn convert_range(start: Start, request: Convert, range: Range) -> Result<[u64; 4], Fault> {
     let validate_if = |wanted: bool, validated: bool| match start.conversion {
         Conversion::PageStateChange if wanted => validate(request.gva, request.pages, validated),
+        // What is to be shared was not accepted less before, whatever the host answers.
+        Conversion::MapGpa if wanted && request.to == Sharing::Private => Ok(accept(request.gpa, request.pages)),
         _ => Ok(Validated::default()),
     };
     let to_private = request.to == Sharing::Private;
@@ -64,6 +69,7 @@ fn ask_in_order(start: Start, request: Convert, range: Range) -> Result<u64, Fau
 fn ask(start: Start, request: Convert) -> Result<u64, Fault> {
     let Convert { gpa, pages, to, .. } = request;
     match (start.conversion, Vcpu::current().ghcb()) {
+        (Conversion::MapGpa, _) => Ok(map_gpa(gpa, pages, start.aliases.shared, to)),
         (Conversion::PageStateChange, Some(ghcb)) => Ok(change_page_state(ghcb, gpa, pages, to)),
         _ => map_gpa_range(start.hypercall, gpa, pages, attributes(to)),
     }

@@ -6,11 +6,13 @@ use core::arch::asm;
 use privet_protocol::DOORBELL_PORT;
 
 use crate::ghcb::{Answer, Ghcb, IOIO, NO_DOORBELL, RAX, port_access, terminate};
+use crate::tdx;
 use crate::vcpu::Vcpu;
 
 /// Rings. Returns when the host enters the guest again.
 pub fn ring(vcpu: &Vcpu) {
     match vcpu.ghcb() {
+        None if vcpu.is_in_td() => tdvmcall(),
         None => out(),
         Some(ghcb) => ask(ghcb),
     }
@@ -21,6 +23,12 @@ fn ask(ghcb: Ghcb) {
     if let Answer::Refused(..) = ghcb.request(IOIO, [port_access(DOORBELL_PORT, 1), 0], &[(RAX, 0)]) {
         terminate(NO_DOORBELL);
     }
+}
+
+/// The same of a TD, without OUT and so without #VE. A host that does not do it is asked again: there is nobody else to
+/// tell.
+fn tdvmcall() {
+    while !tdx::port_out(DOORBELL_PORT, 1, 0) {}
 }
 
 fn out() {

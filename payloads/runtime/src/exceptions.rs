@@ -12,6 +12,7 @@ use crate::frame::Frame;
 use crate::probe::execute_faulted;
 use crate::vc::{self, Handled, VMM_COMMUNICATION};
 use crate::vcpu::Vcpu;
+use crate::ve::{self, VIRTUALIZATION_EXCEPTION};
 
 /// The exceptions that push an error code: #DF #TS #NP #SS #GP #PF #AC #CP #VC #SX.
 const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1f << 10 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
@@ -98,6 +99,13 @@ fn handle_first(vcpu: &'static Vcpu, frame: &mut Frame, mut fault: Fault) {
     if fault.vector == VMM_COMMUNICATION {
         match vc::handle(vcpu, frame, fault) {
             Handled::Done => return vcpu.count_vc(),
+            Handled::Raises(raised) => fault = raised,
+            Handled::Unknown => {}
+        }
+    }
+    if fault.vector == VIRTUALIZATION_EXCEPTION {
+        match ve::handle(vcpu, frame, fault) {
+            Handled::Done => return,
             Handled::Raises(raised) => fault = raised,
             Handled::Unknown => {}
         }

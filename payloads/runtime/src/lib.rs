@@ -22,14 +22,17 @@ pub mod ghcb;
 pub mod hypercall;
 #[cfg(privet_payload)]
 mod mem;
+mod mmio_instruction;
 pub mod paging;
 pub mod port;
 pub mod probe;
 pub mod serve;
 pub mod snp;
+pub mod tdx;
 pub mod tlb;
 mod vc;
 pub mod vcpu;
+mod ve;
 
 pub use vcpu::Vcpu;
 

@@ -22,8 +22,10 @@ pub fn serve(vcpu: &'static Vcpu, execute: Execute) -> ! {
         // Nothing that is written there would be believed; the host finds its own magic missing.
         _ => park(vcpu),
     };
-    if let Doorbell::Ghcb { gpa } = start.doorbell {
-        open_ghcb(vcpu, start, gpa);
+    match start.doorbell {
+        Doorbell::Port => {}
+        Doorbell::Ghcb { gpa } => open_ghcb(vcpu, start, gpa),
+        Doorbell::Tdvmcall => vcpu.set_in_td(),
     }
     loop {
         let answered = vcpu.sequence.load(Relaxed);

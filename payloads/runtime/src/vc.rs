@@ -16,8 +16,10 @@ use crate::frame::Frame;
 use crate::ghcb::{
     Answer, BUFFER_BYTES, CPL, Ghcb, IOIO, RAX, RBX, RCX, RDX, RSI, SCRATCH, XCR0, port_access, terminate,
 };
+use crate::mmio_instruction::{Move, decode, merged};
 use crate::paging::{PAGE_SIZE, translate};
 use crate::vcpu::Vcpu;
+use crate::ve::instruction;
 
 /// Vector of #VC.
 pub(crate) const VMM_COMMUNICATION: u64 = 29;
@@ -87,12 +89,6 @@ pub(crate) fn handle(vcpu: &Vcpu, frame: &mut Frame, fault: Fault) -> Handled {
         Answer::Raise(vector, error_code) => Handled::Raises(Fault { vector, error_code, ..fault }),
         Answer::Refused(info_1, info_2) => crate::failure::refused(frame.error_code, info_1, info_2),
     }
-}
-
-/// The first bytes of the instruction at `rip`.
-fn instruction(rip: u64) -> [u8; 3] {
-    // SAFETY: the CPU has just decoded it, and no code lies at the end of mapped memory.
-    [0, 1, 2].map(|index| unsafe { byte(rip + index) }.load(Relaxed))
 }
 
 /// A byte of memory.
@@ -176,18 +172,6 @@ const fn low(register: u64) -> u64 {
     register & 0xffff_ffff
 }
 
-/// What a register holds after `bytes` bytes were loaded into it: narrow loads leave the rest, those of 4 bytes clear it.
-const fn merged(old: u64, loaded: u64, bytes: u64) -> u64 {
-    match bytes {
-        8 => loaded,
-        4 => loaded & 0xffff_ffff,
-        _ => {
-            let mask = (1 << (bytes * 8)) - 1;
-            old & !mask | loaded & mask
-        }
-    }
-}
-
 /// REP INSB and OUTSB: as many bytes as fit into the buffer, in one request. The instruction is repeated for the rest.
 fn string(ghcb: Ghcb, frame: &mut Frame, direction: u64) -> Answer {
     let count = frame.rcx.min(BUFFER_BYTES);
@@ -231,19 +215,8 @@ fn set_byte(ghcb: Ghcb, index: u64, value: u8) {
 
 /// One access to memory that is none. None if the instruction is unknown, or the access is private.
 fn mmio(vcpu: &Vcpu, ghcb: Ghcb, frame: &mut Frame, bytes: [u8; 3]) -> Option<Answer> {
-    let (code, size, length) = match bytes {
-        [0x8a, 0x07, _] => (MMIO_READ, 1, 2),
-        [0x66, 0x8b, 0x07] => (MMIO_READ, 2, 3),
-        [0x8b, 0x07, _] => (MMIO_READ, 4, 2),
-        [0x48, 0x8b, 0x07] => (MMIO_READ, 8, 3),
-        [0x88, 0x07, _] => (MMIO_WRITE, 1, 2),
-        [0x66, 0x89, 0x07] => (MMIO_WRITE, 2, 3),
-        [0x89, 0x07, _] => (MMIO_WRITE, 4, 2),
-        [0x48, 0x89, 0x07] => (MMIO_WRITE, 8, 3),
-        // REP STOSQ, one element at a time.
-        [0xf3, 0x48, 0xab] => (MMIO_WRITE, 8, 0),
-        _ => return None,
-    };
+    let Move { write, size, length } = decode(bytes)?;
+    let code = if write { MMIO_WRITE } else { MMIO_READ };
     let aliases = vcpu.mailbox().start().ok()?.aliases;
     let gva = frame.rdi;
     let entry = translate(aliases, gva)?;
@@ -266,19 +239,4 @@ fn mmio(vcpu: &Vcpu, ghcb: Ghcb, frame: &mut Frame, bytes: [u8; 3]) -> Option<An
         frame.rip += if frame.rcx == 0 { 3 } else { 0 };
     }
     Some(answer)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn narrow_loads_leave_the_rest_of_a_register() {
-        let (old, loaded) = (0x1111_1111_1111_1111, 0x8877_6655_4433_2211);
-        assert_eq!(merged(old, loaded, 1), 0x1111_1111_1111_1111);
-        assert_eq!(merged(0, loaded, 2), 0x2211);
-        assert_eq!(merged(old, loaded, 2), 0x1111_1111_1111_2211);
-        assert_eq!(merged(old, loaded, 4), 0x4433_2211);
-        assert_eq!(merged(old, loaded, 8), loaded);
-    }
 }

@@ -90,6 +90,8 @@ pub struct Vcpu {
     ghcb: AtomicU64,
     /// How many #VC it has handled.
     handled_vc: AtomicU64,
+    /// 1 in a TD, which leaves by TDCALL.
+    in_td: AtomicU64,
 }
 
 impl Vcpu {
@@ -106,6 +108,7 @@ impl Vcpu {
             handling: AtomicU64::new(0),
             ghcb: AtomicU64::new(0),
             handled_vc: AtomicU64::new(0),
+            in_td: AtomicU64::new(0),
         }
     }
 
@@ -154,6 +157,16 @@ impl Vcpu {
             // SAFETY: `set_ghcb`'s caller has promised all that is needed.
             gpa => Some(unsafe { Ghcb::at(gpa) }),
         }
+    }
+
+    /// From now on this vCPU leaves by TDCALL.
+    pub(crate) fn set_in_td(&self) {
+        self.in_td.store(1, Relaxed);
+    }
+
+    /// Whether this vCPU leaves by TDCALL.
+    pub(crate) fn is_in_td(&self) -> bool {
+        self.in_td.load(Relaxed) == 1
     }
 
     /// One more #VC is handled.

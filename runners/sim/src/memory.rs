@@ -58,6 +58,15 @@ impl Memory {
         self.ram.page_to_write(page)
     }
 
+    /// Whether an access with this key finds a line of the page that somebody else has written.
+    pub(crate) fn is_poisoned(&mut self, page: u64, key: Key) -> bool {
+        if !self.keys.have_integrity() {
+            return false;
+        }
+        self.present(page, key);
+        self.keys.poisoned(page / PAGE_SIZE) != 0
+    }
+
     /// Makes a page what an access with this key sees.
     fn present(&mut self, page: u64, key: Key) {
         let frame = page / PAGE_SIZE;

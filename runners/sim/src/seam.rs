@@ -4,7 +4,6 @@ use privet_cpu::state::gpr::{RAX, RCX, RDX};
 use privet_cpu::{CpuState, Exception, Intercepted, flags};
 use privet_silicon::tdx::{HostLeaf, Registers, Surroundings};
 
-use crate::log::Unknown;
 use crate::wiring::Wiring;
 
 const R8: usize = 8;
@@ -19,8 +18,7 @@ impl Wiring<'_> {
     /// SEAMCALL of a host (SDM volume 3, SEAMCALL): #UD outside of VMX operation, #GP outside of ring 0. A loader that is not there
     /// is VMfailInvalid.
     pub(crate) fn seamcall(&mut self, state: &mut CpuState) -> Intercepted {
-        let Some(module) = &mut self.board.tdx else { return Intercepted::Reflect(Exception::ud()) };
-        if !self.board.virtualization[self.cpu].in_vmx_operation() || !state.code64() {
+        if self.board.tdx.is_none() || !self.board.virtualization[self.cpu].in_vmx_operation() || !state.code64() {
             return Intercepted::Reflect(Exception::ud());
         }
         if state.cpl() != 0 {
@@ -33,8 +31,11 @@ impl Wiring<'_> {
             return Intercepted::Done;
         }
         if rax as u16 == HostLeaf::VpEnter as u16 {
-            self.board.log.unknown(Unknown::Function("TDH.VP.ENTER".into()));
+            let cpu = self.cpu;
+            let Some((tdx, mut surroundings)) = self.module(state) else { return Intercepted::Done };
+            return tdx.vp_enter(&mut surroundings, state, cpu);
         }
+        let Some(module) = &mut self.board.tdx else { return Intercepted::Done };
         let (processors, cpu, cpus) = (self.board.processors, self.cpu, self.board.lapics.len());
         let snapshot = &*state;
         let cpuid = |leaf, subleaf| processors.cpuid(cpu, cpus, snapshot, leaf, subleaf);

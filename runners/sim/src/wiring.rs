@@ -6,6 +6,7 @@ use privet_cpu::{
 };
 use privet_silicon::encryption::Key;
 use privet_silicon::rmp::Rmp;
+use privet_silicon::tdx::Tdx;
 use privet_silicon::{Flush, KeyedMemory, Pending, PhysicalMemory, Taken, Translation, Virtualization};
 
 use crate::board::Board;
@@ -28,7 +29,7 @@ pub(crate) struct Wiring<'a> {
 }
 
 /// What the processor's silicon sees of all this.
-struct Surroundings<'a> {
+pub(crate) struct Surroundings<'a> {
     memory: &'a mut Memory,
     log: &'a mut Log,
     kick: &'a Kick,
@@ -113,6 +114,22 @@ impl Wiring<'_> {
         (&mut virtualization[cpu], Surroundings { memory: self.memory, log, kick, encryption, cpu, now })
     }
 
+    /// The TDX module, and what it works on; none where there is no module.
+    pub(crate) fn module(&mut self, state: &CpuState) -> Option<(&mut Tdx, Surroundings<'_>)> {
+        let now = self.board.now(state);
+        let Board { tdx, log, encryption, .. } = &mut *self.board;
+        let tdx = tdx.as_mut()?;
+        log.locate(self.cpu, state.rip);
+        let (kick, cpu, encryption) = (self.kick, self.cpu, encryption.as_ref());
+        Some((tdx, Surroundings { memory: self.memory, log, kick, encryption, cpu, now }))
+    }
+
+    /// The same while this processor runs a TD.
+    fn td(&mut self, state: &CpuState) -> Option<(&mut Tdx, Surroundings<'_>)> {
+        let cpu = self.cpu;
+        self.module(state).filter(|(tdx, _)| tdx.runs(cpu))
+    }
+
     /// A chip is about to be touched: the time. What it lacks is told with the place.
     fn touch(&mut self, state: &CpuState) -> u64 {
         self.board.log.locate(self.cpu, state.rip);
@@ -163,6 +180,15 @@ impl Wiring<'_> {
         }
     }
 
+    /// A TD has met memory that somebody else has written.
+    fn machine_check(&mut self, state: &mut CpuState) -> Resolve {
+        let cpu = self.cpu;
+        if let Some((tdx, mut surroundings)) = self.td(state) {
+            tdx.machine_check(&mut surroundings, state, cpu);
+        }
+        Resolve::Switched
+    }
+
     fn end_turn(&mut self, state: &mut CpuState) {
         self.scheduler.end_turn();
         state.turn_ends = state.instructions;
@@ -171,9 +197,18 @@ impl Wiring<'_> {
 
 impl Bus for Wiring<'_> {
     fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve {
-        let (virtualization, mut surroundings) = self.virtualization(state);
-        match virtualization.translate(&mut surroundings, state, gpa, access) {
+        let cpu = self.cpu;
+        let translation = if let Some((tdx, mut surroundings)) = self.td(state) {
+            tdx.translate(&mut surroundings, state, cpu, gpa, access)
+        } else {
+            let (virtualization, mut surroundings) = self.virtualization(state);
+            virtualization.translate(&mut surroundings, state, gpa, access)
+        };
+        match translation {
             Translation::Page { page, key } => {
+                if key != Key::PLAIN && self.memory.is_poisoned(page, key) {
+                    return self.machine_check(state);
+                }
                 let data = !access.walk && access.kind != AccessKind::Fetch;
                 if self.memory.key(page) != key && self.board.contention.meet(state.instructions, page, key, data) {
                     return Resolve::Device(page);
@@ -257,7 +292,11 @@ impl Bus for Wiring<'_> {
     }
 
     fn tsc(&mut self, state: &CpuState) -> u64 {
-        self.board.tsc(self.cpu, state)
+        let (cpu, now) = (self.cpu, self.board.now(state));
+        match self.td(state) {
+            Some((tdx, _)) => tdx.tsc(cpu, now),
+            None => self.board.tsc(cpu, state),
+        }
     }
 
     fn intercept(&mut self, state: &mut CpuState, what: Intercept, length: u8) -> Intercepted {
@@ -274,8 +313,13 @@ impl Bus for Wiring<'_> {
         if meeting {
             self.end_turn(state);
         }
-        if what == Intercept::Call(Call::Seamcall) && !self.board.virtualization[self.cpu].in_guest() {
+        let in_guest = self.board.virtualization[self.cpu].in_guest() || self.td(state).is_some();
+        if what == Intercept::Call(Call::Seamcall) && !in_guest {
             return self.seamcall(state);
+        }
+        let cpu = self.cpu;
+        if let Some((tdx, mut surroundings)) = self.td(state) {
+            return tdx.intercept(&mut surroundings, state, cpu, what, length);
         }
         let (virtualization, mut surroundings) = self.virtualization(state);
         let intercepted = virtualization.intercept(&mut surroundings, state, what, length);
@@ -291,6 +335,10 @@ impl Bus for Wiring<'_> {
     }
 
     fn vmx(&mut self, state: &mut CpuState, call: VmxCall) -> VmxAnswer {
+        if matches!(call, VmxCall::Invept { .. }) && self.board.tdx.is_some() {
+            // Translations of shared addresses are told apart by the EPT of private ones, which hosts do not know.
+            self.kick.request_flush();
+        }
         let (virtualization, mut surroundings) = self.virtualization(state);
         let answer = virtualization.vmx(&mut surroundings, state, call);
         if answer == VmxAnswer::Switched {
@@ -318,16 +366,26 @@ impl Bus for Wiring<'_> {
     }
 
     fn exception(&mut self, state: &mut CpuState, exception: Exception) -> Reaction {
+        if self.td(state).is_some() {
+            return Reaction::Native;
+        }
         let (virtualization, mut surroundings) = self.virtualization(state);
         virtualization.exception(&mut surroundings, state, exception)
     }
 
     fn after(&mut self, state: &mut CpuState, what: Trap) -> Reaction {
+        if self.td(state).is_some() {
+            return Reaction::Native;
+        }
         let (virtualization, mut surroundings) = self.virtualization(state);
         virtualization.after(&mut surroundings, state, what)
     }
 
     fn shutdown(&mut self, state: &mut CpuState) -> Reaction {
+        let cpu = self.cpu;
+        if let Some((tdx, mut surroundings)) = self.td(state) {
+            return tdx.shutdown(&mut surroundings, state, cpu);
+        }
         let (virtualization, mut surroundings) = self.virtualization(state);
         virtualization.shutdown(&mut surroundings, state)
     }
@@ -337,6 +395,11 @@ impl Bus for Wiring<'_> {
             let lapic = &self.board.lapics[self.cpu];
             let (init, nmi, interrupt) = (lapic.signals.init, lapic.signals.nmi, lapic.pending());
             let pending = Pending { init, smi: false, nmi, interrupt };
+            let cpu = self.cpu;
+            if let Some((tdx, mut surroundings)) = self.td(state) {
+                let taken = tdx.take_event(&mut surroundings, state, cpu, pending);
+                return self.taken(state, taken);
+            }
             let (virtualization, mut surroundings) = self.virtualization(state);
             match virtualization.take_event(&mut surroundings, state, pending) {
                 Taken::Notified => {
@@ -351,6 +414,10 @@ impl Bus for Wiring<'_> {
     }
 
     fn set_task_priority(&mut self, state: &mut CpuState, cr8: u64) {
+        if self.td(state).is_some() {
+            // Of a TD's virtual APIC, which has nothing to deliver.
+            return;
+        }
         let (virtualization, mut surroundings) = self.virtualization(state);
         if virtualization.virtual_task_priority() {
             virtualization.task_priority_written(&mut surroundings);

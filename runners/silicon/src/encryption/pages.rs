@@ -85,6 +85,12 @@ impl EncryptedPages {
         }
     }
 
+    /// Whether memory notices who wrote it.
+    #[must_use]
+    pub fn have_integrity(&self) -> bool {
+        self.integrity.is_some()
+    }
+
     /// A bit for each line of [`super::LINE`] bytes that is not as the page's owner has written it.
     #[must_use]
     pub fn poisoned(&self, frame: u64) -> u64 {

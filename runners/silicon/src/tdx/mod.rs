@@ -8,6 +8,7 @@
 //! is written at the place.
 
 mod cpuid;
+mod execution;
 mod field;
 mod guest;
 mod hkid;
@@ -20,6 +21,7 @@ mod pamt;
 mod physical;
 mod report;
 mod sept;
+mod shared_ept;
 mod status;
 mod surroundings;
 mod system;
@@ -44,6 +46,7 @@ pub use surroundings::{Chip, Registers, Surroundings};
 pub use vcpu::{HostControls, VeInfo};
 
 use crate::encryption::Key;
+use execution::Running;
 use hkid::Hkids;
 use pamt::{PAGE, Pamt};
 use system::System;
@@ -84,6 +87,10 @@ pub struct Tdx {
     tds: BTreeMap<u64, Td>,
     /// By the address of their TDVPR.
     vcpus: BTreeMap<u64, Vcpu>,
+    /// By processor.
+    running: BTreeMap<usize, Running>,
+    /// How many vCPUs have a world of the processors' translations.
+    worlds: u32,
 }
 
 impl Tdx {
@@ -99,6 +106,8 @@ impl Tdx {
             pamt: Pamt::default(),
             tds: BTreeMap::new(),
             vcpus: BTreeMap::new(),
+            running: BTreeMap::new(),
+            worlds: 0,
             chip,
         }
     }

@@ -1,5 +1,6 @@
 //! vCPUs of a TD: TDH.VP.*, but for TDH.VP.ENTER (TDX module ABI).
 
+use privet_cpu::CpuState;
 use serde::{Deserialize, Serialize};
 
 use super::TDVPS_PAGES;
@@ -30,7 +31,7 @@ pub struct HostControls {
 }
 
 /// Of a vCPU that TDH.VP.INIT has initialised.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Initialised {
     /// Its number among those of its TD.
     pub(super) index: u32,
@@ -46,6 +47,10 @@ pub(super) struct Initialised {
     pub(super) running: bool,
     /// On which processor, and in which epoch, it ran last.
     pub(super) last_run: Option<(usize, u64)>,
+    /// Its registers while it does not run; none before it has run.
+    pub(super) guest: Option<Box<CpuState>>,
+    /// The registers that the host gives back at the next entry, as TDG.VP.VMCALL has named them.
+    pub(super) vmcall: Option<u64>,
 }
 
 /// Why a #VE was raised, until the TD asks for it.
@@ -66,7 +71,7 @@ pub struct VeInfo {
 }
 
 /// A vCPU, from TDH.VP.CREATE on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Vcpu {
     /// The TDR of its TD.
     pub(super) td: u64,
@@ -236,6 +241,8 @@ impl Tdx {
             disabled: false,
             running: false,
             last_run: None,
+            guest: None,
+            vmcall: None,
         };
         state.associate(around.processor, control)?;
         self.vcpu(tdvpr, Operand::Rcx)?.state = Some(Box::new(state));
