@@ -10,6 +10,7 @@ mod finish;
 mod identity;
 mod init;
 mod measure;
+mod owner;
 mod pages;
 mod region;
 mod start;
@@ -29,6 +30,7 @@ pub(crate) fn rows() -> Vec<Row> {
         data::rows(),
         vcpus::rows(),
         measure::rows(),
+        owner::rows(),
         debug::rows(),
         pages::rows(),
         finish::rows(),

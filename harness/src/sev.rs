@@ -10,7 +10,9 @@ mod commands;
 mod device;
 mod firmware;
 mod memory;
+mod owner;
 mod page_type;
+mod platform_command;
 mod policy;
 
 pub use command::{Command, Refused};
@@ -18,5 +20,7 @@ pub use commands::{Commands, Finish, Secret, Session, Update};
 pub use device::Device;
 pub use firmware::Firmware;
 pub use memory::Memory;
+pub use owner::{Offer, Owner, Packet};
 pub use page_type::PageType;
+pub use platform_command::Version;
 pub use policy::{SevPolicy, SnpPolicy};

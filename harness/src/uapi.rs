@@ -16,6 +16,8 @@ pub const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_AE46;
 pub const KVM_SET_USER_MEMORY_REGION2: u64 = 0x40A0_AE49;
 /// `KVM_MEMORY_ENCRYPT_OP`; the number says 8 bytes, KVM takes the 24 of a `kvm_sev_cmd`.
 pub const KVM_MEMORY_ENCRYPT_OP: u64 = 0xC008_AEBA;
+/// `SEV_ISSUE_CMD` of `/dev/sev`, 16 bytes.
+pub(crate) const SEV_ISSUE_CMD: u64 = 0xC010_5300;
 /// `KVM_GET_DEVICE_ATTR`, 24 bytes.
 pub(crate) const KVM_GET_DEVICE_ATTR: u64 = 0x4018_AEE2;
 /// `KVM_RESET_DIRTY_RINGS`, of a VM.
