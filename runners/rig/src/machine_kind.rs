@@ -67,6 +67,7 @@ mod tests {
         for machine in MachineKind::ALL {
             assert_eq!(machine.to_string().parse(), Ok(machine));
         }
+        assert!([Vendor::Amd, Vendor::Intel].iter().all(|vendor| MachineKind::Sim.vendors().contains(vendor)));
         assert!("vmware".parse::<MachineKind>().unwrap_err().contains("sim, qemu and bochs"));
     }
 }

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         test("linux_boots_talks_over_its_port_and_switches_off", boots_and_switches_off),
         test("one_processor_and_eight", one_and_eight),
         test("a_genoa_and_a_milan_have_what_snp_hosts_need", snp_hosts),
+        test("a_granite_has_what_vmx_hosts_need", vmx_host),
         test("a_seed_is_a_run_to_the_last_instruction", seeds),
         test("who_is_recorded_does_the_same", recorded),
         test("a_saved_machine_goes_on_as_the_one_that_was_saved", save_and_restore),
@@ -111,6 +112,21 @@ fn snp_host(description: &Description, profile: Profile) {
         "ccp 0000:00:02.0: psp enabled",
     ] {
         assert!(console.contains(word), "{word} is missing: {console}");
+    }
+    assert_eq!(machine.take_findings(), []);
+}
+
+/// The kernel has nothing to complain about, and asks for nothing that is not there.
+fn vmx_host(description: &Description) {
+    let description = Description { profile: Profile::Granite, ..description.clone() };
+    let mut machine = Machine::new(&description).unwrap();
+    let console = run_to_the_end(&mut machine);
+    assert!(
+        console.contains("smpboot: CPU0: Intel Xeon (privet sim) (family: 0x6, model: 0xad, stepping: 0x1)"),
+        "{console}"
+    );
+    for word in ["disabled by BIOS", "WARNING", "old microcode", "unchecked MSR"] {
+        assert!(!console.contains(word), "{word}: {console}");
     }
     assert_eq!(machine.take_findings(), []);
 }
