@@ -173,7 +173,7 @@ impl Machine {
             self.look_at_signals();
             let processors = &self.processors;
             let board = &self.board;
-            let runnable = |cpu: usize| is_runnable(&processors[cpu], board, cpu);
+            let runnable = |cpu: usize| is_runnable(&processors[cpu], board, (cpu, now));
             let Some((cpu, left)) = self.scheduler.turn(runnable, processors.len()) else {
                 // Everybody waits: on to whatever happens next.
                 match self.board.deadline() {
@@ -345,16 +345,18 @@ impl Machine {
     }
 }
 
-/// Whether a processor can execute.
-fn is_runnable(processor: &Processor, board: &Board, cpu: usize) -> bool {
+/// Whether a processor can execute now.
+fn is_runnable(processor: &Processor, board: &Board, (cpu, now): (usize, u64)) -> bool {
     let lapic = &board.lapics[cpu];
     match processor.activity {
         Activity::Running => true,
         Activity::WaitForStartUp => false,
         Activity::Halted => {
             // In a guest the masks are the hypervisor's: its processor looks for itself.
-            let interruptible = processor.cpu.state.rflags & flags::IF != 0 || board.virtualization[cpu].in_guest();
-            lapic.signals.nmi || lapic.signals.init || interruptible && lapic.pending().is_some()
+            let virtualization = &board.virtualization[cpu];
+            let interruptible = processor.cpu.state.rflags & flags::IF != 0 || virtualization.in_guest();
+            let timer = virtualization.deadline().is_some_and(|deadline| deadline <= now);
+            lapic.signals.nmi || lapic.signals.init || timer || interruptible && lapic.pending().is_some()
         }
     }
 }

@@ -175,7 +175,11 @@ impl Wiring<'_> {
                 lapic.signals.nmi = false;
                 Some(Event::Switched)
             }
-            Taken::Halted => Some(Event::Halted),
+            Taken::Halted => {
+                // Whatever woke it was not for its guest: that took time.
+                self.board.clock.pass(TICKS_PER_PAUSE);
+                Some(Event::Halted)
+            }
             Taken::Nothing | Taken::Smi | Taken::Notified => None,
         }
     }

@@ -48,12 +48,10 @@ impl Vmx {
         }
         state.world = self.world(board, &vmcs, &guest);
         state.injection = injection(&vmcs, state);
-        if let Some(event) = state.injection.filter(|_| is_software(&vmcs)) {
-            let length = vmcs.get(field::ENTRY_LENGTH) as u8;
-            let word = vmcs.get32(field::ENTRY_EVENT);
+        if is_software(&vmcs) {
+            let (word, length) = (vmcs.get32(field::ENTRY_EVENT), vmcs.get(field::ENTRY_LENGTH) as u8);
             guest.injected = Some(Injected { word, length, rip: state.rip });
             state.rip = state.rip.wrapping_add(length.into());
-            let _ = event;
         }
         guest.halted = vmcs.get(field::ACTIVITY) == activity::HLT && state.injection.is_none();
         guest.apic.enter(board);

@@ -40,8 +40,8 @@ pub(super) struct Ept {
     physical_bits: u8,
     pages_1g: bool,
     execute_only: bool,
-    keeps_reserved: bool,
-    mind_write_rights: bool,
+    minds_reserved: bool,
+    minds_writes: bool,
 }
 
 /// Why an access does not get to its page.
@@ -80,8 +80,8 @@ impl Ept {
             physical_bits: features.physical_bits,
             pages_1g: features.ept_1g,
             execute_only: features.ept_execute_only,
-            keeps_reserved: features.rules.hold(Rule::EptReserved),
-            mind_write_rights: features.rules.hold(Rule::EptWrites),
+            minds_reserved: features.rules.hold(Rule::EptReserved),
+            minds_writes: features.rules.hold(Rule::EptWrites),
         }
     }
 
@@ -154,7 +154,7 @@ impl Ept {
     fn wanted(&self, access: Access) -> u64 {
         match access.kind {
             AccessKind::Fetch => EXECUTE,
-            _ if self.writes(access) && self.mind_write_rights => WRITE,
+            _ if self.writes(access) && self.minds_writes => WRITE,
             _ => READ,
         }
     }
@@ -173,7 +173,7 @@ impl Ept {
             (_, true) => ((1 << shift(level)) - 1) & ADDRESS,
             (_, false) => 0x78,
         };
-        self.keeps_reserved && (entry & (beyond | reserved) != 0 || leaf && matches!(entry >> 3 & 7, 2 | 3 | 7))
+        self.minds_reserved && (entry & (beyond | reserved) != 0 || leaf && matches!(entry >> 3 & 7, 2 | 3 | 7))
     }
 
     /// What a violation tells: what the access wanted, what the tables allow, and what the linear address is about.

@@ -1,6 +1,7 @@
 //! What a processor remembers of the guest that runs, between VM entry and VM exit.
 
-use privet_cpu::CpuState;
+use privet_cpu::state::Shadow;
+use privet_cpu::{CpuState, flags};
 use serde::{Deserialize, Serialize};
 
 use super::Vmx;
@@ -170,7 +171,5 @@ impl Vmx {
 
 /// Whether maskable interrupts are open.
 pub(super) fn interruptible(state: &CpuState) -> bool {
-    use privet_cpu::flags;
-    use privet_cpu::state::Shadow;
     state.rflags & flags::IF != 0 && state.shadow == Shadow::None
 }

@@ -147,7 +147,7 @@ impl Vmx {
     /// An instruction has written to the virtual APIC: it may exit behind itself, or an interrupt may be taken.
     pub(super) fn done(&mut self, board: &mut impl Board, state: &mut CpuState, length: u8) -> Fate {
         board.raise_event();
-        match self.exit_behind(board) {
+        match self.exit_behind() {
             Some(exit) => {
                 state.rip = next_rip(state, length);
                 Fate::Exits(exit)

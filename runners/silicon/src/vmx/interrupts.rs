@@ -23,7 +23,7 @@ impl Vmx {
             guest.injected = None;
         }
         let exit = self
-            .exit_behind(board)
+            .exit_behind()
             .or_else(|| pending.init.then(|| Exit::asynchronous(Reason::Init)))
             .or_else(|| self.exit_by_timer(board));
         if let Some(exit) = exit {
@@ -54,7 +54,7 @@ impl Vmx {
     }
 
     /// What the last instruction has to be told about (31.4.3.3, 31.1.4, 31.1.2).
-    pub(super) fn exit_behind(&mut self, _: &mut impl Board) -> Option<Exit> {
+    pub(super) fn exit_behind(&mut self) -> Option<Exit> {
         let trap = self.guest_mut()?.apic.trap.take()?;
         let (reason, qualification) = match trap {
             Trap::TprThreshold => (Reason::TprThreshold, 0),

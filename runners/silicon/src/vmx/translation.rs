@@ -10,8 +10,6 @@ use crate::encryption::Key;
 use crate::interface::Translation;
 use crate::memory::{PhysicalMemory, write_u64};
 
-/// Qualification of a log of modified pages that is full: bit 12 would be NMI unblocking.
-const LOG_FULL: u64 = 0;
 /// Entries of a log of modified pages.
 const LOG_ENTRIES: u16 = 512;
 
@@ -113,7 +111,8 @@ fn exit_of(fault: Fault, state: &CpuState, gpa: u64, access: Access) -> Exit {
     let (reason, qualification) = match fault {
         Fault::Violation(qualification) => (Reason::EptViolation, qualification),
         Fault::Misconfiguration => (Reason::EptMisconfiguration, 0),
-        Fault::LogFull => (Reason::PmlFull, LOG_FULL),
+        // Bit 12 would be that an IRET has unblocked NMIs, which this CPU does last.
+        Fault::LogFull => (Reason::PmlFull, 0),
     };
     let exit = Exit::instruction(reason, qualification, length(state, access));
     Exit { linear: access.linear, gpa: gpa | u64::from(access.offset), ..exit }

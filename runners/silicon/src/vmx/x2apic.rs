@@ -2,7 +2,7 @@
 
 use privet_cpu::Exception;
 
-use super::virtual_apic::{VirtualApic, register};
+use super::virtual_apic::VirtualApic;
 use crate::memory::PhysicalMemory;
 
 /// The MSRs, each of which is a register at 16 times its number in the page.
@@ -49,5 +49,3 @@ impl VirtualApic {
         Some(Ok(()))
     }
 }
-
-const _: () = assert!(register::TASK_PRIORITY == ((TASK_PRIORITY & 0xff) << 4) as u64);
