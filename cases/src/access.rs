@@ -44,7 +44,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .exceeds("priv_memfd_test: SMSAT"),
         Row::new(
             "access.private_write_is_invisible",
-            Types::WITH_PRIVATE_MEMORY,
+            Types::KEEPING_PRIVATE_CONTENT,
             "A private write reaches the guest_memfd only: the host's shared view keeps what it had, and so does \
              the guest's when the page becomes shared again.",
             private_write_is_invisible,
@@ -109,7 +109,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[FAULT_PATH]),
         Row::new(
             "access.private_content_survives_the_slot",
-            Types::WITH_PRIVATE_MEMORY,
+            Types::KEEPING_PRIVATE_CONTENT,
             "Deleting a slot and binding its guest_memfd again keeps attribute and private content.",
             content_survives_the_slot,
         )

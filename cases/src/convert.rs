@@ -48,14 +48,16 @@ const REGION: u64 = LARGE + 1;
 /// The rows of this group.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
+    let kept = ("", Backed::Leave, Types::KEEPING_PRIVATE_CONTENT);
+    let punched = (".fallocate", Backed::Fallocate, Types::WITH_PRIVATE_MEMORY);
     for (name, first, count) in RANGES {
-        for (suffix, backed) in [("", Backed::Leave), (".fallocate", Backed::Fallocate)] {
+        for (suffix, backed, types) in [kept, punched] {
             for vcpus in [1, 2, 4] {
                 for slots in [1, 2] {
                     rows.push(
                         Row::new(
                             format!("convert.explicit.{name}{suffix}.v{vcpus}.s{slots}"),
-                            Types::WITH_PRIVATE_MEMORY,
+                            types,
                             "Each vCPU converts its range to private and back, twice. After every step each page \
                              of the range, each page around it and the host's view hold exactly what they should.",
                             move |t| explicit(t, first..first + count, backed, vcpus, slots),
@@ -71,7 +73,7 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.extend([
         Row::new(
             "convert.alternate_pages_of_2m",
-            Types::WITH_PRIVATE_MEMORY,
+            Types::KEEPING_PRIVATE_CONTENT,
             "Every second page of a private 2 MiB range goes back to shared, one by one: the even pages stay \
              private, the odd ones show the host's view, and none changes its content.",
             alternate_pages,
@@ -81,7 +83,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .exceeds(CONVERSIONS),
         Row::new(
             "convert.focus_window",
-            Types::WITH_PRIVATE_MEMORY,
+            Types::KEEPING_PRIVATE_CONTENT,
             "A 40 KiB window in the middle of a private 2 MiB range goes to shared and back; host and guest \
              exchange data through it and nothing around it changes.",
             focus_window,
@@ -106,7 +108,8 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[HYPERCALL]),
         Row::new(
             "convert.host_asks_to_retry",
-            Types::WITH_PRIVATE_MEMORY,
+            // A TD's answer is told to nobody but the loop that asks again.
+            Types::KEEPING_PRIVATE_CONTENT,
             "The host answers EAGAIN: the guest sees it in RAX and nothing has changed; the second attempt is \
              granted.",
             |t| host_does_not_grant(t, Errno::EAGAIN as u64),
@@ -358,6 +361,8 @@ fn in_place_order(t: &Case) -> Outcome {
     v.expect(range.shared_gva(0), 3, SHARED_1, 0)
 }
 
+/// TDVMCALL_STATUS_INVALID_OPERAND.
+pub(crate) const INVALID_OPERAND: u64 = 1 << 63;
 /// VMGEXIT_PSC_ERROR_GENERIC.
 const PSC_ERROR_GENERIC: u64 = 0x100 << 32;
 
@@ -365,8 +370,9 @@ fn host_does_not_grant(t: &Case, ret: u64) -> Outcome {
     let g = t.guest().range(RangeSpec::new(3)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), SHARED_1)?;
-    // A page state change knows one failure, whatever the host says.
-    let told = t.by_type(ByType { plain: ret, upm: ret, sev: ret, sev_es: ret, snp: PSC_ERROR_GENERIC, tdx: ret });
+    // A page state change knows one failure, whatever the host says, and MapGPA none that is a number of Linux.
+    let told =
+        t.by_type(ByType { plain: ret, upm: ret, sev: ret, sev_es: ret, snp: PSC_ERROR_GENERIC, tdx: INVALID_OPERAND });
     let entries = page_table_entries(&g, range)?;
     for order in [Order::NotPresentFirst, Order::InPlace] {
         let asking = v.start(convert_op(range, 1..2, Sharing::Private, order))?;

@@ -26,6 +26,7 @@ mod random;
 mod row;
 mod slots;
 mod table;
+mod tdcall;
 mod transition;
 mod types;
 
@@ -43,6 +44,7 @@ pub fn table() -> Vec<Entry> {
         launch::rows(),
         launch_sev::rows(),
         launch_tdx::rows(),
+        tdcall::rows(),
         punch::rows(),
         prefault::rows(),
         exits::rows(),

@@ -138,7 +138,7 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.extend([
         Row::new(
             "prefault.bad_arguments",
-            Types::ALL_BUT_SNP,
+            Types::WITH_SHARED_CODE,
             "A GPA or a size that is not whole pages, no size at all, a range that wraps and any flag are \
              EINVAL, and nothing is done.",
             bad_arguments,
@@ -146,7 +146,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[GENERIC]),
         Row::new(
             "prefault.no_slot",
-            Types::ALL_BUT_SNP,
+            Types::WITH_SHARED_CODE,
             "Where no slot is, shared memory cannot be mapped: ENOENT, and nothing of the range is done.",
             |t| nothing_there(t, &[TEST_BASE], Kind::Shared),
         )
@@ -154,7 +154,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream(UPSTREAM),
         Row::new(
             "prefault.out_of_range",
-            Types::ALL_BUT_SNP,
+            Types::WITH_SHARED_CODE,
             "A GPA that no CPU can reach is one without a slot: ENOENT, and no warning in the kernel log.",
             |t| nothing_there(t, &OUT_OF_RANGE, Kind::Shared),
         )
@@ -164,7 +164,7 @@ pub(crate) fn rows() -> Vec<Row> {
         ]),
         Row::new(
             "prefault.unreadable_argument",
-            Types::ALL,
+            Types::ALL_BUT_TDX,
             "An argument that cannot be read is EFAULT, and no memory fault.",
             unreadable_argument,
         )

@@ -2,29 +2,33 @@
 
 use privet_harness::platform::Platform;
 
-/// A set of VM types, said by what they have in common: a new type falls into the right ones by itself. `tdx` does not yet:
-/// it is in [`Types::TDX`] alone, and joins the others as its guests learn what their rows are about.
+/// A set of VM types, said by what they have in common: a new type falls into the right ones by itself.
 #[derive(Clone, Copy)]
 pub struct Types(fn(Platform) -> bool);
 
 impl Types {
     /// All.
-    pub const ALL: Types = Types(|platform| !Types::TDX.contain(platform));
+    pub const ALL: Types = Types(|_| true);
     /// Those whose pages can have the attribute PRIVATE: their private memory is a guest_memfd.
-    pub const WITH_PRIVATE_MEMORY: Types =
-        Types(|platform| Types::ALL.contain(platform) && platform.has_private_memory());
+    pub const WITH_PRIVATE_MEMORY: Types = Types(Platform::has_private_memory);
+    /// Those of them whose private pages keep their content while they are shared, or without a slot.
+    pub const KEEPING_PRIVATE_CONTENT: Types =
+        Types(|platform| platform.has_private_memory() && !Types::TDX.contain(platform));
     /// Those of which all memory is the host's.
     pub const WITHOUT_PRIVATE_MEMORY: Types = Types(|platform| !platform.has_private_memory());
     /// Those whose memory KVM can read and write, page tables and code included.
     pub const UNENCRYPTED: Types =
-        Types(|platform| Types::ALL.contain(platform) && !Types::SEV_FAMILY.contain(platform));
+        Types(|platform| !Types::SEV_FAMILY.contain(platform) && !Types::TDX.contain(platform));
     /// Those whose registers the host sees, so that KVM can emulate an instruction for them.
     pub const VISIBLE_REGISTERS: Types =
-        Types(|platform| Types::ALL.contain(platform) && !Types::ES_AND_SNP.contain(platform));
+        Types(|platform| !Types::ES_AND_SNP.contain(platform) && !Types::TDX.contain(platform));
     /// Those in which code can run from a slot without a guest_memfd.
-    pub const ALL_BUT_SNP: Types = Types(|platform| Types::ALL.contain(platform) && !Types::SNP.contain(platform));
+    pub const WITH_SHARED_CODE: Types = Types(|platform| !matches!(platform, Platform::Snp | Platform::Tdx));
+    /// Those that KVM's own MSRs and EFER are no secrets of, in which each answer to a hypercall is told, and that have
+    /// vCPUs without being launched.
+    pub const ALL_BUT_TDX: Types = Types(|platform| !Types::TDX.contain(platform));
     /// Those in which KVM either emulates an instruction with all that it needs, or does not try to.
-    pub const ALL_BUT_SEV: Types = Types(|platform| Types::ALL.contain(platform) && !Types::SEV.contain(platform));
+    pub const ALL_BUT_SEV: Types = Types(|platform| !Types::SEV.contain(platform));
     /// `plain` alone.
     pub const PLAIN: Types = Types(|platform| matches!(platform, Platform::Plain));
     /// `upm` alone: where the attribute decides, whatever the guest does.

@@ -133,10 +133,13 @@ impl Guest {
         Ok(())
     }
 
-    /// An SNP guest changes the validation of each of these pages; others have none.
+    /// An SNP guest changes the validation of each of these pages, a TD accepts those that become private; others have
+    /// nothing to say.
     fn validate(&self, vcpu: usize, pages: Range<u64>, validated: bool) -> Outcome {
-        if self.platform().conversion() != Conversion::PageStateChange {
-            return Ok(());
+        match self.platform().conversion() {
+            Conversion::PageStateChange => {}
+            Conversion::MapGpa if validated => {}
+            Conversion::Hypercall | Conversion::MapGpa => return Ok(()),
         }
         let (gva, count) = (self.range(0).private_gva(pages.start).0, pages.end - pages.start);
         match self.vcpu(vcpu).call(Op::Validate { gva, pages: count, validated })? {

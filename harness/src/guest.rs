@@ -13,7 +13,7 @@ use crate::launch::{CPUID, Entry, Launch, Launched, MAILBOXES, OWN_BASE, OwnMemo
 use crate::long_mode;
 use crate::mapping::Mapping;
 use crate::measure::{SevFeatures, VcpuState};
-use crate::outcome::{Outcome, Stop};
+use crate::outcome::{Lack, LackOf, Outcome, Stop};
 use crate::page_tables::{LARGE_PAGE_SIZE, PageTables};
 use crate::payload::Payload;
 use crate::platform::Platform;
@@ -118,6 +118,15 @@ impl<'a> GuestBuilder<'a> {
             return Err(Stop::Error(format!("a guest has 1 to {MAX_VCPUS} vCPUs, not {}", self.vcpus)));
         }
         let vm = Arc::new(Vm::create(self.host, self.platform.vm_type())?);
+        let most = vm.check_extension(Capability::MAX_VCPUS);
+        if self.vcpus > usize::try_from(most).unwrap_or(0) {
+            let reason = format!(
+                "needs {} vCPUs, a {} VM here has at most {most}: run it where there are more processors",
+                self.vcpus,
+                self.platform.vm_type()
+            );
+            return Err(Stop::Skip(Lack { of: LackOf::Feature, reason }));
+        }
         if self.map_gpa_range_exit {
             vm.enable_map_gpa_range_exit()?;
         }

@@ -44,7 +44,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[CHANNEL]),
         Row::new(
             "channel.cpuid_and_msrs",
-            Types::ALL,
+            Types::ALL_BUT_TDX,
             "CPUID and model-specific registers of the guest can be read and written.",
             cpuid_and_msrs,
         )
@@ -52,7 +52,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::Parameter("kvm.ignore_msrs", "N")),
         Row::new(
             "channel.faults_are_results",
-            Types::ALL_BUT_SNP,
+            Types::WITH_SHARED_CODE,
             "A fault in an access that the host asked for is a result with vector, error code and CR2, and the guest \
              goes on.",
             faults_are_results,

@@ -78,7 +78,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::KernelSince((7, 1), "a part that a device takes in the middle can crash the kernel")),
         Row::new(
             "mmio.ioeventfd.port",
-            Types::ALL_BUT_SNP,
+            Types::WITH_SHARED_CODE,
             "An `out` of the value that an ioeventfd at its port wants rings and does not exit; another value, and the \
              same one to the next port, is an exit.",
             port,

@@ -35,7 +35,7 @@ pub(super) fn guest_rows() -> Vec<Row> {
         .needs(quirk.clone()),
         Row::new(
             "slots.deletion_zaps_its_own_pages",
-            Types::ALL_BUT_SNP,
+            Types::WITH_SHARED_CODE,
             "The deletion of a slot takes away the mappings of its own pages, shared and private, and no others: the \
              guest goes on in its other slots without a fault. A VM without private memory needs the quirk off for it.",
             zaps_its_own_pages,

@@ -63,7 +63,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[LOG]),
         Row::new(
             "slots.dirty_log.clocks",
-            Types::ALL,
+            Types::ALL_BUT_TDX,
             "The clocks that KVM writes for the guest, the wall clock at once and the system time at the next entry, are \
              in the log.",
             clocks,
@@ -71,7 +71,7 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[EMULATOR, "arch/x86/kvm/x86.c: kvm_write_wall_clock, kvm_setup_guest_pvclock"]),
         Row::new(
             "slots.dirty_log.hyper_v",
-            Types::ALL,
+            Types::ALL_BUT_TDX,
             "The pages that KVM fills as Hyper-V would, with code for hypercalls at once and the reference time at the next \
              entry, are in the log.",
             hyper_v,
@@ -80,7 +80,7 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::Capability(Capability::HYPERV, 1)),
         Row::new(
             "slots.dirty_log.steal_time",
-            Types::ALL,
+            Types::ALL_BUT_TDX,
             "The page where KVM tells how long the vCPU had to wait is in the log after an entry.",
             steal_time,
         )
