@@ -91,7 +91,7 @@ impl Core<'_> {
 
     fn set_cr3(&mut self, value: u64) -> Result<(), Abort> {
         let no_flush = if self.s.cr4 & cr4::PCIDE != 0 { 1 << 63 } else { 0 };
-        let allowed = u64::MAX >> (64 - self.config.physical_bits) | self.s.encryption.mask() | no_flush;
+        let allowed = u64::MAX >> (64 - self.s.physical_bits(&self.config)) | self.s.encryption.mask() | no_flush;
         if self.s.long_mode() && value & !allowed != 0 {
             return self.raise(Exception::gp(0));
         }

@@ -94,7 +94,7 @@ impl WalkRegisters {
             smep: state.cr4 & cr4::SMEP != 0,
             smap: state.cr4 & cr4::SMAP != 0,
             no_execute: state.efer & efer::NXE != 0 && levels != 2,
-            physical_bits: config.physical_bits,
+            physical_bits: state.physical_bits(config),
             gigabyte_pages: config.gigabyte_pages,
             encryption: state.encryption,
         }

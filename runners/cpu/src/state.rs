@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bus::Encryption;
+use crate::config::Config;
 use crate::exception::Exception;
 use crate::flags;
 use crate::fpu::FpuState;
@@ -198,6 +199,9 @@ pub struct CpuState {
     pub world: World,
     /// How page tables tell private from shared in this world.
     pub encryption: Encryption,
+    /// How many of the upper bits of [`crate::Config::physical_bits`] are a KeyID in this world, which page tables may
+    /// not have: in a guest with EPT none.
+    pub keyid_bits: u8,
     /// How many instructions have retired (a repeated one with its last iteration, and once for every 1024 before),
     /// events were delivered and worlds entered: none of these takes no time.
     pub instructions: u64,
@@ -254,6 +258,7 @@ impl CpuState {
             vectoring: None,
             world: World::HOST,
             encryption: Encryption::None,
+            keyid_bits: 0,
             instructions: 0,
             turn_ends: u64::MAX,
         };
@@ -261,6 +266,11 @@ impl CpuState {
         state.segments[Seg::Cs as usize] =
             Segment { base: 0xffff_0000, selector: 0xf000, ..Segment::real_mode(0, true) };
         state
+    }
+
+    /// The width of physical addresses that page tables may have.
+    pub(crate) fn physical_bits(&self, config: &Config) -> u8 {
+        config.physical_bits.saturating_sub(self.keyid_bits)
     }
 
     /// One segment register.

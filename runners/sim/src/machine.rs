@@ -118,7 +118,7 @@ impl Machine {
         let tdx = kind.tdx(description.cpus, ram.ranges());
         let mut memory = if tdx.is_some() { Memory::with_integrity(ram) } else { Memory::new(ram) };
         let mut processors: Vec<Processor> = (0..description.cpus)
-            .map(|_| Processor::new(kind, CpuState::reset(), Activity::WaitForStartUp, &mut memory))
+            .map(|_| Processor::new(kind, after_reset(kind), Activity::WaitForStartUp, &mut memory))
             .collect();
         for processor in &mut processors[1..] {
             // Not the bootstrap processor.
@@ -251,7 +251,8 @@ impl Machine {
                 self.board.virtualization[cpu].init();
                 let state = &mut processor.cpu.state;
                 // Time does not begin anew.
-                *state = CpuState { instructions: state.instructions, apic_base: state.apic_base, ..CpuState::reset() };
+                let (instructions, apic_base) = (state.instructions, state.apic_base);
+                *state = CpuState { instructions, apic_base, ..after_reset(self.board.processors) };
                 processor.activity = Activity::WaitForStartUp;
             }
             let signals = &mut self.board.lapics[cpu].signals;
@@ -343,6 +344,11 @@ impl Machine {
     fn ticks(&self) -> u64 {
         self.board.now(&self.processors[self.board.running].cpu.state)
     }
+}
+
+/// A processor after RESET.
+fn after_reset(kind: Processors) -> CpuState {
+    CpuState { keyid_bits: kind.keyid_bits(), ..CpuState::reset() }
 }
 
 /// Whether a processor can execute now.

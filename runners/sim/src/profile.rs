@@ -170,8 +170,12 @@ impl Processors {
 
     /// The width that is left with memory encryption: the bits above are reserved in page tables.
     pub(crate) fn usable_physical_bits(self) -> u8 {
-        let keyid_bits = if self.has_tdx() { KEYID_BITS } else { 0 };
-        self.physical_bits() - self.sev().map_or(0, |sev| sev.reduced_bits) - keyid_bits
+        self.physical_bits() - self.sev().map_or(0, |sev| sev.reduced_bits) - self.keyid_bits()
+    }
+
+    /// Upper bits of an address that are a KeyID.
+    pub(crate) fn keyid_bits(self) -> u8 {
+        if self.has_tdx() { KEYID_BITS } else { 0 }
     }
 
     /// Whether firmware has divided KeyIDs between host and TDX, and loaded the module.
@@ -209,7 +213,8 @@ impl Processors {
         };
         let cr4 = cr4::BASELINE | cr4::UMIP | cr4::FSGSBASE | cr4::PCIDE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP;
         Config {
-            physical_bits: self.usable_physical_bits(),
+            // In a guest with EPT no bit is a KeyID.
+            physical_bits: self.usable_physical_bits() + self.keyid_bits(),
             cr4_allowed: cr4 | vmxe,
             efer_allowed: efer::SCE | efer::LME | efer::LMA | efer::NXE | svme,
             xcr0_allowed: self.xcr0(),
@@ -250,6 +255,7 @@ impl Processors {
             cr4: cr4_allowed,
             efer: efer_allowed,
             physical_bits,
+            keyid_bits: self.keyid_bits(),
             ..vmx::Features::current()
         }
     }

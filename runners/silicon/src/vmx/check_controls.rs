@@ -60,7 +60,7 @@ const RULES: [Rule; 27] = [
 impl Checked<'_> {
     fn is_page(&self, field: Field) -> bool {
         let pa = self.vmcs.get(field);
-        pa & 0xfff == 0 && pa >> self.features.physical_bits == 0
+        pa & 0xfff == 0 && pa >> self.features.address_bits() == 0
     }
 
     fn holds(&self, rule: Switch) -> bool {
@@ -153,7 +153,7 @@ fn posted_interrupts(it: &Checked) -> bool {
             && it.controls.exit(exit::ACKNOWLEDGE)
             && it.vmcs.get(field::POSTED_VECTOR) < 0x100
             && descriptor & 0x3f == 0
-            && descriptor >> it.features.physical_bits == 0)
+            && descriptor >> it.features.address_bits() == 0)
 }
 
 fn vpid_zero(it: &Checked) -> bool {
@@ -190,7 +190,7 @@ fn msr_lists(it: &Checked) -> bool {
     lists.into_iter().any(|(address, count)| {
         let (address, count) = (it.vmcs.get(address), it.vmcs.get(count));
         let last = address.wrapping_add((count * 16).wrapping_sub(1));
-        count != 0 && (address & 0xf != 0 || (address | last) >> it.features.physical_bits != 0)
+        count != 0 && (address & 0xf != 0 || (address | last) >> it.features.address_bits() != 0)
     })
 }
 

@@ -139,8 +139,11 @@ fn pcid(it: &Checked) -> bool {
     !it.long() && it.get(field::GUEST_CR4) & cr4::PCIDE != 0
 }
 
+/// With EPT it is a guest-physical address, in which no KeyID is.
 fn wide_cr3(it: &Checked) -> bool {
-    it.get(field::GUEST_CR3) >> it.features.physical_bits != 0
+    let features = it.features;
+    let bits = if it.controls.proc2(proc2::EPT) { features.physical_bits } else { features.address_bits() };
+    it.get(field::GUEST_CR3) >> bits != 0
 }
 
 fn dr7(it: &Checked) -> bool {

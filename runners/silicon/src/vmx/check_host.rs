@@ -52,7 +52,7 @@ fn cr4_bits(it: &Checked) -> bool {
 }
 
 fn wide_cr3(it: &Checked) -> bool {
-    it.vmcs.get(field::HOST_CR3) >> it.features.physical_bits != 0
+    it.vmcs.get(field::HOST_CR3) >> it.features.address_bits() != 0
 }
 
 fn not_canonical(it: &Checked) -> bool {

@@ -47,6 +47,9 @@ impl Vmx {
             return Ok(());
         }
         state.world = self.world(board, &vmcs, &guest);
+        if guest.ept.is_some() {
+            state.keyid_bits = 0;
+        }
         state.injection = injection(&vmcs, state);
         if is_software(&vmcs) {
             let (word, length) = (vmcs.get32(field::ENTRY_EVENT), vmcs.get(field::ENTRY_LENGTH) as u8);

@@ -69,7 +69,7 @@ pub(super) fn is_pointer(value: u64, features: &Features) -> bool {
         && value & pointer::WALK_LENGTH == pointer::FOUR_LEVELS
         && (value & pointer::ACCESSED_DIRTY == 0 || features.ept_accessed_dirty)
         && value & pointer::RESERVED == 0
-        && value >> features.physical_bits == 0
+        && value >> features.address_bits() == 0
 }
 
 impl Ept {
@@ -77,7 +77,7 @@ impl Ept {
     pub(super) fn new(pointer: u64, features: &Features) -> Ept {
         Ept {
             pointer,
-            physical_bits: features.physical_bits,
+            physical_bits: features.address_bits(),
             pages_1g: features.ept_1g,
             execute_only: features.ept_execute_only,
             minds_reserved: features.rules.hold(Rule::EptReserved),

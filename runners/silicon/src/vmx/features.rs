@@ -50,8 +50,10 @@ pub struct Features {
     pub xsaves: bool,
     /// INVPCID in guests.
     pub invpcid: bool,
-    /// Width of physical addresses, bits.
+    /// Width of addresses, bits, KeyIDs included.
     pub physical_bits: u8,
+    /// How many of them, the upper ones, are a KeyID: no address of a VMCS or of the EPT has them.
+    pub keyid_bits: u8,
     /// Bits of CR4 that can be set.
     pub cr4: u64,
     /// Bits of EFER that can be set.
@@ -84,6 +86,7 @@ impl Features {
             xsaves: true,
             invpcid: true,
             physical_bits: 46,
+            keyid_bits: 0,
             cr4: cr4::BASELINE | cr4::UMIP | cr4::FSGSBASE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP | cr4::VMXE,
             efer: efer::SCE | efer::LME | efer::LMA | efer::NXE,
             rules: Rules::default(),
@@ -123,6 +126,11 @@ impl Features {
     /// [`Features::pml`], with what it needs.
     pub(crate) fn pml(&self) -> bool {
         self.pml && self.ept && self.ept_accessed_dirty
+    }
+
+    /// Width of physical addresses without a KeyID.
+    pub(crate) fn address_bits(&self) -> u8 {
+        self.physical_bits.saturating_sub(self.keyid_bits)
     }
 
     /// The controls that exist: those that can be 1, the ones that have to be not included.

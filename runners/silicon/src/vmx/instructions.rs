@@ -152,7 +152,7 @@ impl Vmx {
 
     /// Whether a region may lie there: page aligned, and no wider than addresses are.
     fn is_region(&self, pointer: u64) -> bool {
-        pointer & 0xfff == 0 && pointer >> self.features.physical_bits == 0
+        pointer & 0xfff == 0 && pointer >> self.features.address_bits() == 0
     }
 
     fn is_vmxon_region(&self, pointer: u64) -> bool {

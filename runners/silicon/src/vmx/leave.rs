@@ -45,6 +45,7 @@ impl Vmx {
     /// Loads the host's state and its list of MSRs.
     pub(super) fn load_host(&self, board: &mut impl Board, state: &mut CpuState, vmcs: &Vmcs, controls: &Controls) {
         host_state::load(vmcs, controls, state);
+        state.keyid_bits = self.features.keyid_bits;
         let (list, count) = (vmcs.get(field::EXIT_MSR_LOAD), vmcs.get(field::EXIT_MSR_LOAD_COUNT));
         if self.load_msrs(board, state, list, count).is_err() {
             board.unsimulated("VMX: a VMX abort, as MSRs of the host cannot be loaded");

@@ -177,3 +177,23 @@ fn instructions_of_vmx_exit_with_their_operands() {
         assert_eq!(bench.get(field::INSTRUCTION_INFORMATION), 9 << 28 | 3 << 23 | 1 << 18 | 3 << 15 | 2 << 7 | 2);
     }
 }
+
+/// What is a KeyID in the host is an address in a guest with EPT.
+#[test]
+fn guest_physical_addresses_have_no_keyid() {
+    let entered = |ept: bool, cr3: u64| {
+        let mut bench = Bench::with_ept(PAGE | 7);
+        bench.vmx.features.keyid_bits = 6;
+        bench.state.keyid_bits = 6;
+        bench.set(field::GUEST_CR3, cr3);
+        if !ept {
+            bench.set(field::PROC2, 0);
+        }
+        bench.call(VmxCall::Vmlaunch);
+        let in_guest = bench.vmx.in_guest().then_some(bench.state.keyid_bits);
+        bench.instruction(Intercept::Cpuid);
+        assert_eq!(bench.state.keyid_bits, 6);
+        in_guest
+    };
+    assert_eq!([entered(true, 1 << 45), entered(false, 0x9000), entered(false, 1 << 45)], [Some(0), Some(6), None]);
+}
