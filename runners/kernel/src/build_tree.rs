@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::build_cache::{build_alone, put};
 use crate::build_tools;
@@ -11,6 +11,15 @@ use crate::kernel::{Kernel, cache_dir};
 use crate::kernel_build::{BuildRequest, fragment};
 use crate::kernel_make::{BUILT_IMAGE, Make};
 use crate::kernel_source::KernelSource;
+
+/// In an entry of the cache: what was compiled, and that it is all of it.
+pub(crate) const OBJECTS: &str = "objects";
+pub(crate) const COMPLETE: &str = "complete";
+
+/// The cache of trees, beside that of kernels.
+pub(crate) fn trees_beside(kernels: &Path) -> PathBuf {
+    kernels.with_file_name("trees")
+}
 
 /// Line tables, and no more of debug info.
 const LINES_ONLY: &str = "-g1";
@@ -42,12 +51,12 @@ impl BuildTree {
     ) -> Result<Self, KernelError> {
         build_tools::check(build_tools::KERNEL_PROGRAMS, build_tools::KERNEL_HEADERS)?;
         let options = fragment(request.config.as_deref())?;
-        let cache = cache_dir()?.with_file_name("trees");
+        let cache = trees_beside(&cache_dir()?);
         build_alone(&cache, interrupt, on_progress, &mut |work, runner, on_progress| {
             let (path, suite) = (request.source.as_deref(), request.suite.as_deref());
             let found = KernelSource::find(&cache, path, suite, runner, on_progress)?;
             let entry = cache.join(found.key(&options));
-            let objects = entry.join("objects");
+            let objects = entry.join(OBJECTS);
             fs::create_dir_all(&objects).map_err(cannot("create", &objects))?;
             let source = match &found {
                 KernelSource::Tree(_) => found.unpack(work, runner, on_progress)?,
@@ -60,7 +69,7 @@ impl BuildTree {
             };
             let make = Make { tree: &source, objects: &objects, fragment: &options, module_flags: LINES_ONLY };
             // Of a caller's tree, make knows best what has changed.
-            let complete = entry.join("complete");
+            let complete = entry.join(COMPLETE);
             if matches!(found, KernelSource::Tree(_)) || !complete.exists() {
                 make.run(runner, on_progress)?;
                 fs::write(&complete, "").map_err(cannot("write", &complete))?;

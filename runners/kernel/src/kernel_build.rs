@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use crate::build_cache::{build_alone, put};
 use crate::build_tools;
+use crate::build_tree::{COMPLETE, OBJECTS, trees_beside};
 use crate::command::Runner;
 use crate::error::{KernelError, cannot};
 use crate::kernel::{CONFIG, IMAGE, Kernel, MODULES, RELEASE, SOURCE, VMLINUX, cache_dir};
 use crate::kernel_config::{FRAGMENT, not_taken};
 use crate::kernel_make::{BUILT_IMAGE, Make};
 use crate::kernel_source::KernelSource;
+use crate::module::strip_debug_info;
 
 /// What to build.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -98,8 +100,11 @@ impl Build<'_, '_> {
         let is_new =
             matches!(source, KernelSource::Tree(_)) || Kernel::named(&entry.join(IMAGE), &entry.join(MODULES)).is_err();
         if is_new {
-            let tree = source.unpack(self.work, self.runner, self.on_progress)?;
-            let finished = self.compile(&tree, &source)?;
+            let objects = match self.kept_objects(&source) {
+                Some(objects) => objects,
+                None => self.compile(&source)?,
+            };
+            let finished = self.finish(&objects, &source)?;
             put(&finished, &entry, self.work)?;
         }
         let config = entry.join(CONFIG);
@@ -112,24 +117,42 @@ impl Build<'_, '_> {
         })
     }
 
-    /// Compiles the source and returns a directory that is complete but for its name.
-    fn compile(&mut self, tree: &Path, source: &KernelSource) -> Result<PathBuf, KernelError> {
-        let objects = self.work.join("objects");
+    /// What was compiled of the same source with the same options for a [`BuildTree`](crate::BuildTree), if it is there.
+    fn kept_objects(&self, source: &KernelSource) -> Option<PathBuf> {
+        let entry = trees_beside(self.cache).join(source.key(self.fragment));
+        // Nobody but make knows whether a caller's tree is as it was.
+        let is_kept = !matches!(source, KernelSource::Tree(_)) && entry.join(COMPLETE).exists();
+        is_kept.then(|| entry.join(OBJECTS))
+    }
+
+    /// Compiles the source and returns where.
+    fn compile(&mut self, source: &KernelSource) -> Result<PathBuf, KernelError> {
+        let tree = source.unpack(self.work, self.runner, self.on_progress)?;
+        let objects = self.work.join(OBJECTS);
+        fs::create_dir(&objects).map_err(cannot("create", &objects))?;
+        let make = Make { tree: &tree, objects: &objects, fragment: self.fragment, module_flags: "" };
+        make.run(self.runner, self.on_progress)?;
+        Ok(objects)
+    }
+
+    /// Takes what a boot needs out of the objects, into a directory that is complete but for its name.
+    fn finish(&mut self, objects: &Path, source: &KernelSource) -> Result<PathBuf, KernelError> {
         let finished = self.work.join("finished");
-        for directory in [&objects, &finished, &finished.join(MODULES)] {
+        for directory in [&finished, &finished.join(MODULES)] {
             fs::create_dir(directory).map_err(cannot("create", directory))?;
         }
-        let make = Make { tree, objects: &objects, fragment: self.fragment, module_flags: "" };
-        make.run(self.runner, self.on_progress)?;
-
         copy(&objects.join(BUILT_IMAGE), &finished.join(IMAGE))?;
         copy(&objects.join(".config"), &finished.join(CONFIG))?;
         let config = finished.join(CONFIG);
-        if fs::read_to_string(&config).map_err(cannot("read", &config))?.contains("\nCONFIG_DEBUG_INFO=y\n") {
+        let with_debug_info =
+            fs::read_to_string(&config).map_err(cannot("read", &config))?.contains("\nCONFIG_DEBUG_INFO=y\n");
+        if with_debug_info {
             copy(&objects.join(VMLINUX), &finished.join(VMLINUX))?;
         }
         copy(&objects.join("include/config/kernel.release"), &finished.join(RELEASE))?;
-        copy_modules(&objects, &finished.join(MODULES))?;
+        // The modules of a tree have line tables whatever the options say.
+        let copy_module = if with_debug_info { copy } else { strip_debug_info };
+        copy_modules(objects, &finished.join(MODULES), copy_module)?;
         let name = finished.join(SOURCE);
         fs::write(&name, format!("{}\n", source.name())).map_err(cannot("write", &name))?;
         Kernel::named(&finished.join(IMAGE), &finished.join(MODULES))?;
@@ -142,14 +165,18 @@ fn copy(from: &Path, to: &Path) -> Result<(), KernelError> {
 }
 
 /// Copies every module below `objects` into one directory.
-fn copy_modules(objects: &Path, modules: &Path) -> Result<(), KernelError> {
+fn copy_modules(
+    objects: &Path,
+    modules: &Path,
+    copy_module: fn(&Path, &Path) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
     for entry in fs::read_dir(objects).map_err(cannot("read", objects))?.flatten() {
         let path = entry.path();
         // Not followed: `source` leads back to the tree.
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            copy_modules(&path, modules)?;
+            copy_modules(&path, modules, copy_module)?;
         } else if path.extension().is_some_and(|extension| extension == "ko") {
-            copy(&path, &modules.join(entry.file_name()))?;
+            copy_module(&path, &modules.join(entry.file_name()))?;
         }
     }
     Ok(())

@@ -25,4 +25,4 @@ pub use error::KernelError;
 pub use kernel::{Kernel, cache_dir};
 pub use kernel_build::{BuildRequest, Built, build};
 pub use kernel_fetch::{FetchRequest, Fetched, fetch};
-pub use module::Module;
+pub use module::{Module, strip_debug_info};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use goblin::elf::Elf;
 use lzma_rust2::XzReader;
@@ -32,6 +33,20 @@ impl Module {
     pub fn read(&self) -> Result<Vec<u8>, KernelError> {
         read(&self.path)
     }
+}
+
+/// Copies the module at `from` to `to` without its debug info, which no kernel reads.
+///
+/// # Errors
+/// [`KernelError::Io`] if there is no objcopy, [`KernelError::BadKernel`] with what it says.
+pub fn strip_debug_info(from: &Path, to: &Path) -> Result<(), KernelError> {
+    let ended = Command::new("objcopy").arg("--strip-debug").arg(from).arg(to).output();
+    let ended = ended.map_err(cannot("run objcopy, of the package binutils, on", from))?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&ended.stderr);
+    Err(bad(from, format!("objcopy cannot copy it: {}", complaint.lines().next().unwrap_or("it says nothing"))))
 }
 
 /// What it means that a root of a load order has no file.

@@ -4,11 +4,10 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use privet_kernel::{BuildTree, Kernel};
+use privet_kernel::{BuildTree, Kernel, strip_debug_info};
 use privet_mutation::{Fate, Made, Recipe, Trial};
 use privet_report::{CaseReport, Verdict};
 use privet_rig::{Event, Plan, Progress, RigError};
@@ -50,7 +49,7 @@ impl<'a> Bench<'a> {
         let modules = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         for module in tree.kernel.load_order_of_parts(&["kvm", "kvm_amd"]).map_err(|error| failed(error.to_string()))? {
             let name = module.path.file_name().unwrap_or_default();
-            strip(&module.path, &modules.path().join(name))?;
+            strip_debug_info(&module.path, &modules.path().join(name)).map_err(|error| failed(error.to_string()))?;
         }
         Ok(Self { tree, program, clean, jobs, judge, modules })
     }
@@ -112,7 +111,7 @@ impl<'a> Bench<'a> {
         let modules = work.join("modules");
         fs::create_dir(&modules).map_err(cannot("create", &modules))?;
         let name = changed.file_name().unwrap_or_default();
-        strip(changed, &modules.join(name))?;
+        strip_debug_info(changed, &modules.join(name)).map_err(|error| failed(error.to_string()))?;
         for entry in fs::read_dir(self.modules.path()).map_err(cannot("read", self.modules.path()))?.flatten() {
             if entry.file_name() != name {
                 symlink(entry.path(), modules.join(entry.file_name())).map_err(cannot("write", &modules))?;
@@ -155,15 +154,4 @@ impl<'a> Bench<'a> {
             (None, Err(error)) => return Err(failed(error.to_string())),
         })
     }
-}
-
-/// Copies a module without its debug info, which no kernel reads.
-fn strip(module: &Path, to: &Path) -> Result<(), Early> {
-    let ended = Command::new("objcopy").arg("--strip-debug").arg(module).arg(to).output();
-    let ended = ended.map_err(|error| failed(format!("cannot run objcopy: {error}; install binutils")))?;
-    if ended.status.success() {
-        return Ok(());
-    }
-    let complaint = String::from_utf8_lossy(&ended.stderr);
-    Err(failed(format!("objcopy cannot copy {}: {}", module.display(), one_line(complaint.trim()))))
 }
