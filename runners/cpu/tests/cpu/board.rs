@@ -625,3 +625,54 @@ fn what_a_hook_wants_flushed_is_gone_behind_it() {
     let reads = board.accesses.iter().filter(|(gpa, access)| *gpa == 0x9000 && !access.walk).count();
     assert_eq!(reads, 2);
 }
+
+/// A bus that shows another CR0 and another CR8 than there are, and keeps a bit of what is written.
+struct Shadowing<'a>(Board<'a>);
+
+impl Bus for Shadowing<'_> {
+    fn resolve(&mut self, state: &mut CpuState, gpa: u64, access: Access) -> Resolve {
+        self.0.resolve(state, gpa, access)
+    }
+
+    fn cpuid(&mut self, _: &CpuState, _: u32, _: u32) -> CpuidResult {
+        CpuidResult::default()
+    }
+
+    fn rdmsr(&mut self, _: &CpuState, _: u32) -> Result<u64, Exception> {
+        Err(Exception::gp(0))
+    }
+
+    fn wrmsr(&mut self, _: &mut CpuState, _: u32, _: u64) -> Result<(), Exception> {
+        Err(Exception::gp(0))
+    }
+
+    fn tsc(&mut self, _: &CpuState) -> u64 {
+        0
+    }
+
+    fn intercept(&mut self, state: &mut CpuState, what: Intercept, _: u8) -> Intercepted {
+        match what {
+            Intercept::ReadCr { cr: 0, .. } => Intercepted::Value(state.cr0 | cr0::TS),
+            Intercept::ReadCr { cr: 8, .. } => Intercepted::Value(9),
+            Intercept::WriteCr { cr: 0, value, .. } => Intercepted::Value(value | cr0::AM),
+            _ => Intercepted::Native,
+        }
+    }
+}
+
+#[test]
+fn a_bus_can_put_another_value_in_place_of_a_control_register() {
+    let (ram, mut cpu) = machine(|a| {
+        a.mov(rcx, cr0)?;
+        a.smsw(edx)?;
+        a.mov(rsi, cr8)?;
+        a.mov(cr0, rbp)?;
+        a.hlt()
+    });
+    let own = cpu.state.cr0;
+    cpu.state.gpr[gpr::RBP] = own;
+    assert_eq!(cpu.run(&mut Shadowing(Board::new(&ram))), CpuExit::Halt);
+    let seen = own | cr0::TS;
+    assert_eq!([gpr::RCX, gpr::RDX, gpr::RSI].map(|register| cpu.state.gpr[register]), [seen, seen & 0xffff_ffff, 9]);
+    assert_eq!((cpu.state.cr0, cpu.state.cr8), (own | cr0::AM, 0));
+}
