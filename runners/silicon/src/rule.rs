@@ -3,6 +3,7 @@
 //! A rule that is off is one that this silicon forgot. At the place of each rule [`Rules::hold`] is asked; real
 //! machines have all of them, and then that costs a test of one bit.
 
+use privet_cpu::Vendor;
 use serde::{Deserialize, Serialize};
 
 macro_rules! rules {
@@ -125,7 +126,7 @@ rules! {
     InitSetup = "init-setup": "SNP_INIT minds how processors and IOMMU are set up.",
     ShutdownIdle = "shutdown-idle": "SNP_SHUTDOWN minds guests and dirty ASIDs (DFFLUSH_REQUIRED).",
     TcbCommitted = "tcb-committed": "SNP_CONFIG reports no newer firmware than is committed (INVALID_PARAM).",
-    // Intel: instructions of VMX.
+    // Intel's come last: instructions of VMX.
     FixedBits = "fixed-bits": "VMX operation lets go of no bit of CR0 and CR4 that it needs.",
     VmcsNotVmxonRegion = "vmcs-not-vmxon-region": "The VMXON region is no VMCS (VMfail 3 and 10).",
     VmcsRevision = "vmcs-revision": "VMPTRLD takes a VMCS of this processor's revision only (VMfail 11).",
@@ -146,6 +147,12 @@ rules! {
 }
 
 impl Rule {
+    /// Whose processors it is about.
+    #[must_use]
+    pub fn vendor(self) -> Vendor {
+        if (self as u32) < Rule::FixedBits as u32 { Vendor::Amd } else { Vendor::Intel }
+    }
+
     /// The rule of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Rule> {
@@ -209,6 +216,7 @@ mod tests {
             assert_eq!(Rule::named(rule.name()), Some(rule));
             assert!(!Rules::without(rule).hold(rule) && Rules::ALL.hold(rule));
             assert_eq!(rule as usize, index);
+            assert_eq!(rule.vendor() == Vendor::Amd, index <= Rule::TcbCommitted as usize, "{}", rule.name());
         }
         assert!(Rule::ALL.len() <= 128);
     }

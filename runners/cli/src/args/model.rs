@@ -23,7 +23,8 @@ pub struct Mutants {
     /// SEV-ES and SEV-SNP are tried
     #[arg(long, conflicts_with = "defect")]
     pub silicon: bool,
-    /// Try without this rule of the silicon only; can be given several times
+    /// Try without this rule of the silicon only; can be given several times. Intel's are only tried if they are named,
+    /// and without FILTER on plain rows and those of UPM
     #[arg(long, value_name = "NAME", value_parser = rule, requires = "silicon")]
     pub rule: Vec<Rule>,
     /// Mutants of the kernel.
