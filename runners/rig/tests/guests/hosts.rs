@@ -25,6 +25,53 @@ fn without(names: &str) -> SimOptions {
     SimOptions { without: names.parse().expect("a test knows the features"), ..SimOptions::default() }
 }
 
+/// A host of Intel's: it says all of this, and nothing of that.
+fn granite(kernel: Kernel, names: &str, parameter: Option<&str>, words: &[&str], unsaid: &[&str]) {
+    let lacking = if names.is_empty() { SimOptions::default() } else { without(names) };
+    let sim = SimOptions { profile: Profile::Granite, ..lacking };
+    let module_params: Vec<ModuleParam> =
+        parameter.into_iter().map(|text| text.parse().expect("a test gives good parameters")).collect();
+    let host = OnHost { sim, module_params, ..OnHost::new(kernel, vec![NOTHING.into()]) }.run();
+    for word in words {
+        assert!(host.log.contains(word), "{word} is missing: {}", host.log);
+    }
+    for word in unsaid {
+        assert!(!host.log.contains(word), "{word}: {}", host.log);
+    }
+    host.assert_clean();
+}
+
+const INITIALIZED: &str = "virt/tdx: TDX-Module initialized";
+
+pub(crate) fn tdx(kernel: Kernel) {
+    let words = [
+        "x86/tme: enabled by BIOS",
+        "x86/mktme: BIOS enabled: x86_phys_bits reduced by 6",
+        "virt/tdx: BIOS enabled: private KeyID range [32, 64)",
+        "virt/tdx: Module version: 1.5.06",
+        "KB allocated for PAMT",
+        INITIALIZED,
+    ];
+    granite(kernel, "", None, &words, &["SEAMCALL", "initialization failed"]);
+}
+
+pub(crate) fn no_tdx(kernel: Kernel) {
+    let word = "virt/tdx: TDX not supported by the host platform";
+    granite(kernel, "tdx", None, &[word], &[INITIALIZED, "x86/tme"]);
+}
+
+/// Without posted interrupts there is no APICv, which the module demands.
+pub(crate) fn tdx_without_apicv(kernel: Kernel) {
+    let words = [INITIALIZED, "APICv is required for TDX"];
+    granite(kernel, "posted_intr", None, &words, &[]);
+}
+
+/// MMIO of TDs is caught by entries that say so, or not at all.
+pub(crate) fn tdx_without_cached_mmio(kernel: Kernel) {
+    let words = [INITIALIZED, "TDP MMU and MMIO caching and EPT A/D bit is required for TDX"];
+    granite(kernel, "", Some("kvm.mmio_caching=0"), &words, &[]);
+}
+
 const SEV: &str = "enabled (ASIDs 100 - 509)";
 const ES: &str = "enabled (ASIDs 1 - 99)";
 

@@ -1,4 +1,4 @@
-//! What nobody here has written judges the sim's memory encryption: what the real kvm-amd says of its hosts, an unmodified
+//! What nobody here has written judges the sim's memory encryption: what real kernels say of its hosts, an unmodified
 //! Linux as SEV-ES and SEV-SNP guest, and the client crate `sev`. Without a kernel in the cache (`privet rig build`) these tests are
 //! ignored.
 //!
@@ -73,6 +73,10 @@ fn tests() -> ExitCode {
         test("a_firmware_without_snp_is_told", hosts::firmware_without_snp),
         test("a_bios_that_reserves_no_rmp_is_told", hosts::no_rmp),
         test("a_processor_without_snp_launches_the_others", hosts::no_snp),
+        test("a_granite_initializes_its_tdx_module", hosts::tdx),
+        test("a_bios_that_sets_up_no_tdx_is_told", hosts::no_tdx),
+        test("without_apicv_there_are_no_tds", hosts::tdx_without_apicv),
+        test("without_cached_mmio_there_are_no_tds", hosts::tdx_without_cached_mmio),
         test("linux_runs_as_an_snp_guest_up_to_its_init", |kernel| {
             linux_guest(kernel, VmType::Snp, "SEV SEV-ES SEV-SNP", "2 CPUs")
         }),
