@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use privet_harness::vendor::Vendor;
-use privet_rig::{MachineKind, ModuleParam, Profile, SimOptions, Without, profile_of, vendor_of};
+use privet_rig::{MachineKind, ModuleParam, Profile, SimOptions, TdxFault, Without, profile_of, vendor_of};
 
 use crate::closed_stdout;
 use crate::config;
@@ -253,6 +253,10 @@ pub struct RigOptions {
     /// nrips,decodeassists
     #[arg(long, value_name = "FEATURES", value_parser = cpu_without(), help_heading = RIG)]
     pub cpu_without: Option<Without>,
+    /// Has the sim's TDX module answer a call of a leaf with a status in every row, counted from the row's beginning, such as
+    /// TDH.MEM.PAGE.AUG:2:OPERAND_BUSY:SEPT; can be given several times
+    #[arg(long, value_name = "LEAF:NTH:CODE[:OPERAND]", help_heading = RIG)]
+    pub tdx_fault: Vec<TdxFault>,
     /// Parameter of a KVM module in the rig or on the model, such as kvm.mmio_caching=0; can be given several times
     #[arg(long, value_name = "MODULE.NAME=VALUE", help_heading = RIG)]
     pub module_param: Vec<ModuleParam>,
@@ -333,6 +337,7 @@ impl RigOptions {
             || self.cpu_profile.is_some()
             || self.cpu_without.is_some()
             || !self.module_param.is_empty()
+            || !self.tdx_fault.is_empty()
     }
 }
 

@@ -74,6 +74,7 @@ impl GuestProgram {
             patience: Patience { pause: DAYS, ..Patience::default() },
             sim: self.sim,
             without_rule: None,
+            tdx_faults: Vec::new(),
             keeps_snapshot: true,
             files: self.files,
             records: recorded.is_some(),

@@ -46,6 +46,7 @@ impl Repro<'_> {
             words.extend(["--vendor".to_owned(), job.vendor.to_string()]);
         }
         if on != Place::Host {
+            words.extend(self.rig.tdx_fault.iter().flat_map(|f| ["--tdx-fault".to_owned(), f.to_string()]));
             words.extend(self.rig.module_param.iter().flat_map(|p| ["--module-param".to_owned(), p.to_string()]));
         }
         if on == Place::Model {
@@ -82,6 +83,7 @@ mod tests {
             machine: None,
             cpu_profile: Some(Profile::Plain),
             cpu_without: None,
+            tdx_fault: Vec::new(),
             module_param: vec!["kvm.mmio_caching=0".parse().unwrap()],
         };
         let timeout = Some(Duration::from_millis(1500));

@@ -38,7 +38,7 @@ pub use plan::{
     CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleLoad, ModuleParam, PROGRAMS, Patience, Plan, Program,
     Progress, Request, SimOptions, Stream, Work, profile_of, vendor_of,
 };
-pub use privet_sim::{Profile, Record, Rule, Vendor as SiliconVendor, Without};
+pub use privet_sim::{Profile, Record, Rule, TdxFault, Vendor as SiliconVendor, Without};
 pub use program::{Attached, ProgramEnd, ProgramNews, run_program};
 pub use run::run;
 pub use sim_machine::sim_machine;

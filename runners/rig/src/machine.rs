@@ -176,7 +176,8 @@ impl Machine {
             Request::Symbols => plan.patience.pause,
         } + plan.patience.row;
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let task = SimTask { request, schedule, without_rule: plan.without_rule, limit_ms };
+        let (without_rule, tdx_faults) = (plan.without_rule, plan.tdx_faults.clone());
+        let task = SimTask { request, schedule, without_rule, tdx_faults, limit_ms };
         self.console.set_len(0).map_err(cannot_start_sim)?;
         let stdin = self.child.stdin.as_mut().expect("a copy gets no other input");
         let _ = writeln!(stdin, "{}", serde_json::to_string(&task).expect("a task is data"));

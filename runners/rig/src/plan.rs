@@ -7,7 +7,7 @@ use std::time::Duration;
 use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_report::CaseReport;
-use privet_sim::{Profile, Record, Rule, Without};
+use privet_sim::{Profile, Record, Rule, TdxFault, Without};
 use serde::{Deserialize, Serialize};
 
 use crate::machine_kind::MachineKind;
@@ -157,6 +157,8 @@ pub struct Plan {
     pub sim: SimOptions,
     /// A rule that the silicon of those machines forgets while rows run.
     pub without_rule: Option<Rule>,
+    /// What the TDX module of those machines answers for once while rows run.
+    pub tdx_faults: Vec<TdxFault>,
     /// Whether the booted machine of ours is kept for the next run.
     pub keeps_snapshot: bool,
     /// Whether it is told what they execute while rows or a program run; only ours can.

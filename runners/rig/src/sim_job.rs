@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use privet_sim::Rule;
+use privet_sim::{Rule, TdxFault};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RigError;
@@ -74,6 +74,8 @@ pub(crate) struct SimTask {
     pub(crate) schedule: Option<u64>,
     /// A rule that its silicon forgets.
     pub(crate) without_rule: Option<Rule>,
+    /// What its TDX module answers for once.
+    pub(crate) tdx_faults: Vec<TdxFault>,
     /// How long that may take in milliseconds, by the guest's clock.
     pub(crate) limit_ms: u64,
 }

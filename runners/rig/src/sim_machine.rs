@@ -50,6 +50,7 @@ fn perform(machine: &mut Machine, job: &SimJob, task: &SimTask) -> Result<(), St
     if let Some(rule) = task.without_rule {
         machine.set_rules(Rules::without(rule));
     }
+    machine.set_tdx_faults(&task.tdx_faults).map_err(one_line)?;
     let request = serde_json::to_string(&task.request).map_err(|error| error.to_string())?;
     machine.feed_port(format!("{request}\n").as_bytes());
     let until = machine.now() + Duration::from_millis(task.limit_ms);

@@ -103,6 +103,7 @@ fn run_in_child(directory: &Path) -> ExitCode {
         },
         sim: SimOptions::default(),
         without_rule: None,
+        tdx_faults: Vec::new(),
         keeps_snapshot: true,
         files: Vec::new(),
         records: false,

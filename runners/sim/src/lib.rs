@@ -51,6 +51,7 @@ pub use feature::{Feature, Without};
 pub use log::{Finding, Unknown};
 pub use machine::{Limits, Machine, Outcome};
 pub use privet_cpu::{Extensions, Vendor};
+pub use privet_silicon::tdx::Fault as TdxFault;
 pub use privet_silicon::{Rule, Rules};
 pub use profile::Profile;
 pub use record::{Block, Record};

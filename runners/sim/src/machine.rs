@@ -7,7 +7,7 @@ use std::time::Duration;
 use privet_cpu::state::gpr;
 use privet_cpu::{Cpu, CpuExit, CpuState, Exception, Seg, Segment, flags};
 use privet_silicon::Rules;
-use privet_silicon::tdx::Tdx;
+use privet_silicon::tdx::{Fault as TdxFault, Tdx};
 use serde::{Deserialize, Serialize};
 
 use crate::board::{Board, CONSOLE, PORT, PowerEvent};
@@ -317,6 +317,20 @@ impl Machine {
     /// What was executed since the last call, or since the recording started; nothing if it was not.
     pub fn take_record(&mut self) -> Record {
         self.recorder.as_mut().map(Recorder::take).unwrap_or_default()
+    }
+
+    /// Has the TDX module answer so for once each.
+    ///
+    /// # Errors
+    /// If there is no module.
+    pub fn set_tdx_faults(&mut self, faults: &[TdxFault]) -> Result<(), SimError> {
+        if faults.is_empty() {
+            return Ok(());
+        }
+        let module = self.board.tdx.as_mut();
+        let module = module.ok_or_else(|| SimError::Description("this machine has no TDX module to fail".into()))?;
+        faults.iter().for_each(|fault| module.injector().add(*fault));
+        Ok(())
     }
 
     /// From here on only these rules of the silicon hold: the machine is a mutant, which rows have to notice.

@@ -128,6 +128,7 @@ impl OnHost {
             patience: Patience { pause: Duration::from_secs(600), ..Patience::default() },
             sim: self.sim,
             without_rule: None,
+            tdx_faults: Vec::new(),
             keeps_snapshot: true,
             records: false,
             artifacts: None,

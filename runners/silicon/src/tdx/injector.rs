@@ -1,36 +1,28 @@
 //! Failures that a leaf answers although all is well: what KVM does about them is code, too.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use super::leaf::HostLeaf;
 use super::status::{Code, Operand, Status};
 
-/// One call of a leaf that fails.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Fault {
-    leaf: HostLeaf,
-    /// How many more calls come first.
-    after: u32,
-    status: Status,
+/// One call of a leaf that fails: `LEAF:NTH:CODE[:OPERAND]`, for example `TDH.MEM.PAGE.AUG:2:OPERAND_BUSY:SEPT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Which leaf.
+    pub leaf: HostLeaf,
+    /// Which call of it, counted from 1.
+    pub nth: u32,
+    /// What it answers, without doing anything.
+    pub status: Status,
 }
 
-/// The failures to come.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Injector {
-    faults: Vec<Fault>,
-}
+impl FromStr for Fault {
+    type Err = String;
 
-impl Injector {
-    /// Has the `nth` call of `leaf` from now on, counted from 1, answer `status` without doing anything.
-    pub fn add(&mut self, leaf: HostLeaf, nth: u32, status: Status) {
-        self.faults.push(Fault { leaf, after: nth.saturating_sub(1), status });
-    }
-
-    /// Reads `LEAF:NTH:CODE[:OPERAND]`, for example `TDH.MEM.PAGE.AUG:2:OPERAND_BUSY:SEPT`, and adds it.
-    ///
-    /// # Errors
-    /// One line: which word means nothing.
-    pub fn add_text(&mut self, text: &str) -> Result<(), String> {
+    fn from_str(text: &str) -> Result<Fault, String> {
         let words: Vec<&str> = text.split(':').collect();
         let (&[leaf, nth, code], rest) = words.split_first_chunk().ok_or("it is LEAF:NTH:CODE[:OPERAND]")?;
         let leaf = HostLeaf::named(leaf).ok_or_else(|| format!("{leaf} is no leaf of SEAMCALL"))?;
@@ -41,16 +33,38 @@ impl Injector {
             [name] => code.on(Operand::named(name).ok_or_else(|| format!("{name} is no operand"))?),
             _ => return Err("it is LEAF:NTH:CODE[:OPERAND]".into()),
         };
-        self.add(leaf, nth, status);
-        Ok(())
+        Ok(Fault { leaf, nth, status })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.leaf.name(), self.nth, self.status.code.name())?;
+        match Operand::ALL.iter().find(|&&operand| operand as u32 == self.status.detail && self.status.detail != 0) {
+            Some(operand) => write!(f, ":{}", operand.name()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The failures to come.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Injector {
+    faults: Vec<Fault>,
+}
+
+impl Injector {
+    /// One more; its calls are counted from now on.
+    pub fn add(&mut self, fault: Fault) {
+        self.faults.push(fault);
     }
 
     /// `leaf` is called: what it answers instead, if this call fails.
     pub(super) fn called(&mut self, leaf: HostLeaf) -> Option<Status> {
-        let due = self.faults.iter().position(|fault| fault.leaf == leaf && fault.after == 0);
+        let due = self.faults.iter().position(|fault| fault.leaf == leaf && fault.nth <= 1);
         let status = due.map(|index| self.faults.remove(index).status);
         for fault in self.faults.iter_mut().filter(|fault| fault.leaf == leaf) {
-            fault.after = fault.after.saturating_sub(1);
+            fault.nth = fault.nth.saturating_sub(1);
         }
         status
     }
@@ -63,8 +77,8 @@ mod tests {
     #[test]
     fn the_nth_call_fails_and_no_other() {
         let mut injector = Injector::default();
-        injector.add_text("TDH.MEM.PAGE.AUG:2:OPERAND_BUSY:SEPT").unwrap();
-        injector.add_text("TDH.MEM.TRACK:1:PREVIOUS_TLB_EPOCH_BUSY").unwrap();
+        injector.add("TDH.MEM.PAGE.AUG:2:OPERAND_BUSY:SEPT".parse().unwrap());
+        injector.add("TDH.MEM.TRACK:1:PREVIOUS_TLB_EPOCH_BUSY".parse().unwrap());
         assert_eq!(injector.called(HostLeaf::MemPageAug), None);
         assert_eq!(injector.called(HostLeaf::MemPageAug), Some(Code::OperandBusy.on(Operand::Sept)));
         assert_eq!(injector.called(HostLeaf::MemPageAug), None);
@@ -75,15 +89,23 @@ mod tests {
     #[test]
     fn two_calls_in_a_row_may_fail() {
         let mut injector = Injector::default();
-        injector.add(HostLeaf::MemPageRemove, 1, Code::OperandBusy.into());
-        injector.add(HostLeaf::MemPageRemove, 2, Code::OperandBusy.into());
+        for nth in [1, 2] {
+            injector.add(Fault { leaf: HostLeaf::MemPageRemove, nth, status: Code::OperandBusy.into() });
+        }
         let answers: Vec<bool> = (0..3).map(|_| injector.called(HostLeaf::MemPageRemove).is_some()).collect();
         assert_eq!(answers, [true, true, false]);
     }
 
     #[test]
+    fn a_fault_is_told_as_it_is_read() {
+        for text in ["TDH.MEM.PAGE.AUG:2:OPERAND_BUSY:SEPT", "TDH.SYS.DISABLE:1:SYS_BUSY"] {
+            assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
     fn what_means_nothing_is_named() {
-        let refused = |text: &str| Injector::default().add_text(text).unwrap_err();
+        let refused = |text: &str| text.parse::<Fault>().unwrap_err();
         assert_eq!(refused("TDH.TEA:1:OPERAND_BUSY"), "TDH.TEA is no leaf of SEAMCALL");
         assert_eq!(refused("TDH.MEM.TRACK:0:OPERAND_BUSY"), "0 is no count from 1 on");
         assert_eq!(refused("TDH.MEM.TRACK:1:COLD"), "COLD is no completion status");

@@ -38,7 +38,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use guest::{Entered, GuestCall, GuestPage};
-pub use injector::Injector;
+pub use injector::{Fault, Injector};
 pub use leaf::{GuestLeaf, HostLeaf};
 pub use pamt::PageType;
 pub use status::{Code, Operand, Status};
@@ -82,6 +82,8 @@ pub struct Tdx {
     keys: u32,
     own_hkid: u16,
     hkids: Hkids,
+    /// TDH.PHYMEM.CACHE.WB was interrupted, and may be resumed.
+    write_back_interrupted: bool,
     pamt: Pamt,
     /// By the address of their TDR.
     tds: BTreeMap<u64, Td>,
@@ -103,6 +105,7 @@ impl Tdx {
             keys: 0,
             own_hkid: 0,
             hkids: Hkids::new(chip.first_hkid, chip.hkids),
+            write_back_interrupted: false,
             pamt: Pamt::default(),
             tds: BTreeMap::new(),
             vcpus: BTreeMap::new(),
@@ -131,6 +134,7 @@ impl Tdx {
         let known = HostLeaf::numbered(rax as u16).filter(|leaf| rax >> 24 == 0 && version <= leaf.newest_version());
         let Some(leaf) = known else { return Code::OperandInvalid.on(Operand::Rax).bits() };
         if let Some(status) = self.injector.called(leaf) {
+            self.write_back_interrupted |= leaf == HostLeaf::PhymemCacheWb && status.code == Code::InterruptedResumable;
             return status.bits();
         }
         match self.dispatch(around, leaf, version, registers) {
@@ -251,7 +255,7 @@ mod tests {
     fn an_injected_failure_changes_nothing() {
         let mut machine = TestMachine::runnable();
         let before = machine.tdx.clone();
-        machine.tdx.injector().add_text("TDH.MEM.RANGE.BLOCK:1:OPERAND_BUSY:TDR").unwrap();
+        machine.tdx.injector().add("TDH.MEM.RANGE.BLOCK:1:OPERAND_BUSY:TDR".parse().unwrap());
         let block = [test_machine::GPA, TDR, 0, 0];
         machine.refuses(HostLeaf::MemRangeBlock, block, Code::OperandBusy.on(Operand::Tdr));
         assert_eq!(machine.tdx, before);

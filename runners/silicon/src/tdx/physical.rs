@@ -67,10 +67,12 @@ impl Tdx {
         self.pamt.check(&self.chip, page, PageType::Free, Operand::Rcx)
     }
 
-    /// TDH.PHYMEM.CACHE.WB. It is never interrupted, so there is nothing to resume.
+    /// TDH.PHYMEM.CACHE.WB. Only the injector interrupts it; then it is resumed, or begun again.
     pub(super) fn phymem_cache_wb(&mut self, around: &Surroundings<'_>, registers: &Registers) -> Result<(), Status> {
+        let interrupted = std::mem::take(&mut self.write_back_interrupted);
         match registers.rcx {
             0 => self.hkids.written_back(self.package(around)),
+            1 if interrupted => self.hkids.written_back(self.package(around)),
             1 => Err(Code::WbcacheResumeError.into()),
             _ => Err(Code::OperandInvalid.on(Operand::Rcx)),
         }
@@ -127,6 +129,17 @@ mod tests {
         assert_eq!(machine.call(wbinvd, [page(50) | HKID << 46, 0, 0, 0]), 0);
         machine.refuses(wbinvd, [page(50), 0, 0, 0], Code::OperandInvalid.on(Operand::Rcx));
         machine.refuses(wbinvd, [page(0) | HKID << 46, 0, 0, 0], Code::PageMetadataIncorrect.on(Operand::Rcx));
+    }
+
+    /// arch/x86/kvm/vmx/tdx.c: smp_func_do_phymem_cache_wb().
+    #[test]
+    fn an_interrupted_write_back_is_resumed_once() {
+        let mut machine = TestMachine::with_td();
+        assert_eq!(machine.call(HostLeaf::MngVpflushdone, [TDR, 0, 0, 0]), 0);
+        machine.tdx.injector().add("TDH.PHYMEM.CACHE.WB:1:INTERRUPTED_RESUMABLE".parse().unwrap());
+        machine.refuses(HostLeaf::PhymemCacheWb, [0; 4], Code::InterruptedResumable);
+        assert_eq!(machine.call(HostLeaf::PhymemCacheWb, [1, 0, 0, 0]), 0);
+        machine.refuses(HostLeaf::PhymemCacheWb, [1, 0, 0, 0], Code::WbcacheResumeError);
     }
 
     #[test]
