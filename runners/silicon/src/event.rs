@@ -12,6 +12,10 @@ pub(crate) const KIND_INTERRUPT: u32 = 0;
 pub(crate) const KIND_NMI: u32 = 2;
 pub(crate) const KIND_EXCEPTION: u32 = 3;
 pub(crate) const KIND_SOFTWARE: u32 = 4;
+/// INT1, on Intel's processors.
+pub(crate) const KIND_PRIVILEGED: u32 = 5;
+/// INT3 and INTO, on Intel's processors.
+pub(crate) const KIND_SOFT_EXCEPTION: u32 = 6;
 
 /// The word of an event and its error code. `soft_exception` is the kind of INT3 and INTO, in which the vendors differ.
 pub(crate) fn encode(event: Injection, soft_exception: u32) -> (u32, u32) {

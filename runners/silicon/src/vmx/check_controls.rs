@@ -9,7 +9,7 @@ use super::features::Features;
 use super::field::{self, Field};
 use super::vmcs::Vmcs;
 use crate::Rule as Switch;
-use crate::event::{ERROR_VALID, KIND_EXCEPTION, KIND_NMI, KIND_SOFTWARE, VALID};
+use crate::event::{ERROR_VALID, KIND_EXCEPTION, KIND_NMI, KIND_PRIVILEGED, KIND_SOFT_EXCEPTION, KIND_SOFTWARE, VALID};
 
 /// What is checked, and the processor that it is checked against.
 pub(super) struct Checked<'a> {
@@ -223,10 +223,6 @@ fn illegal_event_details(it: &Checked) -> bool {
         || pushes && it.vmcs.get(field::ENTRY_ERROR) >> 16 != 0
         || of_instruction && it.vmcs.get(field::ENTRY_LENGTH) > 15
 }
-
-/// INT1, and INT3 or INTO.
-pub(super) const KIND_PRIVILEGED: u32 = 5;
-pub(super) const KIND_SOFT_EXCEPTION: u32 = 6;
 
 fn has_error_code(number: u8) -> bool {
     matches!(number, vector::DF | vector::TS..=vector::PF | vector::AC | vector::CP)

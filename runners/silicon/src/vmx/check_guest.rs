@@ -10,6 +10,7 @@ use super::controls::{Controls, entry, pin, proc2};
 use super::features::Features;
 use super::field::{self, Field};
 use super::invalidate::is_canonical;
+use super::non_register_state::{activity, blocking};
 use super::segments::{reserved_rights, segment};
 use super::vmcs::Vmcs;
 use crate::Rule as Switch;
@@ -65,7 +66,7 @@ const RULES: [Rule; 30] = [
     ("a descriptor table that is none", why::OTHER, tables),
     ("an RIP that the mode does not have", why::OTHER, rip),
     ("RFLAGS that there are not", why::OTHER, rflags),
-    ("an activity state that there is not", why::OTHER, activity),
+    ("an activity state that there is not", why::OTHER, activity_state),
     ("an activity state that does not go with the rest", why::OTHER, activity_with_rest),
     ("an interruptibility state that cannot be", why::OTHER, interruptibility),
     ("blocking that does not go with the event to inject", why::NMI, blocked_nmi),
@@ -287,27 +288,12 @@ fn rflags(it: &Checked) -> bool {
     value & flags::RESERVED_ONE == 0 || value & !(flags::ALL | flags::RESERVED_ONE) != 0 || vm86 || masked
 }
 
-/// Activity states that there are here: active, and HLT.
-pub(super) mod state {
-    pub(crate) const ACTIVE: u64 = 0;
-    pub(crate) const HLT: u64 = 1;
-}
-
-/// Bits of the interruptibility state.
-pub(super) mod blocking {
-    pub(crate) const STI: u64 = 1 << 0;
-    pub(crate) const MOV_SS: u64 = 1 << 1;
-    pub(crate) const SMI: u64 = 1 << 2;
-    pub(crate) const NMI: u64 = 1 << 3;
-    pub(crate) const KNOWN: u64 = STI | MOV_SS | SMI | NMI;
-}
-
-fn activity(it: &Checked) -> bool {
-    it.get(field::ACTIVITY) > state::HLT
+fn activity_state(it: &Checked) -> bool {
+    it.get(field::ACTIVITY) > activity::HLT
 }
 
 fn activity_with_rest(it: &Checked) -> bool {
-    let halted = it.get(field::ACTIVITY) == state::HLT;
+    let halted = it.get(field::ACTIVITY) == activity::HLT;
     let blocked = it.get(field::INTERRUPTIBILITY) & (blocking::STI | blocking::MOV_SS) != 0;
     // Of what can be injected, interrupts, NMIs and the debug and machine-check exceptions wake.
     let asleep = it.event().is_some_and(|(kind, vector)| match kind {

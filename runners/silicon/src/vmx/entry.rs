@@ -3,15 +3,15 @@
 use privet_cpu::CpuState;
 use privet_cpu::state::{Shadow, World};
 
-use super::check_guest::{self, state as activity};
 use super::controls::{Controls, proc, proc2};
 use super::exit::{ENTRY_FAILURE, Reason};
 use super::field;
 use super::guest::{Guest, Injected};
 use super::injection::{injection, is_software};
 use super::instructions::{InstructionError, Outcome};
+use super::non_register_state::activity;
 use super::vmcs::{self, Vmcs};
-use super::{Vmx, check_controls, check_host, ept, guest_state};
+use super::{Vmx, check_controls, check_guest, check_host, ept, guest_state};
 use crate::Rule;
 use crate::board::{Board, Flush};
 use crate::memory::read_array;

@@ -4,9 +4,9 @@ use privet_cpu::CpuState;
 use privet_cpu::segment::Table;
 use privet_cpu::state::{Injection, Shadow, cr0, cr4, efer, gpr};
 
-use super::check_guest::blocking;
 use super::controls::{Controls, entry, exit};
 use super::field;
+use super::non_register_state::blocking;
 use super::segments::{segment, set_segment};
 use super::vmcs::Vmcs;
 

@@ -3,10 +3,11 @@
 use privet_cpu::state::Injection;
 use privet_cpu::{CpuState, Exception, vector};
 
-use super::check_controls::{KIND_PRIVILEGED, KIND_SOFT_EXCEPTION};
 use super::field;
 use super::vmcs::Vmcs;
-use crate::event::{ERROR_VALID, KIND_EXCEPTION, KIND_INTERRUPT, KIND_NMI, KIND_SOFTWARE, VALID};
+use crate::event::{
+    ERROR_VALID, KIND_EXCEPTION, KIND_INTERRUPT, KIND_NMI, KIND_PRIVILEGED, KIND_SOFT_EXCEPTION, KIND_SOFTWARE, VALID,
+};
 
 /// Bits of DR6 that say what a #DB is about.
 const DR6_CAUSES: u64 = 0xe00f;

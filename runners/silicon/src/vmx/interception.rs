@@ -4,14 +4,13 @@ use privet_cpu::state::gpr;
 use privet_cpu::{Call, CpuState, Exception, Intercept, Intercepted, Operands, Reaction, VmxInstruction, vector};
 
 use super::bitmaps::{exits_on_msr, exits_on_port};
-use super::check_controls::{KIND_PRIVILEGED, KIND_SOFT_EXCEPTION};
 use super::controls::{proc, proc2};
 use super::exit::{Exit, Reason};
 use super::guest::Guest;
 use super::instructions::InstructionError;
 use super::{Vmx, information};
 use crate::board::Board;
-use crate::event::{ERROR_VALID, KIND_EXCEPTION, VALID};
+use crate::event::{ERROR_VALID, KIND_EXCEPTION, KIND_PRIVILEGED, KIND_SOFT_EXCEPTION, VALID};
 
 /// What becomes of an instruction of a guest.
 pub(super) enum Fate {

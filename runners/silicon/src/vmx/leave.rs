@@ -4,17 +4,16 @@ use privet_cpu::CpuState;
 use privet_cpu::state::Injection;
 
 use super::capability::TIMER_SHIFT;
-use super::check_controls::KIND_SOFT_EXCEPTION;
-use super::check_guest::state as activity;
 use super::controls::{Controls, exit, pin, proc2};
 use super::exit::{Exit, Reason};
 use super::field;
 use super::guest::Guest;
+use super::non_register_state::activity;
 use super::vmcs::Vmcs;
 use super::{Vmx, guest_state, host_state};
 use crate::Rule;
 use crate::board::{Board, Flush};
-use crate::event::{KIND_NMI, VALID, encode};
+use crate::event::{KIND_NMI, KIND_SOFT_EXCEPTION, VALID, encode};
 use crate::memory::{PhysicalMemory, read_u64};
 
 impl Vmx {

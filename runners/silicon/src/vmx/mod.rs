@@ -36,6 +36,7 @@ mod interrupts;
 mod invalidate;
 mod leave;
 mod msr_lists;
+mod non_register_state;
 mod segments;
 mod translation;
 mod virtual_apic;
