@@ -483,7 +483,7 @@ fn one_page_flips(t: &Case) -> Outcome {
     let mut private = None;
     for flip in 1..=32 {
         g.convert(0, page.clone(), Sharing::Private, Backed::Leave)?;
-        match private {
+        match private.filter(|_| Types::KEEPING_PRIVATE_CONTENT.contain(t.platform())) {
             None => expect_fresh(&g, v, range, page.clone(), SHARED_1)?,
             Some(private) => v.expect(range.private_gva(flipping), 1, private, flipping)?,
         }

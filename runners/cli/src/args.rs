@@ -249,6 +249,9 @@ pub struct RigOptions {
     /// without; or Intel's `granite` [default: genoa, or granite with --vendor intel]
     #[arg(long, value_name = "PROFILE", value_parser = cpu_profile(), help_heading = RIG)]
     pub cpu_profile: Option<Profile>,
+    /// How many of them the sim has [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8), help_heading = RIG)]
+    pub cpus: Option<u8>,
     /// Features that the sim's processors shall lack, by the names of their CPUID bits, with commas between them, such as
     /// nrips,decodeassists
     #[arg(long, value_name = "FEATURES", value_parser = cpu_without(), help_heading = RIG)]
@@ -307,6 +310,11 @@ impl RigOptions {
                 profile.name()
             )));
         }
+        if let Some(cpus) = self.cpus.filter(|_| machine != MachineKind::Sim) {
+            return Err(Early::usage(format!(
+                "--cpus {cpus} is about the sim's processors, and this is --machine {machine}: leave out one of them"
+            )));
+        }
         if let Some(without) = self.cpu_without.filter(|_| machine != MachineKind::Sim) {
             return Err(Early::usage(format!(
                 "--cpu-without {without} is about the sim's processors, and this is --machine {machine}: leave out one of them"
@@ -317,10 +325,12 @@ impl RigOptions {
 
     /// What the machine is like if it is ours, with processors of this vendor.
     pub fn sim(&self, vendor: Vendor) -> SimOptions {
+        let default = SimOptions::default();
         SimOptions {
+            cpus: self.cpus.map_or(default.cpus, usize::from),
             profile: self.cpu_profile.unwrap_or_else(|| profile_of(vendor)),
             without: self.cpu_without.unwrap_or_default(),
-            ..SimOptions::default()
+            ..default
         }
     }
 
@@ -335,6 +345,7 @@ impl RigOptions {
         self.kernel.is_some()
             || self.machine.is_some()
             || self.cpu_profile.is_some()
+            || self.cpus.is_some()
             || self.cpu_without.is_some()
             || !self.module_param.is_empty()
             || !self.tdx_fault.is_empty()

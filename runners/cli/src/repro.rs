@@ -36,6 +36,7 @@ impl Repro<'_> {
             let path = |path: &PathBuf| path.to_string_lossy().into_owned();
             words.extend(report.machine.iter().flat_map(|machine| ["--machine".to_owned(), machine.clone()]));
             words.extend(report.schedule.iter().flat_map(|seed| ["--schedule".to_owned(), seed.to_string()]));
+            words.extend(self.rig.cpus.iter().flat_map(|cpus| ["--cpus".to_owned(), cpus.to_string()]));
             words.extend(self.rig.cpu_without.iter().flat_map(|w| ["--cpu-without".to_owned(), w.to_string()]));
             words.extend(self.rig.cpu_profile.iter().flat_map(|p| ["--cpu-profile".to_owned(), p.name().to_owned()]));
             for (option, value) in [("--kernel", &self.rig.kernel), ("--modules", &self.rig.modules)] {
@@ -82,6 +83,7 @@ mod tests {
             modules: Some("/tmp/m".into()),
             machine: None,
             cpu_profile: Some(Profile::Plain),
+            cpus: Some(4),
             cpu_without: None,
             tdx_fault: Vec::new(),
             module_param: vec!["kvm.mmio_caching=0".parse().unwrap()],
@@ -102,7 +104,7 @@ mod tests {
         let on_sim = CaseReport { machine: Some("sim".to_owned()), schedule: Some(5), ..report(Place::Rig) };
         assert_eq!(
             repro.line(&job, &on_sim),
-            "privet run --exact upm.a.b --on rig --seed 9 --timeout 1.5 --machine sim --schedule 5 --cpu-profile plain --kernel '/tmp/my kernel/bzImage' \
+            "privet run --exact upm.a.b --on rig --seed 9 --timeout 1.5 --machine sim --schedule 5 --cpus 4 --cpu-profile plain --kernel '/tmp/my kernel/bzImage' \
              --modules /tmp/m --vendor intel --module-param kvm.mmio_caching=0"
         );
         assert_eq!(

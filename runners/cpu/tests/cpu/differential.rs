@@ -17,6 +17,19 @@ use crate::generate::{
 use crate::machine::{Ram, long_mode};
 use crate::native::{CODE, DATA, DATA_SIZE, Native, Registers};
 
+/// Bit 17 of MXCSR_MASK, in its byte: AMD's processors may have it, and the interpreter's have not.
+const MISALIGNED: u8 = 1 << 1;
+
+/// Where in [`DATA`] an instruction that saves the FPU's state puts that byte.
+fn misaligned_mask(instruction: &Instruction, registers: &Registers) -> Option<usize> {
+    const OFFSET: usize = 30;
+    let saves = ["Fxsave", "Xsave"].iter().any(|name| format!("{:?}", instruction.mnemonic()).starts_with(name));
+    let address = instruction.virtual_address(0, 0, |register, _, _| {
+        Some(if register.is_gpr() { registers.gpr[register.full_register().number()] } else { 0 })
+    });
+    address.filter(|_| saves).map(|address| (address - DATA) as usize + OFFSET)
+}
+
 /// Memory at the addresses where the processor sees it.
 struct DirectBus<'a> {
     tables: &'a Ram,
@@ -154,7 +167,11 @@ impl Comparison {
             "flags after {}",
             &what
         );
-        let differs = interpreted_memory.iter().zip(&native_memory).position(|(a, b)| a != b);
+        let mask = instructions.iter().find_map(|instruction| misaligned_mask(instruction, &registers));
+        let differs =
+            interpreted_memory.iter().zip(&native_memory).enumerate().position(|(at, (interpreted, native))| {
+                interpreted != native && !(mask == Some(at) && interpreted ^ native == MISALIGNED)
+            });
         prop_assert_eq!(differs, None, "first byte of memory that differs after {}", &what);
         Ok(true)
     }
