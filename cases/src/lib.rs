@@ -18,6 +18,7 @@ mod launch_tdx;
 mod lifecycle;
 mod malformed;
 mod mmio;
+mod paging;
 mod populate;
 mod prefault;
 mod psc;

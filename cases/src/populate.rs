@@ -22,6 +22,7 @@ use privet_protocol::{Op, Pattern, Width};
 
 use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_errno, expect_no_exit_but, expect_ok, expect_that};
+use crate::paging;
 use crate::row::Row;
 use crate::types::Types;
 
@@ -116,7 +117,21 @@ pub(crate) fn rows() -> Vec<Row> {
              it ends in SIGBUS.",
             private_file_serves_the_guest,
         )
-        .basis(&[FAULTIN, USER_FAULT]),
+        .basis(&[FAULTIN, USER_FAULT])
+        .needs(paging::two_dimensional()),
+        Row::new(
+            "populate.private_file_serves_the_guest.shadow_paging",
+            Types::PLAIN,
+            "The same where KVM shadows the guest's page tables: what it maps ahead beside a page that is touched comes \
+             from the file, too.",
+            private_file_serves_the_guest,
+        )
+        .basis(&[FAULTIN, USER_FAULT, "arch/x86/kvm/mmu/mmu.c: kvm_mmu_prefetch_sptes"])
+        .needs(paging::shadow())
+        .open_bug(
+            "pages that are mapped ahead come from the host's memory, though the slot has none but its guest_memfd",
+            "the guest sees ",
+        ),
         Row::new(
             "populate.view_outlives_the_vm",
             Types::PLAIN,

@@ -23,6 +23,7 @@ use privet_protocol::{Op, Pattern, Width};
 use crate::accept::expect_not_validated;
 use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_errno, expect_ok, expect_that};
+use crate::paging;
 use crate::row::Row;
 use crate::types::Types;
 
@@ -178,7 +179,7 @@ pub(crate) fn rows() -> Vec<Row> {
         shadow_paging,
     )
     .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_tdp_page_prefault restricts itself to kvm_tdp_page_fault"])
-    .needs(Need::Any(vec![Need::Parameter("kvm_amd.npt", "N"), Need::Parameter("kvm_intel.ept", "N")]));
+    .needs(paging::shadow());
     rows.extend([
         Row::new(
             "prefault.before_the_launch",

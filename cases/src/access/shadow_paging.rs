@@ -1,13 +1,13 @@
 //! Shadow paging, where KVM keeps a shadow page for each of the guest's page tables, by its GFN and its role.
 
 use privet_harness::case::Case;
-use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::page_tables::{ACCESSED, DIRTY, LARGE, PRESENT, WRITABLE};
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::units::{Gva, PAGE_SIZE};
 use privet_protocol::{Op, Pattern, Width};
 
+use crate::paging;
 use crate::row::Row;
 use crate::types::Types;
 
@@ -16,7 +16,6 @@ const A: Pattern = Pattern(0xaa);
 const LEAF: u64 = PRESENT | WRITABLE | ACCESSED | DIRTY;
 
 pub(super) fn rows() -> Vec<Row> {
-    let shadow_paging = Need::Any(vec![Need::Parameter("kvm_amd.npt", "N"), Need::Parameter("kvm_intel.ept", "N")]);
     vec![
         Row::new(
             "access.shadow_paging.directory_entry_changes_its_role",
@@ -27,7 +26,7 @@ pub(super) fn rows() -> Vec<Row> {
             changes_its_role,
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_mmu_get_child_sp, validate_direct_spte", "CVE-2026-23401"])
-        .needs(shadow_paging),
+        .needs(paging::shadow()),
     ]
 }
 

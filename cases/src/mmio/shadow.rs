@@ -3,7 +3,6 @@
 use privet_harness::case::Case;
 use privet_harness::guest::MMIO_BASE;
 use privet_harness::memslot::SlotSpec;
-use privet_harness::need::Need;
 use privet_harness::outcome::Outcome;
 use privet_harness::uapi::MEM_LOG_DIRTY_PAGES;
 use privet_harness::units::PAGE_SIZE;
@@ -12,6 +11,7 @@ use privet_protocol::{Op, Width};
 use super::memory::ram;
 use super::take_write;
 use crate::expect::expect_eq;
+use crate::paging;
 use crate::row::Row;
 use crate::types::Types;
 
@@ -25,7 +25,7 @@ pub(super) fn rows() -> Vec<Row> {
             remapped,
         )
         .basis(&["CVE-2026-23401, commit aad885e77496", "arch/x86/kvm/mmu/mmu.c: mmu_set_spte"])
-        .needs(Need::Any(vec![Need::Parameter("kvm_amd.npt", "N"), Need::Parameter("kvm_intel.ept", "N")])),
+        .needs(paging::shadow()),
     ]
 }
 

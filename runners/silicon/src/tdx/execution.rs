@@ -2,7 +2,7 @@
 //! "TD VCPU", and ABI, TDH.VP.ENTER).
 //!
 //! The processor's state is the TD's from TDH.VP.ENTER to the exit; the host's waits here. What is not simulated: the
-//! virtual APIC (no virtual interrupt reaches the TD), injected NMIs, debugging.
+//! virtual APIC (an interrupt that is posted to a TD is told, and lost), injected NMIs, debugging.
 
 use privet_cpu::state::gpr::{RAX, RBX, RCX, RDI, RDX, RSI};
 use privet_cpu::state::{World, cr0, cr4, efer};
@@ -21,6 +21,7 @@ use super::{Tdx, XFAM_FIXED1};
 use crate::board::{Board, Flush};
 use crate::event;
 use crate::interface::{Pending, Taken, Translation};
+use crate::memory::PhysicalMemory;
 
 const R8: usize = 8;
 
@@ -149,6 +150,9 @@ impl Tdx {
         };
         if entered.nmi {
             board.unsimulated("NMI that the host has injected into a TD");
+        }
+        if entered.posted.is_some_and(|descriptor| is_outstanding(board, descriptor)) {
+            board.unsimulated("interrupt that the host has posted to a TD");
         }
         let worlds = self.worlds;
         let Ok((vcpu, control)) = self.running_vcpu(tdvpr) else { return Intercepted::Done };
@@ -473,6 +477,14 @@ impl Tdx {
             None => Taken::Nothing,
         }
     }
+}
+
+/// ON of a posted-interrupt descriptor (SDM volume 3, table 31-12).
+fn is_outstanding(memory: &mut (impl PhysicalMemory + ?Sized), descriptor: u64) -> bool {
+    const OUTSTANDING: u64 = 256 / 8;
+    let mut byte = [0];
+    memory.read(descriptor + OUTSTANDING, &mut byte);
+    byte[0] & 1 != 0
 }
 
 /// Whether RDMSR is the processor's own business (ABI, "MSR Virtualization").

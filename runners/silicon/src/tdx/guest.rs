@@ -20,6 +20,8 @@ pub struct Entered {
     pub flush: bool,
     /// What an NMI waits for is this entry.
     pub nmi: bool,
+    /// Where the host posts interrupts, if the vCPU shall take them.
+    pub posted: Option<u64>,
 }
 
 /// A guest-physical address of a TD.
@@ -103,7 +105,8 @@ impl Tdx {
         let here = Some((processor, epoch));
         let flush = vcpu.last_run != here;
         (vcpu.last_run, vcpu.running) = (here, true);
-        Ok(Entered { flush, nmi: vcpu.host.pending_nmi })
+        let posted = vcpu.host.process_posted.then_some(vcpu.host.posted_interrupts);
+        Ok(Entered { flush, nmi: vcpu.host.pending_nmi, posted })
     }
 
     /// The vCPU is left.
@@ -360,11 +363,11 @@ mod tests {
     #[test]
     fn a_vcpu_runs_on_one_processor_at_a_time() {
         let mut machine = machine();
-        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: true, nmi: false }));
+        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: true, nmi: false, posted: None }));
         assert_eq!(machine.tdx.enter(0, tdvpr(0)), Err(Code::OperandBusy.on(Operand::Tdvpr)));
         machine.tdx.leave(tdvpr(0));
         assert_eq!(machine.tdx.enter(1, tdvpr(0)), Err(Code::VcpuAssociated.on(Operand::Tdvpr)));
-        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: false, nmi: false }));
+        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: false, nmi: false, posted: None }));
     }
 
     #[test]
@@ -378,7 +381,7 @@ mod tests {
         machine.refuses(HostLeaf::MemTrack, [TDR, 0, 0, 0], Code::PreviousTlbEpochBusy.on(Operand::TdEpoch));
         machine.tdx.leave(tdvpr(0));
         assert_eq!(machine.call(HostLeaf::MemPageRemove, remove), 0);
-        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: true, nmi: false }));
+        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: true, nmi: false, posted: None }));
     }
 
     #[test]

@@ -129,6 +129,22 @@ fn an_interrupt_leaves_the_td_with_its_vector() {
 }
 
 #[test]
+fn an_interrupt_that_is_posted_is_told_because_it_does_not_arrive() {
+    const DESCRIPTOR: u64 = 0x8000;
+    let mut machine = TestMachine::runnable();
+    assert_eq!(machine.call(HostLeaf::VpWr, [tdvpr(0), 0x2016, DESCRIPTOR, u64::MAX]), 0);
+    assert_eq!(machine.call(HostLeaf::VpWr, [tdvpr(0), 0x4000, 1 << 7, 1 << 7]), 0);
+    let mut fixture = Fixture::of(machine);
+    fixture.enter();
+    assert!(fixture.board.unsimulated.is_empty(), "nothing is posted");
+    let pending = Pending { interrupt: Some(0x30), ..Pending::default() };
+    fixture.machine.tdx.take_event(&mut fixture.board, &mut fixture.state, 0, pending);
+    fixture.board.write(DESCRIPTOR + 32, &[1]);
+    fixture.enter();
+    assert_eq!(fixture.board.unsimulated, ["interrupt that the host has posted to a TD"]);
+}
+
+#[test]
 fn an_nmi_leaves_the_td() {
     let mut fixture = Fixture::entered();
     let pending = Pending { nmi: true, interrupt: Some(0x30), ..Pending::default() };
