@@ -310,6 +310,11 @@ impl RigOptions {
                 profile.name()
             )));
         }
+        if let Some(fault) = self.tdx_fault.first().filter(|_| machine != MachineKind::Sim || vendor != Vendor::Intel) {
+            return Err(Early::usage(format!(
+                "--tdx-fault {fault} is about the TDX module of the sim's Intel processors: use --vendor intel, or leave it out"
+            )));
+        }
         if let Some(cpus) = self.cpus.filter(|_| machine != MachineKind::Sim) {
             return Err(Early::usage(format!(
                 "--cpus {cpus} is about the sim's processors, and this is --machine {machine}: leave out one of them"

@@ -131,6 +131,8 @@ fn bad_input_is_told_in_one_line_that_helps_and_nothing_runs() {
         (vec!["model", "no-such-program-at-all"], "no-such-program-at-all"),
         (vec!["sim", "--cpu-without", "nrip", "--", "ls"], "nrips"),
         (vec!["run", "--on", "rig", "--machine", "qemu", "--cpu-without", "nrips"], "--cpu-without nrips"),
+        (vec!["run", "--on", "rig", "--machine", "qemu", "--cpus", "4"], "--cpus 4"),
+        (vec!["run", "--on", "rig", "--tdx-fault", "TDH.MEM.PAGE.AUG:1:OPERAND_BUSY"], "--vendor intel"),
         (vec!["run", "--on", "model", "--coverage", "coverage.info"], "--machine sim"),
         (vec!["run", "--on", "rig", "--machine", "qemu", "--instruction-profile"], "--machine sim"),
         (vec!["sim", "--cpus", "0", "--", "ls"], "1..=8"),
