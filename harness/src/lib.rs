@@ -32,6 +32,7 @@ mod missing;
 pub mod module;
 pub mod need;
 pub mod outcome;
+mod owner_key;
 pub mod page_tables;
 pub mod payload;
 pub mod platform;

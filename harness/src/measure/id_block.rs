@@ -2,9 +2,9 @@
 
 use p384::ecdsa::signature::Signer;
 use p384::ecdsa::{Signature, SigningKey};
-use sha2::{Digest, Sha384};
 
 use super::snp::SnpDigest;
+use crate::owner_key;
 use crate::sev::SnpPolicy;
 use crate::units::PAGE_SIZE;
 
@@ -72,36 +72,28 @@ pub struct IdKey(SigningKey);
 impl IdKey {
     /// The key that follows from a seed.
     pub fn from_seed(seed: u64) -> IdKey {
-        // Nearly every hash is a key.
-        let mut hash = Sha384::digest(seed.to_le_bytes());
-        loop {
-            match SigningKey::from_slice(&hash) {
-                Ok(key) => return IdKey(key),
-                Err(_) => hash = Sha384::digest(hash),
-            }
-        }
+        IdKey(owner_key::from_seed(seed).into())
     }
 
     fn sign(&self, message: &[u8]) -> [u8; 2 * NUMBER] {
         let signature: Signature = self.0.sign(message);
         let (r, s) = signature.split_bytes();
         let mut bytes = [0; 2 * NUMBER];
-        reverse_into(&mut bytes[..NUMBER], &r);
-        reverse_into(&mut bytes[NUMBER..], &s);
+        put(&mut bytes, 0, &owner_key::reversed(&r));
+        put(&mut bytes, NUMBER, &owner_key::reversed(&s));
         bytes
     }
 
     fn public(&self) -> [u8; KEY] {
-        let point = self.0.verifying_key().to_sec1_point(false);
-        let (x, y) = point.as_bytes()[1..].split_at(48);
+        let [x, y] = owner_key::coordinates(&self.0.verifying_key().into());
         let mut bytes = [0; KEY];
-        bytes[..4].copy_from_slice(&CURVE.to_le_bytes());
-        reverse_into(&mut bytes[4..4 + NUMBER], x);
-        reverse_into(&mut bytes[4 + NUMBER..4 + 2 * NUMBER], y);
+        put(&mut bytes, 0, &CURVE.to_le_bytes());
+        put(&mut bytes, 4, &x);
+        put(&mut bytes, 4 + NUMBER, &y);
         bytes
     }
 }
 
-fn reverse_into(to: &mut [u8], number: &[u8]) {
-    to.iter_mut().zip(number.iter().rev()).for_each(|(to, from)| *to = *from);
+fn put(bytes: &mut [u8], at: usize, part: &[u8]) {
+    bytes[at..at + part.len()].copy_from_slice(part);
 }

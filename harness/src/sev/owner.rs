@@ -5,14 +5,14 @@ use aes::Aes128;
 use ctr::Ctr128BE;
 use ctr::cipher::{KeyIvInit, StreamCipher};
 use hmac::{Hmac, KeyInit, Mac};
+use p384::PublicKey;
 use p384::ecdh::diffie_hellman;
-use p384::elliptic_curve::sec1::ToSec1Point;
-use p384::{PublicKey, SecretKey};
-use sha2::{Digest, Sha256, Sha384};
+use sha2::{Digest, Sha256};
 
 use super::platform_command::{CERTIFICATE, Version};
 use super::policy::SevPolicy;
 use crate::outcome::{Outcome, Stop};
+use crate::owner_key::{self, NUMBER};
 
 /// Where things are in a certificate (appendix C).
 const API: usize = 4;
@@ -28,8 +28,6 @@ const DIFFIE_HELLMAN: u32 = 0x1003;
 const NOBODY: u32 = 0x1000;
 const ECDH_SHA256: u32 = 3;
 const P384: u32 = 2;
-/// Bytes of a number on the curve.
-const NUMBER: usize = 48;
 
 /// What comes first in what is authenticated, so that it can be taken for nothing else.
 const SECRET: u8 = 1;
@@ -74,7 +72,7 @@ impl Owner {
     /// # Errors
     /// `Stop::Fail` if there is no key in the certificate.
     pub fn offer(platform: &[u8], policy: SevPolicy, seed: u64) -> Outcome<(Owner, Offer)> {
-        let own = secret_key(seed);
+        let own = owner_key::from_seed(seed);
         let other =
             key_of(platform).ok_or_else(|| Stop::Fail("the platform's certificate has no key on P-384".into()))?;
         let shared = diffie_hellman(own.to_nonzero_scalar(), other.as_affine());
@@ -121,17 +119,6 @@ fn sixteen(bytes: &[u8]) -> [u8; 16] {
     std::array::from_fn(|index| bytes[index])
 }
 
-fn secret_key(seed: u64) -> SecretKey {
-    // Nearly every hash is a key.
-    let mut hash = Sha384::digest(seed.to_le_bytes());
-    loop {
-        match SecretKey::from_slice(&hash) {
-            Ok(key) => return key,
-            Err(_) => hash = Sha384::digest(hash),
-        }
-    }
-}
-
 /// The key in a certificate. Numbers there have 72 bytes, least significant first.
 fn key_of(certificate: &[u8]) -> Option<PublicKey> {
     const UNCOMPRESSED: u8 = 4;
@@ -149,11 +136,9 @@ fn certificate(key: &PublicKey, like: &[u8]) -> Vec<u8> {
     put(USAGE, &DIFFIE_HELLMAN.to_le_bytes());
     put(ALGORITHM, &ECDH_SHA256.to_le_bytes());
     put(CURVE, &P384.to_le_bytes());
-    let point = key.to_sec1_point(false);
-    let (x, y) = point.as_bytes()[1..].split_at(NUMBER);
-    for (at, number) in [(X, x), (Y, y)] {
-        put(at, &number.iter().rev().copied().collect::<Vec<_>>());
-    }
+    let [x, y] = owner_key::coordinates(key);
+    put(X, &x);
+    put(Y, &y);
     SIGNATURES.into_iter().for_each(|at| put(at, &NOBODY.to_le_bytes()));
     bytes
 }
@@ -186,7 +171,7 @@ mod tests {
     /// The platform's side of the exchange, by its own key.
     #[test]
     fn both_sides_come_to_the_same_keys() {
-        let platform = secret_key(1);
+        let platform = owner_key::from_seed(1);
         let other = certificate(&platform.public_key(), &[0; 6]);
         let (owner, offer) = Owner::offer(&other, SevPolicy::ES, 2).unwrap();
         assert_eq!((offer.certificate.len(), offer.session.len()), (CERTIFICATE, Offer::SESSION));
@@ -204,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_sealed_for_one_measurement() {
-        let other = certificate(&secret_key(1).public_key(), &[0; 6]);
+        let other = certificate(&owner_key::from_seed(1).public_key(), &[0; 6]);
         let (owner, _) = Owner::offer(&other, SevPolicy::NONE, 3).unwrap();
         let packet = owner.seal([5; 32], b"sixteen of owner", 4);
         assert_eq!((packet.header.len(), packet.bytes.len()), (52, 16));

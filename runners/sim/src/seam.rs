@@ -1,12 +1,10 @@
 //! SEAMCALL: a processor calls Intel's TDX module, which the board has loaded.
 
-use privet_cpu::state::gpr::{RAX, RCX, RDX};
+use privet_cpu::state::gpr::RAX;
 use privet_cpu::{CpuState, Exception, Intercepted, flags};
 use privet_silicon::tdx::{HostLeaf, Registers, Surroundings};
 
 use crate::wiring::Wiring;
-
-const R8: usize = 8;
 
 /// RAX of a call of the P-SEAM loader, by which hosts replace the module.
 const SEAM_LOADER: u64 = 1 << 63;
@@ -45,18 +43,9 @@ impl Wiring<'_> {
             tsc: self.board.clock.at(state.instructions),
             cpuid: &cpuid,
         };
-        let mut registers = Registers {
-            rcx: state.gpr[RCX],
-            rdx: state.gpr[RDX],
-            r8: state.gpr[R8],
-            r9: state.gpr[R8 + 1],
-            r10: state.gpr[R8 + 2],
-            r11: state.gpr[R8 + 3],
-        };
+        let mut registers = Registers::of(state);
         state.gpr[RAX] = module.seamcall(&mut around, rax, &mut registers);
-        let Registers { rcx, rdx, r8, r9, r10, r11 } = registers;
-        (state.gpr[RCX], state.gpr[RDX]) = (rcx, rdx);
-        state.gpr[R8..R8 + 4].copy_from_slice(&[r8, r9, r10, r11]);
+        registers.store(state);
         Intercepted::Done
     }
 }

@@ -284,23 +284,14 @@ impl Tdx {
             return Intercepted::Reflect(Exception::gp(0));
         }
         let tdvpr = self.running_tdvpr(processor);
-        let mut registers = Registers {
-            rcx: state.gpr[RCX],
-            rdx: state.gpr[RDX],
-            r8: state.gpr[R8],
-            r9: state.gpr[R8 + 1],
-            r10: state.gpr[R8 + 2],
-            r11: state.gpr[R8 + 3],
-        };
+        let mut registers = Registers::of(state);
         let tsc = board.tsc();
         let nothing = |_: u32, _: u32| CpuidResult::default();
         let mut around = Surroundings { memory: board, processor, tsc, cpuid: &nothing };
         match self.tdcall(&mut around, tdvpr, state.gpr[RAX], &mut registers) {
             GuestCall::Done(status) => {
                 state.gpr[RAX] = status.bits();
-                let Registers { rcx, rdx, r8, r9, r10, r11 } = registers;
-                (state.gpr[RCX], state.gpr[RDX]) = (rcx, rdx);
-                state.gpr[R8..R8 + 4].copy_from_slice(&[r8, r9, r10, r11]);
+                registers.store(state);
                 Intercepted::Done
             }
             GuestCall::Vmcall(mask) => {

@@ -1,6 +1,7 @@
 //! The machine around the module, as a leaf finds it.
 
-use privet_cpu::CpuidResult;
+use privet_cpu::state::gpr::{RCX, RDX};
+use privet_cpu::{CpuState, CpuidResult};
 
 use super::status::{Code, Operand, Status};
 use crate::KeyedMemory;
@@ -65,4 +66,22 @@ pub struct Registers {
     pub r9: u64,
     pub r10: u64,
     pub r11: u64,
+}
+
+impl Registers {
+    const R8: usize = 8;
+
+    /// Those of a processor at SEAMCALL or TDCALL.
+    #[must_use]
+    pub fn of(state: &CpuState) -> Registers {
+        let [r8, r9, r10, r11] = std::array::from_fn(|index| state.gpr[Self::R8 + index]);
+        Registers { rcx: state.gpr[RCX], rdx: state.gpr[RDX], r8, r9, r10, r11 }
+    }
+
+    /// Gives the processor what the leaf has left in them.
+    pub fn store(self, state: &mut CpuState) {
+        let Registers { rcx, rdx, r8, r9, r10, r11 } = self;
+        (state.gpr[RCX], state.gpr[RDX]) = (rcx, rdx);
+        state.gpr[Self::R8..Self::R8 + 4].copy_from_slice(&[r8, r9, r10, r11]);
+    }
 }
