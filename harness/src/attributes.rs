@@ -15,9 +15,19 @@ impl Vm {
     /// # Errors
     /// The error number of the ioctl.
     pub fn set_memory_attributes_raw(&self, gpa: u64, size: u64, attributes: u64, flags: u64) -> Result<(), Errno> {
-        self.kvm()
+        let came = self
+            .kvm()
             .set_memory_attributes(kvm_memory_attributes { address: gpa, size, attributes, flags })
-            .map_err(errno::of_kvm)
+            .map_err(errno::of_kvm);
+        self.host_did(&came, || {
+            let what = match attributes {
+                0 => "shared".to_owned(),
+                MEMORY_ATTRIBUTE_PRIVATE => "private".to_owned(),
+                other => format!("attributes {other:#x}"),
+            };
+            format!("SET_MEMORY_ATTRIBUTES {what}, gpa {gpa:#x}, {size:#x} bytes")
+        });
+        came
     }
 
     /// Makes a range private: the guest's accesses go to the guest_memfd.

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "owning the descriptor that an ioctl returned")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use kvm_bindings::kvm_create_guest_memfd;
 use kvm_ioctls::VmFd;
@@ -11,6 +12,7 @@ use nix::sys::stat::{FileStat, fstat};
 use crate::errno;
 use crate::mapping::{MapOptions, Mapping};
 use crate::outcome::{Outcome, Stop};
+use crate::trace::Trace;
 
 /// fallocate mode: the file's size stays. The only mode of a guest_memfd that allocates.
 pub const FALLOC_KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
@@ -23,6 +25,8 @@ pub const FALLOC_PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE;
 pub struct GuestMemfd {
     fd: OwnedFd,
     size: u64,
+    /// Where it is told what the host does to it, and of which VM it is.
+    trace: Option<(Arc<Trace>, u64)>,
 }
 
 impl GuestMemfd {
@@ -31,7 +35,12 @@ impl GuestMemfd {
         let request = kvm_create_guest_memfd { size, flags, reserved: [0; 6] };
         let fd = vm.create_guest_memfd(request).map_err(errno::of_kvm)?;
         // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
-        Ok(GuestMemfd { fd: unsafe { OwnedFd::from_raw_fd(fd) }, size })
+        Ok(GuestMemfd { fd: unsafe { OwnedFd::from_raw_fd(fd) }, size, trace: None })
+    }
+
+    /// The same, with what the host does to it going to the trace, as of the VM with this number.
+    pub(crate) fn traced(self, trace: &Arc<Trace>, vm: u64) -> Self {
+        Self { trace: Some((Arc::clone(trace), vm)), ..self }
     }
 
     /// The size in bytes that the file was created with.
@@ -67,7 +76,12 @@ impl GuestMemfd {
     /// The error number of the call.
     pub fn fallocate_raw(&self, mode: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
         // SAFETY: fallocate takes numbers and the descriptor is ours.
-        Errno::result(unsafe { libc::fallocate(self.fd(), mode, offset as i64, bytes as i64) }).map(drop)
+        let came = Errno::result(unsafe { libc::fallocate(self.fd(), mode, offset as i64, bytes as i64) }).map(drop);
+        if let Some((trace, vm)) = &self.trace {
+            let what = if mode & FALLOC_PUNCH_HOLE != 0 { "PUNCH_HOLE" } else { "fallocate" };
+            trace.host_did(*vm, format!("{what} offset {offset:#x}, {bytes:#x} bytes"), &came);
+        }
+        came
     }
 
     /// mmap(2), read-write. Private to the process unless the options say shared, which is the only form

@@ -1,4 +1,5 @@
-//! What a worker has seen, kept cheaply and told only when somebody asks: the last exits, and all launches.
+//! What a worker has seen, kept cheaply and told only when somebody asks: the last exits, the last steps of the host,
+//! and all launches.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -7,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+use nix::errno::Errno;
 use privet_protocol::Op;
 
 use crate::exit::Exit;
@@ -39,6 +41,15 @@ struct Entry {
     exit: Outcome<Exit>,
 }
 
+/// What the host did to a VM's memory between exits.
+#[derive(Debug)]
+struct HostStep {
+    at_us: u64,
+    vm: u64,
+    what: String,
+    errno: Option<Errno>,
+}
+
 /// A vCPU among those of all VMs that share a trace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct VcpuName {
@@ -54,25 +65,27 @@ impl fmt::Display for VcpuName {
     }
 }
 
-/// A ring of the last exits, shared by all vCPUs, and the launches of all VMs.
+/// Rings of the last exits, shared by all vCPUs, and of the host's last steps; and the launches of all VMs.
 #[derive(Debug)]
 pub struct Trace {
     start: Instant,
     vms: AtomicU64,
     exits: AtomicU64,
     entries: Mutex<VecDeque<Entry>>,
+    host_steps: Mutex<VecDeque<HostStep>>,
     launches: Mutex<Vec<EventLog>>,
     depth: usize,
 }
 
 impl Trace {
-    /// An empty trace that keeps `depth` exits.
+    /// An empty trace that keeps `depth` exits, and as many steps of the host.
     pub fn new(depth: usize) -> Trace {
         Trace {
             start: Instant::now(),
             vms: AtomicU64::new(0),
             exits: AtomicU64::new(0),
             entries: Mutex::new(VecDeque::with_capacity(depth)),
+            host_steps: Mutex::default(),
             launches: Mutex::default(),
             depth,
         }
@@ -101,8 +114,7 @@ impl Trace {
     /// Adds an exit of a vCPU that executes `op`, and drops the oldest one if there are too many.
     pub(crate) fn record(&self, vcpu: VcpuName, op: Option<Op>, rip: Option<u64>, exit: &Outcome<Exit>) {
         let number = self.exits.fetch_add(1, Ordering::Relaxed) + 1;
-        let at_us = self.start.elapsed().as_micros() as u64;
-        let entry = Entry { number, at_us, vcpu, op, rip, exit: exit.clone() };
+        let entry = Entry { number, at_us: self.now_us(), vcpu, op, rip, exit: exit.clone() };
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.len() == self.depth {
             entries.pop_front();
@@ -110,11 +122,38 @@ impl Trace {
         entries.push_back(entry);
     }
 
-    /// One line an exit, oldest first, with the instruction at RIP where RIP was readable and `code` knows
-    /// the bytes there.
+    /// Adds what the host has done to the memory of a VM, with what came of it, and drops the oldest if there are too
+    /// many.
+    pub(crate) fn host_did(&self, vm: u64, what: String, came: &Result<(), Errno>) {
+        let step = HostStep { at_us: self.now_us(), vm, what, errno: came.err() };
+        let mut steps = self.host_steps.lock().unwrap_or_else(PoisonError::into_inner);
+        if steps.len() == self.depth {
+            steps.pop_front();
+        }
+        steps.push_back(step);
+    }
+
+    /// One line an exit or a step of the host, oldest first, with the instruction at RIP where RIP was readable and
+    /// `code` knows the bytes there.
     pub fn render(&self, code: &dyn CodeSource) -> Vec<String> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.iter().map(|entry| entry.line(code)).collect()
+        let steps = self.host_steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let exits = entries.iter().map(|entry| (entry.at_us, entry.line(code)));
+        let mut lines: Vec<(u64, String)> = steps.iter().map(|step| (step.at_us, step.line())).chain(exits).collect();
+        lines.sort_by_key(|(at_us, _)| *at_us);
+        lines.into_iter().map(|(_, line)| line).collect()
+    }
+
+    fn now_us(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64
+    }
+}
+
+impl HostStep {
+    fn line(&self) -> String {
+        let Self { at_us, vm, what, errno } = self;
+        let came = errno.map_or_else(String::new, |errno| format!(": {errno:?}"));
+        format!("host +{at_us} us vm {vm}: {what}{came}")
     }
 }
 
@@ -179,6 +218,23 @@ mod tests {
         for (number, (line, end)) in (2..).zip(lines.iter().zip(ends)) {
             assert!(line.starts_with(&format!("exit {number} +")) && line.ends_with(end), "{lines:?}");
         }
+    }
+
+    #[test]
+    fn steps_of_the_host_stand_between_the_exits_around_them() {
+        let trace = Trace::new(2);
+        let vcpu = VcpuName { vm: 1, vcpu: 0 };
+        trace.record(vcpu, None, None, &Ok(Exit::Hlt));
+        for (what, came) in [("first", Ok(())), ("second", Ok(())), ("third", Err(Errno::EINVAL))] {
+            std::thread::sleep(std::time::Duration::from_micros(5));
+            trace.host_did(1, what.to_owned(), &came);
+        }
+        std::thread::sleep(std::time::Duration::from_micros(5));
+        trace.record(vcpu, None, None, &Ok(Exit::Shutdown));
+        let lines = trace.render(&|_| Vec::new());
+        let ends: Vec<&str> = lines.iter().map(|line| line.split_once(": ").unwrap().1).collect();
+        assert_eq!(ends, ["HLT", "second", "third: EINVAL", "SHUTDOWN"], "{lines:?}");
+        assert!(lines[1].starts_with("host +") && lines[1].contains(" us vm 1: "), "{lines:?}");
     }
 
     #[test]

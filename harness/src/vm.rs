@@ -198,9 +198,22 @@ impl Vm {
             region.memory_size,
             region.userspace_addr
         );
-        ioctl(&self.core.fd).map_err(errno::of_kvm)?;
+        let came = ioctl(&self.core.fd).map_err(errno::of_kvm);
+        self.host_did(&came, || {
+            let kvm_userspace_memory_region2 { slot, memory_size, guest_phys_addr, .. } = region;
+            match memory_size {
+                0 => format!("SET_USER_MEMORY_REGION deletes slot {slot}"),
+                size => format!("SET_USER_MEMORY_REGION slot {slot}, gpa {guest_phys_addr:#x}, {size:#x} bytes"),
+            }
+        });
+        came?;
         slots.accepted(region, backing);
         Ok(())
+    }
+
+    /// Notes in the trace what the host has done to this VM's memory.
+    pub(crate) fn host_did(&self, came: &Result<(), Errno>, what: impl FnOnce() -> String) {
+        self.core.trace.host_did(self.core.number, what(), came);
     }
 
     /// Makes a guest_memfd of `size` bytes.
@@ -218,7 +231,7 @@ impl Vm {
     /// # Errors
     /// The error number of the ioctl.
     pub fn create_guest_memfd_raw(&self, size: u64, flags: u64) -> Result<GuestMemfd, Errno> {
-        GuestMemfd::create(&self.core.fd, size, flags)
+        Ok(GuestMemfd::create(&self.core.fd, size, flags)?.traced(&self.core.trace, self.core.number))
     }
 
     /// Makes vCPU `id` and the thread that will run it.

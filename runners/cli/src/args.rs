@@ -22,6 +22,7 @@ mod measure;
 mod model;
 mod probe;
 mod recording;
+mod results;
 mod run;
 mod sim;
 mod values;
@@ -33,6 +34,7 @@ pub use measure::{Measure, MeasureOn};
 pub use model::{Model, Mutants, OneVendor};
 pub use probe::{Probe, ProbeOn};
 pub use recording::Recording;
+pub use results::{Collect, CollectFormat, Diff, DiffFormat, Report};
 pub use run::Run;
 pub use sim::Sim;
 pub use worker::Worker;
@@ -117,6 +119,12 @@ pub enum Command {
     /// The rig: a real kernel in a small virtual machine
     #[command(subcommand)]
     Rig(Rig),
+    /// Make one result of many: of shards, of hosts, of kernels; what never came back is in it as missing
+    Collect(Collect),
+    /// Tell what is different between two results: new failures, what was fixed, new skips, durations
+    Diff(Diff),
+    /// Make a page of results that people look at: one file, without network
+    Report(Report),
     /// Run the kernel's own selftests and the rows beside them, and tell where they differ
     Compare(Box<Compare>),
     /// The kernel's own selftests of KVM

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::ending::Ending;
 use crate::exit::Early;
 use crate::output::write_whole;
 use crate::place::Context;
 use crate::plan::Job;
+use privet_report::Ending;
 
 /// A directory of artifacts.
 #[derive(Debug)]

@@ -6,11 +6,10 @@ use std::fmt;
 use privet_cases::Entry;
 use privet_kselftest::catalogue::Test;
 use privet_kselftest::reading::{self, Reading};
-use privet_report::{CaseReport, Verdict};
+use privet_report::{CaseReport, Verdict, place_of};
 use serde::Serialize;
 
 use crate::place::Context;
-use crate::report::place_of;
 
 pub mod baseline;
 pub mod json;

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use std::io;
 
 use nix::sys::utsname::uname;
-use privet_report::{CaseReport, Verdict};
+use privet_report::{Attempt, CaseReport, Ending, Verdict};
 
 use crate::artifacts::Artifacts;
-use crate::ending::{Attempt, Ending};
 use crate::interrupt::{Cause, Interrupt};
 use crate::plan::Job;
 use crate::report::Report;

@@ -19,9 +19,9 @@ use privet_cases::Entry;
 use serde::Deserialize;
 use toml::value::Datetime;
 
-use crate::ending::{Ending, Excuse};
 use crate::exit::Early;
 use crate::filterset::Filterset;
+use privet_report::{Ending, Excuse};
 
 /// All expectations of a file.
 #[derive(Debug)]

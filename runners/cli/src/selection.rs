@@ -1,6 +1,7 @@
 //! Which rows a command line means.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::str::FromStr;
 
 use privet_cases::Entry;
@@ -99,6 +100,12 @@ impl Partition {
     /// The rows of this slice.
     pub fn slice(self, ids: Vec<String>) -> Vec<String> {
         ids.into_iter().skip(self.number - 1).step_by(self.of).collect()
+    }
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
     }
 }
 

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use privet_report::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Ending, Place, Verdict};
 use serde::Serialize;
 
-use crate::ending::Ending;
 use crate::exit::Status;
 use crate::interrupt::Cause;
 
@@ -146,9 +145,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::ending::{Attempt, Excuse};
     use crate::place::Context;
     use crate::plan;
+    use privet_report::{Attempt, Excuse};
 
     fn ending(verdict: Verdict) -> Ending {
         let jobs = plan::jobs(&["upm.slots.a".to_owned()], 1, 7, Duration::ZERO);

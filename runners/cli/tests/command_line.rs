@@ -60,7 +60,8 @@ fn json(output: &Output) -> (Vec<CaseReport>, Value) {
     let mut lines: Vec<Value> = stdout(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let summary = lines.pop().unwrap_or_else(|| panic!("no summary; {}", stderr(output)));
     assert_eq!(summary["type"], "summary");
-    (lines.into_iter().map(|line| serde_json::from_value(line).unwrap()).collect(), summary)
+    assert_eq!(lines.first().unwrap_or(&Value::Null)["type"], "run");
+    (lines.into_iter().skip(1).map(|line| serde_json::from_value(line).unwrap()).collect(), summary)
 }
 
 #[test]

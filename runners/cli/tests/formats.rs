@@ -8,12 +8,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use privet::ending::Ending;
 use privet::interrupt::Cause;
 use privet::plan::{self, Job};
 use privet::report::{Format, in_format};
 use privet::summary::Summary;
-use privet_report::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Ending, Place, Verdict};
 use proptest::prelude::*;
 
 /// Output that can be looked at afterwards.
@@ -61,7 +60,7 @@ impl Told {
 
     fn in_format(&self, format: Format) -> String {
         let sink = Sink::default();
-        let mut report = in_format(format, Box::new(sink.clone()));
+        let mut report = in_format(format, None, Box::new(sink.clone()));
         report.begin(&self.jobs).unwrap();
         for (index, end) in &self.ends {
             report.started(*index).unwrap();

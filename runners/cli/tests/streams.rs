@@ -107,7 +107,7 @@ fn left_by_a_killed_run(format: &str, has_some: fn(&str) -> bool) -> String {
 #[test]
 fn a_killed_run_leaves_what_it_knew() {
     let json = left_by_a_killed_run("json", |text| text.lines().count() > 2);
-    assert!(json.lines().take(2).all(|line| serde_json::from_str::<Value>(line).unwrap()["verdict"] == "pass"));
+    assert!(json.lines().skip(1).take(1).all(|line| serde_json::from_str::<Value>(line).unwrap()["verdict"] == "pass"));
     let junit = left_by_a_killed_run("junit", |text| text.contains("</testcase>") && text.contains("</testsuites>"));
     assert_eq!(quick_junit::Report::deserialize_from_str(&junit).unwrap().tests, 10000);
     let pretty = left_by_a_killed_run("pretty", |text| text.lines().count() > 2);

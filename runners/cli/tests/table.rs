@@ -110,7 +110,8 @@ fn on_host(row: &Entry, context: &Context, proven: &[Proven]) -> Result<CaseRepo
 fn in_rig(row: &Entry) -> Result<CaseReport, Failed> {
     let mut privet = Command::new(env!("CARGO_BIN_EXE_privet"));
     let output = privet.args(["run", "--exact", &row.id, "--on", "rig", "--format", "json"]).output()?;
-    let first = output.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    // What is to run, and then the row.
+    let first = output.stdout.split(|byte| *byte == b'\n').nth(1).unwrap_or_default();
     serde_json::from_slice(first).map_err(|_| String::from_utf8_lossy(&output.stderr).into_owned().into())
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 
 use privet_harness::outcome::LackOf;
-use privet_report::{CaseReport, Place, Verdict};
+use privet_report::{CaseReport, Place, Verdict, one_line, place};
 
 use super::run_on::run_on;
 use super::show::show;
@@ -14,9 +14,9 @@ use crate::args::{On, Run};
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
+use crate::report::Report;
 use crate::report::pretty::{Pretty, rows};
 use crate::report::seen::Seen;
-use crate::report::{Report, one_line, place};
 
 /// Runs the jobs in both places and prints the differences, and what is red in both: `Failed` if there are any,
 /// `NothingRan` if no row ran in both.

@@ -1,8 +1,10 @@
 //! The subcommands, one file each.
 
+pub mod collect;
 pub mod compare;
 pub mod completions;
 pub mod diff;
+pub mod difference;
 pub mod explain;
 pub mod kernel_mutants;
 pub mod kselftests;
@@ -13,6 +15,7 @@ pub mod measure;
 pub mod model;
 pub mod mutants;
 pub mod probe;
+pub mod report;
 pub mod rig_build;
 pub mod rig_fetch;
 pub mod rig_snapshots;

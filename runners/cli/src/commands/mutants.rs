@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use privet_harness::vendor::Vendor;
 use privet_machine::Defect;
-use privet_report::{CaseReport, Verdict};
+use privet_report::{CaseReport, Verdict, one_line};
 use privet_rig::ModuleParam;
 
 use crate::args::Mutants;
@@ -17,7 +17,6 @@ use crate::interrupt::Interrupt;
 use crate::model::{Model, Ready};
 use crate::plan::{self, Job};
 use crate::pool::Event;
-use crate::report::one_line;
 use crate::report::pretty::rows;
 use crate::selection::select;
 

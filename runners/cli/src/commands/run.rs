@@ -41,7 +41,7 @@ pub fn run(args: &Run, paint: Paint) -> Result<Status, Early> {
     // As with other tools, `-` is standard output.
     let file = args.output.as_deref().filter(|path| *path != Path::new("-"));
     let mut output = file.map(|path| Output::create(path, "--output")).transpose()?;
-    let outputs = reports(args.format, output.as_mut(), paint);
+    let outputs = reports(args, output.as_mut(), paint);
     let (summary, first_skip) = run_on(args, on, &jobs, &interrupt, outputs)?;
     if let Some(output) = output {
         output.finish().map_err(cannot_write)?;
@@ -136,17 +136,18 @@ fn place(args: &Run) -> Result<On, Early> {
 }
 
 /// What is shown and written: the format goes to `--output` if that is given, and to standard output if not.
-fn reports<'a>(format: Format, output: Option<&'a mut Output>, paint: Paint) -> Vec<Box<dyn Report + 'a>> {
+fn reports<'a>(args: &Run, output: Option<&'a mut Output>, paint: Paint) -> Vec<Box<dyn Report + 'a>> {
+    let (format, partition) = (args.format, args.partition);
     match (output, format) {
         (Some(output), Format::Junit) => {
             vec![Box::new(Pretty::on_stdout(paint)), Box::new(Junit::into_file(output))]
         }
         (Some(output), format) => {
-            vec![Box::new(Pretty::on_stdout(paint)), in_format(format, Box::new(output))]
+            vec![Box::new(Pretty::on_stdout(paint)), in_format(format, partition, Box::new(output))]
         }
         (None, Format::Pretty) => vec![Box::new(Pretty::on_stdout(paint))],
         // A bar and a machine's format would tear each other on one terminal.
-        (None, format) if io::stdout().is_terminal() => vec![in_format(format, Box::new(io::stdout()))],
-        (None, format) => vec![in_format(format, Box::new(io::stdout())), Box::new(Pretty::bar_only())],
+        (None, format) if io::stdout().is_terminal() => vec![in_format(format, partition, Box::new(io::stdout()))],
+        (None, format) => vec![in_format(format, partition, Box::new(io::stdout())), Box::new(Pretty::bar_only())],
     }
 }

@@ -5,12 +5,11 @@ use std::io;
 use std::time::Instant;
 
 use privet_cases::Entry;
-use privet_report::CaseReport;
+use privet_report::{CaseReport, Ending};
 
 use crate::args::{On, Run};
 use crate::artifacts::{Artifacts, RunFacts};
 use crate::dispatch::Dispatch;
-use crate::ending::Ending;
 use crate::exit::Early;
 use crate::follow::{Followers, Policy};
 use crate::interrupt::Interrupt;

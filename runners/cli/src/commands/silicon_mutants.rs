@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use privet_cases::Entry;
 use privet_harness::vm_type::VmType;
 use privet_kernel::Kernel;
-use privet_report::{CaseReport, Verdict};
+use privet_report::{CaseReport, Verdict, one_line};
 use privet_rig::{Event, Plan, Profile, Progress, RigError, Rule, SiliconVendor as Vendor, SimOptions};
 
 use super::mutants::with_a_defect;
@@ -17,7 +17,6 @@ use crate::dispatch::cores;
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 use crate::plan::{self, Job};
-use crate::report::one_line;
 use crate::rig::sim_plan;
 use crate::selection::select;
 

@@ -3,7 +3,7 @@
 use super::baseline::Against;
 use super::{Compared, Comparison, Relation};
 use crate::comparison::pretty::counted;
-use crate::report::one_line;
+use privet_report::one_line;
 
 /// The whole report.
 pub fn report(compared: &Compared, against: Option<&Against>) -> String {

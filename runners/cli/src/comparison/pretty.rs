@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use privet_report::Verdict;
+use privet_report::{Verdict, one_line};
 
 use super::baseline::{Against, Change, Kind};
 use super::{Compared, Comparison, Relation, RowResult};
-use crate::report::one_line;
 
 /// How many rows of a kind are named.
 const NAMED: usize = 3;

@@ -4,12 +4,11 @@
 
 use std::io::{self, Write};
 
-use privet_report::Verdict;
+use privet_report::{Ending, Verdict, one_line};
 
+use super::Report;
 use super::in_order::InOrder;
 use super::ktap::{Said, report_lines, result_line};
-use super::{Report, one_line};
-use crate::ending::Ending;
 use crate::plan::Job;
 use crate::summary::Summary;
 

@@ -6,11 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, FixedOffset, Utc};
 use nix::sys::utsname::uname;
-use privet_report::{CaseReport, Verdict};
+use privet_report::{Attempt, CaseReport, Ending, Verdict};
 use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestRerun, TestSuite};
 
 use super::Report;
-use crate::ending::{Attempt, Ending};
 use crate::output::Output;
 use crate::plan::Job;
 use crate::summary::Summary;

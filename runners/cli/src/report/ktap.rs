@@ -2,11 +2,10 @@
 
 use std::io::{self, Write};
 
-use privet_report::Verdict;
+use privet_report::{Ending, Verdict, one_line, place};
 
+use super::Report;
 use super::in_order::InOrder;
-use super::{Report, one_line, place};
-use crate::ending::Ending;
 use crate::plan::Job;
 use crate::summary::Summary;
 

@@ -3,11 +3,10 @@
 use std::io;
 
 use clap::ValueEnum;
-use privet_report::{CaseReport, Place};
-
-use crate::ending::Ending;
+use privet_report::{CaseReport, Ending};
 
 use crate::plan::Job;
+use crate::selection::Partition;
 use crate::summary::Summary;
 
 pub mod flat;
@@ -24,7 +23,7 @@ pub mod seen;
 pub enum Format {
     /// For people: failures with what explains them, then a summary
     Pretty,
-    /// One JSON object a line, as rows end; a summary at the end
+    /// One JSON object a line: what is to run, rows as they end, a summary. `privet collect`, `diff` and `report` read it
     Json,
     /// KTAP version 1, nested by VM type and group
     Ktap,
@@ -87,46 +86,17 @@ pub trait Report {
     fn end(&mut self, summary: &Summary) -> io::Result<()>;
 }
 
-/// The report in `format`, written to `out`.
-pub fn in_format<'a>(format: Format, out: Box<dyn io::Write + 'a>) -> Box<dyn Report + 'a> {
+/// The report in `format` of a run of this slice of the rows, written to `out`.
+pub fn in_format<'a>(
+    format: Format,
+    partition: Option<Partition>,
+    out: Box<dyn io::Write + 'a>,
+) -> Box<dyn Report + 'a> {
     match format {
         Format::Pretty => Box::new(pretty::Pretty::quiet(out)),
-        Format::Json => Box::new(json::Json::new(out)),
+        Format::Json => Box::new(json::Json::new(out, partition)),
         Format::Ktap => Box::new(ktap::Ktap::new(out)),
         Format::KtapFlat => Box::new(flat::Flat::new(out)),
         Format::Junit => Box::new(junit::Junit::new(out)),
     }
-}
-
-/// Where a verdict was obtained: `rig, machine sim, Linux 7.3.4, kvm_amd`, or `the model, which is no hardware, kvm_amd`.
-pub(crate) fn place(report: &CaseReport) -> String {
-    place_of(report.on, report.machine.as_deref(), &report.kernel, &report.vendor, report.defect.as_deref())
-}
-
-/// A place with this machine, kernel, vendor and defect, in the words of [`place`].
-pub(crate) fn place_of(on: Place, machine: Option<&str>, kernel: &str, vendor: &str, defect: Option<&str>) -> String {
-    let mut place = match on {
-        Place::Model => "the model, which is no hardware".to_owned(),
-        on => on.to_string(),
-    };
-    if let Some(machine) = machine {
-        place += &format!(", machine {machine}");
-    }
-    place += &match (on, kernel) {
-        (Place::Model, _) => String::new(),
-        (_, "") => ", without a kernel".to_owned(),
-        (_, kernel) => format!(", Linux {kernel}"),
-    };
-    if !vendor.is_empty() {
-        place += &format!(", kvm_{vendor}");
-    }
-    if let Some(defect) = defect {
-        place += &format!(", with the defect {defect}");
-    }
-    place
-}
-
-/// `text` as one line without control characters, whatever a guest or a kernel has put into it.
-pub(crate) fn one_line(text: &str) -> String {
-    text.split(char::is_control).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -5,9 +5,7 @@ use std::io;
 use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
 use clap::ColorChoice;
-use privet_report::Verdict;
-
-use crate::ending::Ending;
+use privet_report::{Ending, Verdict};
 
 /// Whether words are painted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

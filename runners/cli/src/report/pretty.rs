@@ -8,11 +8,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use privet_report::{CaseReport, Verdict};
+use privet_report::{CaseReport, Ending, Verdict, one_line, place};
 
+use super::Report;
 use super::paint::Paint;
-use super::{Report, one_line, place};
-use crate::ending::Ending;
 use crate::plan::Job;
 use crate::summary::Summary;
 

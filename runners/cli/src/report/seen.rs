@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
-use privet_report::CaseReport;
+use privet_report::{CaseReport, Ending};
 
 use super::Report;
-use crate::ending::Ending;
 use crate::plan::Job;
 use crate::summary::Summary;
 

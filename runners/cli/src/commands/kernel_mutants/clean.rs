@@ -8,7 +8,7 @@ use std::path::Path;
 use privet_coverage::{Coverage, Lines, Symbols, executed_lines};
 use privet_kernel::BuildTree;
 use privet_mutation::{Point, normal};
-use privet_report::Verdict;
+use privet_report::{Verdict, one_line};
 use privet_rig::{Event, Progress};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,6 @@ use crate::doing::Doing;
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
-use crate::report::one_line;
 use crate::rig::sim_plan;
 
 /// A row that passes.

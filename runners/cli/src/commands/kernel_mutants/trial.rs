@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use privet_kernel::{BuildTree, Kernel, strip_debug_info};
 use privet_mutation::{Fate, Made, Recipe, Trial};
-use privet_report::{CaseReport, Verdict};
+use privet_report::{CaseReport, Verdict, one_line};
 use privet_rig::{Event, Plan, Progress, RigError};
 
 use super::candidates::Candidate;
@@ -20,7 +20,6 @@ use crate::commands::mutants::limit_with_a_defect;
 use crate::exit::Early;
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
-use crate::report::one_line;
 use crate::rig::sim_plan;
 
 /// What all trials share.

@@ -1,28 +1,29 @@
 //! How a row ended, once nothing can change it any more: the last of its attempts, those before it, and what is
 //! expected of it.
 
-use privet_report::{CaseReport, Verdict};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::{CaseReport, Verdict};
 
 /// The end of a row.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Ending {
     /// The last attempt.
     #[serde(flatten)]
     pub report: CaseReport,
     /// The attempts before it, all of them red: `--retries` asked for another.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier: Vec<Attempt>,
     /// What excuses a red verdict.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<Excuse>,
     /// That it passed, against all expectations.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub surprise: Option<String>,
 }
 
 /// An attempt that `--retries` did not leave it at.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Attempt {
     /// How it ended.
     pub verdict: Verdict,
@@ -33,7 +34,7 @@ pub struct Attempt {
 }
 
 /// An entry of the quarantine file that expects what was seen.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Excuse {
     /// Why the row is expected to be red.
     pub reason: String,
