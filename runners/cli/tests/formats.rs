@@ -13,6 +13,7 @@ use privet::plan::{self, Job};
 use privet::report::{Format, in_format};
 use privet::summary::Summary;
 use privet_report::{CaseReport, Ending, Place, Verdict};
+use privet_results::run_file::RunFile;
 use proptest::prelude::*;
 
 /// Output that can be looked at afterwards.
@@ -317,11 +318,15 @@ proptest! {
         for (word, count) in [("pass", told.summary().pass), ("skip", told.summary().skip), ("fail", told.summary().fail)] {
             prop_assert_eq!(&summary[word], count);
         }
+        prop_assert_eq!(&lines.remove(0)["type"], "run");
         prop_assert_eq!(lines.len(), told.ends.len());
         for (line, (_, report)) in lines.into_iter().zip(&told.ends) {
             prop_assert_eq!(&line["type"], "case");
             prop_assert_eq!(&serde_json::from_value::<CaseReport>(line).unwrap(), report);
         }
+        let read = RunFile::parse(&text).unwrap();
+        prop_assert_eq!(read.missing().len(), told.jobs.len() - told.ends.len());
+        prop_assert!(read.ended.iter().zip(&told.ends).all(|(read, (_, told))| read.ending == Ending::of(told.clone())));
     }
 
     #[test]
