@@ -168,6 +168,7 @@ pub(crate) fn rows() -> Vec<Row> {
              one exit, a memory fault of that page; each time the slot is back the guest goes on.",
             racing_slot_deletion,
         )
+        .risky()
         .basis(&[NO_SLOT, "virt/kvm/kvm_main.c: kvm_invalidate_memslot"])
         .exceeds(DELETED),
         Row::new(
@@ -177,6 +178,7 @@ pub(crate) fn rows() -> Vec<Row> {
              exactly one exit, a memory fault of that page; with a new file the guest goes on.",
             racing_close,
         )
+        .risky()
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_release, get_file_active"]),
         Row::new(
             "exits.inaccessible_host_memory",

@@ -112,6 +112,7 @@ pub(crate) fn rows() -> Vec<Row> {
              or fails with EAGAIN (going away) or EFAULT (gone, told as a memory fault), and all of them end.",
             |t| racing_slot_deletion(t, Kind::Private),
         )
+        .risky()
         .basis(&["commit 3ccbf6f47098: EAGAIN instead of a dead-lock", GENERIC])
         .upstream("pre_fault_memory_test: pre_fault_memory, delete_slot_worker"),
         Row::new(
@@ -122,6 +123,7 @@ pub(crate) fn rows() -> Vec<Row> {
              which a deletion invalidates all page tables at once is off: racing_fast_zap has that one.",
             |t| racing_slot_deletion(t, Kind::Shared),
         )
+        .risky()
         .needs(Need::Capability(Capability::DISABLE_QUIRKS2, QUIRK_SLOT_ZAP_ALL as i32))
         .basis(&["commit 3ccbf6f47098: EAGAIN instead of a dead-lock", GENERIC])
         .upstream("pre_fault_memory_test: pre_fault_memory, delete_slot_worker"),
@@ -133,6 +135,7 @@ pub(crate) fn rows() -> Vec<Row> {
              (Linux 7.3.4 needs the signal: it retries for ever with a page table that is no longer valid.)",
             racing_fast_zap,
         )
+        .risky()
         .basis(&["commits 20a6cff3b283, 355323a4dc94: obsolete roots while prefaulting", ARCH]),
     ]);
     let mut rows: Vec<Row> = rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect();

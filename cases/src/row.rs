@@ -53,6 +53,11 @@ pub struct Row {
     pub needs: Vec<Need>,
     /// The bug by which it fails.
     pub bug: Option<KnownBug>,
+    /// How many guests with a key of their own live at the same time at most.
+    pub guests: usize,
+    /// Whether a kernel with a bug where this row looks may take its host down: threads race inside KVM, or kernels
+    /// were seen to crash.
+    pub is_risky: bool,
     pub(crate) story: Story,
 }
 
@@ -65,7 +70,8 @@ impl Row {
         story: impl Fn(&Case) -> Outcome + Send + Sync + 'static,
     ) -> Self {
         let (name, story) = (name.into(), Box::new(story));
-        Self { name, types, about, basis: &[], upstream: Vec::new(), needs: Vec::new(), bug: None, story }
+        let (basis, upstream, needs) = (&[][..], Vec::new(), Vec::new());
+        Self { name, types, about, basis, upstream, needs, bug: None, guests: 1, is_risky: false, story }
     }
 
     /// On what the expectation is based.
@@ -100,6 +106,16 @@ impl Row {
     pub fn needs(mut self, need: Need) -> Self {
         self.needs.push(need);
         self
+    }
+
+    /// So many of its guests live at the same time, each of which takes a key id of the host's.
+    pub fn guests(self, guests: usize) -> Self {
+        Self { guests, ..self }
+    }
+
+    /// A kernel with a bug where this row looks may take its host down, so that a fleet runs it alone and last.
+    pub fn risky(self) -> Self {
+        Self { is_risky: true, ..self }
     }
 
     /// Kernels before `since` fail this row by a bug that a commit of this title has fixed: the reason then begins

@@ -41,6 +41,17 @@ impl VmType {
         matches!(self, VmType::Sev | VmType::SevEs | VmType::Snp)
     }
 
+    /// The scarce ids of encryption keys that each of its guests has one of, by their name in the misc cgroup
+    /// (arch/x86/kvm/svm/sev.c: sev_misc_cg_try_charge; arch/x86/kvm/vmx/tdx.c: __tdx_td_init).
+    pub const fn key_ids(self) -> Option<&'static str> {
+        match self {
+            VmType::Plain | VmType::Upm => None,
+            VmType::Sev => Some("sev"),
+            VmType::SevEs | VmType::Snp => Some("sev_es"),
+            VmType::Tdx => Some("tdx"),
+        }
+    }
+
     /// The name in ids and on the command line.
     pub const fn name(self) -> &'static str {
         match self {

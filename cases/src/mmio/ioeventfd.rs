@@ -74,6 +74,7 @@ pub(super) fn rows() -> Vec<Row> {
              the 4 bytes before, a ring, and an exit for the 4 bytes after.",
             straddled,
         )
+        .risky()
         .basis(&["arch/x86/kvm/x86.c: emulator_read_write, vcpu_mmio_write", SLOW])
         .needs(Need::KernelSince((7, 1), "a part that a device takes in the middle can crash the kernel")),
         Row::new(

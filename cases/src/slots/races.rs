@@ -23,7 +23,7 @@ const UNBIND: &str = "virt/kvm/guest_memfd.c: kvm_gmem_unbind, kvm_gmem_release"
 
 /// The rows.
 pub(super) fn rows() -> Vec<Row> {
-    vec![
+    let rows = vec![
         Row::new(
             "slots.close_races_delete",
             Types::UPM,
@@ -64,7 +64,8 @@ pub(super) fn rows() -> Vec<Row> {
             binders_race,
         )
         .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_commit_memory_region"]),
-    ]
+    ];
+    rows.into_iter().map(Row::risky).collect()
 }
 
 /// The result of a thread of a row.

@@ -17,6 +17,7 @@ use crate::exit::Early;
 use crate::filterset::Filterset;
 
 mod compare;
+mod fleet;
 mod kernel_mutants;
 mod measure;
 mod model;
@@ -29,10 +30,11 @@ mod values;
 mod worker;
 
 pub use compare::{Compare, CompareFormat, KselftestWorker, Kselftests, KselftestsBuild};
+pub use fleet::{Fleet, FleetLava, FleetSlurm, KeyIds};
 pub use kernel_mutants::KernelMutants;
 pub use measure::{Measure, MeasureOn};
 pub use model::{Model, Mutants, OneVendor};
-pub use probe::{Probe, ProbeOn};
+pub use probe::{Probe, ProbeFormat, ProbeOn};
 pub use recording::Recording;
 pub use results::{Collect, CollectFormat, Diff, DiffFormat, Report};
 pub use run::Run;
@@ -119,6 +121,9 @@ pub enum Command {
     /// The rig: a real kernel in a small virtual machine
     #[command(subcommand)]
     Rig(Rig),
+    /// Work for many hosts
+    #[command(subcommand)]
+    Fleet(Fleet),
     /// Make one result of many: of shards, of hosts, of kernels; what never came back is in it as missing
     Collect(Collect),
     /// Tell what is different between two results: new failures, what was fixed, new skips, durations

@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::ColorChoice;
-use privet::args::{Cli, Command, Kselftests, Rig};
+use privet::args::{Cli, Command, Fleet, Kselftests, Rig};
 use privet::exit::{Early, Status};
 use privet::report::paint::Paint;
 use privet::{closed_stdout, commands, kselftest_worker, model, rig, worker};
@@ -35,6 +35,8 @@ fn command(command: Command, color: ColorChoice) -> Result<Status, Early> {
         Command::Rig(Rig::Build(args)) => commands::rig_build::rig_build(args, io::stdout().lock()),
         Command::Rig(Rig::Fetch(args)) => commands::rig_fetch::rig_fetch(args, io::stdout().lock()),
         Command::Rig(Rig::Snapshots(what)) => commands::rig_snapshots::rig_snapshots(&what, io::stdout().lock()),
+        Command::Fleet(Fleet::Slurm(args)) => commands::fleet::slurm(&args, io::stdout().lock()),
+        Command::Fleet(Fleet::Lava(args)) => commands::fleet::lava(&args, io::stdout().lock()),
         Command::Collect(args) => commands::collect::collect(&args, io::stdout().lock()),
         Command::Diff(args) => commands::difference::difference(&args, io::stdout().lock()),
         Command::Report(args) => commands::report::report(&args, io::stdout().lock()),

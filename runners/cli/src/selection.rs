@@ -97,9 +97,9 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// The rows of this slice.
-    pub fn slice(self, ids: Vec<String>) -> Vec<String> {
-        ids.into_iter().skip(self.number - 1).step_by(self.of).collect()
+    /// What is in this slice of all.
+    pub fn slice<T>(self, all: Vec<T>) -> Vec<T> {
+        all.into_iter().skip(self.number - 1).step_by(self.of).collect()
     }
 }
 

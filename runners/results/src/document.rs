@@ -434,6 +434,13 @@ impl Document {
         Counts::of(&self.results)
     }
 
+    /// It in a line: `3 rows in 1 place: 2 passed, 1 failed`.
+    pub fn in_words(&self) -> String {
+        let counted = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
+        let (rows, places) = (counted(self.rows.len(), "row"), counted(self.places.len(), "place"));
+        format!("{rows} in {places}: {}", self.counts().in_words())
+    }
+
     /// Whether something is wrong: with a row, or with a run.
     pub fn is_red(&self) -> bool {
         let is_wrong = |shard: &Shard| shard.trouble.is_some() || shard.state == ShardState::Missing;

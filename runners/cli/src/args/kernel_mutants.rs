@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::values::whole;
+use crate::selection::Partition;
 
 /// The heading of these options.
 const KERNEL: &str = "With --kernel";
@@ -40,6 +41,9 @@ pub struct KernelMutants {
     /// Only so many mutants, chosen by the seed, with an equal share for each operator
     #[arg(long, value_name = "N", value_parser = whole::<NonZeroUsize>, allow_negative_numbers = true, requires = "kernel", help_heading = KERNEL)]
     pub sample: Option<NonZeroUsize>,
+    /// Only one of N slices of the mutants, for runs side by side
+    #[arg(long, value_name = "M/N", requires = "kernel", help_heading = KERNEL)]
+    pub partition: Option<Partition>,
     /// Only the edits that this repository describes, each of which certain rows have to notice
     #[arg(long, requires = "kernel", conflicts_with_all = ["files", "functions", "patch", "sample"], help_heading = KERNEL)]
     pub named: bool,

@@ -93,8 +93,7 @@ fn in_words(document: &Document) -> String {
         let counts = privet_results::difference::counts_in(document, number);
         text += &format!("[{}] {}: {}\n", number + 1, seat.name(), counts.in_words());
     }
-    let (rows, places) = (document.rows.len(), document.places.len());
-    text + &format!("{rows} rows in {places} places: {}\n", document.counts().in_words())
+    text + &document.in_words() + "\n"
 }
 
 /// The document as a run in one of its formats would have told it. What is missing broke.

@@ -6,6 +6,7 @@ pub mod completions;
 pub mod diff;
 pub mod difference;
 pub mod explain;
+pub mod fleet;
 pub mod kernel_mutants;
 pub mod kselftests;
 pub mod list;

@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use clap::ValueEnum;
+use privet_fleet::Node;
 use privet_harness::host::Host;
 use privet_harness::need::Need;
 use privet_harness::probe;
@@ -11,7 +13,8 @@ use privet_kernel::Kernel;
 use privet_report::Place;
 use privet_rig::Attached;
 
-use crate::args::{Probe, ProbeOn, Recording, RigOptions};
+use super::show::show;
+use crate::args::{Probe, ProbeFormat, ProbeOn, Recording};
 use crate::exit::{Early, Status};
 use crate::guest_program::GuestProgram;
 use crate::place::Context;
@@ -22,25 +25,30 @@ use crate::place::Context;
 /// If `out` cannot be written, or there is no rig.
 pub fn probe(args: &Probe, out: impl Write) -> Result<Status, Early> {
     match args.on {
-        ProbeOn::Rig => rig(&args.rig, out),
+        ProbeOn::Rig => rig(args, out),
         ProbeOn::Host | ProbeOn::InRig if args.rig.is_given() => {
             Err(Early::usage("a machine, a kernel and module parameters need --on rig".to_owned()))
         }
+        ProbeOn::Host | ProbeOn::InRig if args.format != ProbeFormat::Pretty => show(&node(args.format), out),
         ProbeOn::Host => tell(facts_of(Place::Host).into_iter().chain([rig_kernel()]), out),
         ProbeOn::InRig => tell(facts_of(Place::Rig), out),
     }
 }
 
 /// This program, run in a machine of the rig.
-fn rig(options: &RigOptions, mut out: impl Write) -> Result<Status, Early> {
+fn rig(args: &Probe, mut out: impl Write) -> Result<Status, Early> {
+    let options = &args.rig;
     let path = std::env::current_exe().map_err(|error| Early::nothing_ran(format!("cannot find privet: {error}")))?;
     let machine = options.machine_for(options.vendor())?;
-    let name = ("machine".to_owned(), vec![format!("{machine}, which is no hardware")]);
-    tell([name], &mut out)?;
+    if args.format == ProbeFormat::Pretty {
+        let name = ("machine".to_owned(), vec![format!("{machine}, which is no hardware")]);
+        tell([name], &mut out)?;
+    }
+    let format = args.format.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
     drop(out);
     GuestProgram {
         path,
-        arguments: ["probe", "--on", "in-rig"].map(Into::into).into(),
+        arguments: ["probe", "--on", "in-rig", "--format", &format].map(Into::into).into(),
         files: Vec::new(),
         machine,
         sim: options.sim(options.vendor()),
@@ -49,6 +57,22 @@ fn rig(options: &RigOptions, mut out: impl Write) -> Result<Status, Early> {
         recording: Recording::default(),
     }
     .run(options)
+}
+
+/// This machine in the words of schedulers. A VM type counts if guests of it do run.
+fn node(format: ProbeFormat) -> String {
+    let works = |host: &Host, vm_type: VmType| {
+        let runs = probe::ring0(host).is_ok() || vm_type.needs_secure_processor() || vm_type == VmType::Tdx;
+        runs && host.why_not(vm_type).is_none()
+    };
+    let offered =
+        |host: Host| VmType::ALL.into_iter().filter(|vm_type| works(&host, *vm_type)).map(|t| t.to_string()).collect();
+    let node = Node::here(Host::open().map(offered).unwrap_or_default());
+    match format {
+        ProbeFormat::Slurm => node.slurm_conf(),
+        ProbeFormat::Nfd => node.nfd_labels(),
+        ProbeFormat::Json | ProbeFormat::Pretty => node.json(),
+    }
 }
 
 /// A name, and what is to be said of it, in lines.

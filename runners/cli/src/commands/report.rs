@@ -20,7 +20,6 @@ pub fn report(args: &Report, out: impl Write) -> Result<Status, Early> {
     let written = output.write_all(page(&document).as_bytes()).and_then(|()| output.finish());
     let path = args.output.display();
     written.map_err(|error| Early::usage(format!("cannot write {path}: {error}")))?;
-    let (rows, places) = (document.rows.len(), document.places.len());
-    show(&format!("{path}: {rows} rows in {places} places: {}\n", document.counts().in_words()), out)?;
+    show(&format!("{path}: {}\n", document.in_words()), out)?;
     Ok(status(&document))
 }

@@ -50,6 +50,13 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     // An edit with a story is for rows that are meant.
     let is_meant = |name: &String| selected.iter().any(|id| id.split_once('.').is_some_and(|(_, row)| row == name));
     chosen.retain(|candidate| candidate.named.as_ref().is_none_or(|edit| edit.red.iter().any(is_meant)));
+    // With a sample, all slices have to be of the same one: of the same seed.
+    if options.partition.is_some() && options.sample.is_some() && args.seed.is_none() {
+        return Err(Early::usage("--partition of a --sample needs the --seed that all slices have"));
+    }
+    if let Some(partition) = options.partition {
+        chosen = partition.slice(chosen);
+    }
     if options.list {
         let names = chosen.iter().map(|candidate| candidate.point.name() + "\n").collect::<String>();
         return tell(&mut out, &names).map(|()| Status::Passed);
