@@ -24,6 +24,7 @@ use crate::pool::{Event, KernelLogs, Overtime, Pool};
 use crate::process::Started;
 use crate::recorded::Recorded;
 use crate::rig;
+use crate::slots::Slots;
 use crate::worker;
 
 /// Host, rig and model as the command line describes them. Each is looked at when a job first asks for it.
@@ -130,11 +131,14 @@ impl<'a> Dispatch<'a> {
         }
         let proven = self.host().map(|host| host.proven()).unwrap_or_default();
         let program = &self.program;
+        // Where there can be no files, rows have to do without.
+        let slots = Slots::of_this_host(&privet_cases::table()).ok();
         let pool = Pool {
             worker: &|job| Started::new(worker::command(program, job, &proven)),
             at_a_time: self.at_a_time(),
             overtime: Overtime::HERE,
             context: &self.here,
+            slots: slots.as_ref(),
             kernel_logs: KernelLogs::Judge,
             interrupt,
         };

@@ -31,5 +31,6 @@ pub mod require;
 pub mod rig;
 pub mod row_facts;
 pub mod selection;
+pub mod slots;
 pub mod summary;
 pub mod worker;

@@ -134,6 +134,7 @@ impl Ready {
             context: &self.context,
             // The kernel under the model has no part in it.
             kernel_logs: KernelLogs::Ignored,
+            slots: None,
             interrupt,
         };
         pool.run(jobs, tell);

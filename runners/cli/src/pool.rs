@@ -15,6 +15,7 @@ use crate::interrupt::Interrupt;
 use crate::place::Context;
 use crate::plan::Job;
 use crate::process::{End, Ended, Started};
+use crate::slots::{NoSlot, Slots};
 use crate::worker::Said;
 
 /// What a worker may take beyond the limit of its row.
@@ -45,6 +46,8 @@ pub struct Pool<'a> {
     pub context: &'a Context,
     /// What the kernel's log means for a row.
     pub kernel_logs: KernelLogs,
+    /// What rows take of the host that they run on; nothing where they have a machine for themselves.
+    pub slots: Option<&'a Slots>,
     /// Ends the workers, and with them the run.
     pub interrupt: &'a Interrupt,
 }
@@ -109,6 +112,18 @@ impl Pool<'_> {
 
     /// Runs one job; `None` if it was interrupted.
     fn job(&self, job: &Job) -> Option<Finished> {
+        let slot = match self.slots.map(|slots| slots.take(job, self.interrupt)).transpose() {
+            Ok(slot) => slot,
+            Err(NoSlot::Interrupted) => return None,
+            Err(NoSlot::Lacks(lacks, reason)) => {
+                let said = Said { lacks: Some(lacks), ..unsaid(job, Verdict::Skip, reason) };
+                return Some(self.without_worker(job, said));
+            }
+            Err(NoSlot::Broken(error)) => {
+                let reason = format!("the files of slots cannot be used: {error}");
+                return Some(self.without_worker(job, unsaid(job, Verdict::Error, reason)));
+            }
+        };
         // Not every user may read the log; what cannot be read cannot judge.
         let log = (self.kernel_logs == KernelLogs::Judge).then(KernelLog::from_now).and_then(Result::ok);
         let end = |worker: Started| worker.end(self.limit(job), self.overtime.grace, self.interrupt);
@@ -116,16 +131,22 @@ impl Pool<'_> {
             Ok(ended) => ended,
             Err(error) => {
                 let reason = format!("the worker of {} cannot be started: {error}", job.id);
-                let report = self.report(job, Duration::ZERO, unsaid(job, Verdict::Error, reason));
-                return Some(Finished { report, stdout: Vec::new(), stderr: Vec::new() });
+                return Some(self.without_worker(job, unsaid(job, Verdict::Error, reason)));
             }
         };
+        drop(slot);
         let said = self.verdict(job, &ended)?;
         let mut report = self.report(job, ended.duration, said);
         if let Some(lines) = log.and_then(|mut log| log.lines().ok()) {
             kernel_log::judge(&mut report, &lines);
         }
         Some(Finished { report, stdout: ended.stdout, stderr: ended.stderr })
+    }
+
+    /// The end of a job that had no worker.
+    fn without_worker(&self, job: &Job, said: Said) -> Finished {
+        let report = self.report(job, Duration::ZERO, said);
+        Finished { report, stdout: Vec::new(), stderr: Vec::new() }
     }
 
     /// When a worker is killed.

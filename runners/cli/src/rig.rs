@@ -257,6 +257,7 @@ pub fn serve(prepared: Prepared, cases: &[CaseRun], tell: &mut dyn FnMut(Event))
         context: &Context::here(Place::Rig),
         // Init itself listens to the kernel.
         kernel_logs: KernelLogs::Ignored,
+        slots: None,
         interrupt: &interrupt,
     };
     pool.run(&jobs, |event| match event {

@@ -20,6 +20,7 @@ use privet::place::Context;
 use privet::plan::{self, Job};
 use privet::pool::{Event, KernelLogs, Overtime, Pool};
 use privet::process::Started;
+use privet::slots::Slots;
 use privet::worker;
 use privet_cases::Entry;
 use privet_harness::found::Proven;
@@ -89,12 +90,15 @@ fn ignored(why: &str) -> Completion {
 fn on_host(row: &Entry, context: &Context, proven: &[Proven]) -> Result<CaseReport, Failed> {
     let job = plan::jobs(std::slice::from_ref(&row.id), 1, plan::fresh_seed(), LIMIT);
     let worker = |job: &Job| Started::new(worker::command(Path::new(env!("CARGO_BIN_EXE_privet")), job, proven));
+    // nextest runs each test in a process of its own, side by side with others.
+    let slots = Slots::of_this_host(std::slice::from_ref(row)).ok();
     let pool = Pool {
         worker: &worker,
         at_a_time: 1,
         overtime: Overtime::HERE,
         context,
         kernel_logs: KernelLogs::Judge,
+        slots: slots.as_ref(),
         interrupt: &Interrupt::new()?,
     };
     let mut report = None;

@@ -46,6 +46,7 @@ fn run(scripts: &[&str], limit: Duration, interrupt: &Interrupt, mut started: im
         overtime: Overtime { margin: Duration::ZERO, ..Overtime::HERE },
         context: &Context::here(Place::Host),
         kernel_logs: KernelLogs::Ignored,
+        slots: None,
         interrupt,
     };
     let mut finished = Vec::new();
@@ -131,6 +132,7 @@ fn a_program_that_cannot_be_started_is_an_error() {
         overtime: Overtime { margin: Duration::ZERO, ..Overtime::HERE },
         context: &Context::here(Place::Host),
         kernel_logs: KernelLogs::Ignored,
+        slots: None,
         interrupt: &Interrupt::new().unwrap(),
     };
     let mut verdicts = Vec::new();

@@ -230,6 +230,7 @@ impl Where {
                     overtime: Overtime::HERE,
                     context: &Context::here(Place::Host),
                     kernel_logs: KernelLogs::Judge,
+                    slots: None,
                     interrupt,
                 };
                 run_in_pool(&pool, jobs, &indices, followers);
@@ -253,6 +254,7 @@ impl Where {
                     context: model.context(),
                     // The kernel under the model has no part in it.
                     kernel_logs: KernelLogs::Ignored,
+                    slots: None,
                     interrupt,
                 };
                 run_in_pool(&pool, jobs, &indices, followers);
