@@ -2,9 +2,12 @@
 //! which they have to.
 
 mod ap_creation;
+mod ap_races;
 mod ap_reset_hold;
 mod asleep;
+mod extended_request;
 mod guest_request;
+mod message;
 mod msr;
 mod port;
 
@@ -213,8 +216,10 @@ pub(crate) fn rows() -> Vec<Row> {
         );
     }
     rows.extend(ap_creation::rows());
+    rows.extend(ap_races::rows());
     rows.extend(ap_reset_hold::rows());
     rows.extend(guest_request::rows());
+    rows.extend(extended_request::rows());
     rows.extend(msr::rows());
     rows.extend(port::rows());
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()

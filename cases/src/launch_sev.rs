@@ -12,6 +12,7 @@ mod init;
 mod measure;
 mod owner;
 mod pages;
+mod races;
 mod region;
 mod start;
 mod vcpus;
@@ -36,6 +37,7 @@ pub(crate) fn rows() -> Vec<Row> {
         finish::rows(),
         identity::rows(),
         context::rows(),
+        races::rows(),
     ]
     .into_iter()
     .flatten()

@@ -7,7 +7,7 @@ use privet_protocol::DOORBELL_PORT;
 
 use crate::outcome::{Outcome, Stop};
 use crate::run_page::{EXIT, EXIT_LEN, RunPage, SENTINEL};
-use crate::uapi::MEMORY_EXIT_FLAG_PRIVATE;
+use crate::uapi::{EXIT_SNP_REQ_CERTS, MEMORY_EXIT_FLAG_PRIVATE};
 use crate::units::Gpa;
 
 /// The way of the data of a port access, as the guest sees it.
@@ -93,6 +93,14 @@ pub enum Exit {
     },
     /// `KVM_EXIT_DIRTY_RING_FULL`: the vCPU does not run until its ring is harvested and reset.
     DirtyRingFull,
+    /// `KVM_EXIT_SNP_REQ_CERTS`: an SNP guest asks for a report with the host's certificates. What it says is not looked
+    /// at, but for the alignment.
+    CertificatesWanted {
+        /// Where the guest wants them.
+        gpa: Gpa,
+        /// For how many pages there is room.
+        pages: u64,
+    },
     /// KVM_RUN failed before the guest ran.
     Refused {
         /// What it failed with.
@@ -168,6 +176,9 @@ impl Exit {
             }
             (Ok(()), kvm::KVM_EXIT_SYSTEM_EVENT) => Ok(Exit::SystemEvent { kind: page.u32(EXIT)?, data: words(page)? }),
             (Ok(()), kvm::KVM_EXIT_DIRTY_RING_FULL) => Ok(Exit::DirtyRingFull),
+            (Ok(()), EXIT_SNP_REQ_CERTS) => {
+                Ok(Exit::CertificatesWanted { gpa: Gpa(page.u64(EXIT)?), pages: page.u64(EXIT + 8)? })
+            }
             (Ok(()), reason) => Ok(Exit::Other { reason }),
         }
     }
@@ -244,6 +255,7 @@ impl fmt::Display for Exit {
             }
             Exit::SystemEvent { kind, data } => write!(f, "SYSTEM_EVENT {kind}, data {data:x?}"),
             Exit::DirtyRingFull => f.write_str("DIRTY_RING_FULL"),
+            Exit::CertificatesWanted { gpa, pages } => write!(f, "SNP_REQ_CERTS of {pages} pages at gpa {gpa}"),
             Exit::Refused { errno } => write!(f, "KVM_RUN refused: {errno:?}"),
             Exit::Failed { errno, reason } => write!(f, "KVM_RUN failed: {errno:?}, exit reason {reason}"),
             Exit::Other { reason } => write!(f, "exit reason {reason}"),
@@ -338,6 +350,8 @@ mod tests {
         let union = words(&[1 | 2 << 32, 7, 8, 9]);
         assert_eq!(decode(Ok(()), 17, &union), Exit::InternalError { suberror: 1, data: vec![7, 8] });
         assert_eq!(decode(Ok(()), 24, &union), Exit::SystemEvent { kind: 1, data: vec![7, 8] });
+        let wanted = Exit::CertificatesWanted { gpa: Gpa(0x5000), pages: 4 };
+        assert_eq!(decode(Ok(()), 43, &words(&[0x5000, 4, 0])), wanted);
         assert_eq!(
             decode(Ok(()), 9, &words(&[0x8000_0021, 3])),
             Exit::FailEntry { hardware_reason: 0x8000_0021, cpu: 3 }

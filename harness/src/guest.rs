@@ -43,6 +43,7 @@ pub struct GuestBuilder<'a> {
     dirty_rings: Option<u64>,
     irqchip: bool,
     firmware_pages: Option<Vec<CpuidFunction>>,
+    certificates_exit: bool,
 }
 
 impl<'a> GuestBuilder<'a> {
@@ -64,6 +65,7 @@ impl<'a> GuestBuilder<'a> {
             dirty_rings,
             irqchip,
             firmware_pages: None,
+            certificates_exit: false,
         }
     }
 
@@ -109,6 +111,11 @@ impl<'a> GuestBuilder<'a> {
         Self { firmware_pages: Some(cpuid), ..self }
     }
 
+    /// An SNP guest's requests for a report with certificates lead to userspace (`SNP_ENABLE_REQ_CERTS`).
+    pub fn certificates_exit(self) -> Self {
+        Self { certificates_exit: true, ..self }
+    }
+
     /// Creates the VM, loads the payload and waits until every vCPU has rung its doorbell.
     ///
     /// # Errors
@@ -148,6 +155,9 @@ impl<'a> GuestBuilder<'a> {
             }
             plan = plan.with_firmware_pages(cpuid_page(functions)?)?;
         }
+        if self.certificates_exit && !self.platform.has_firmware_pages() {
+            return Err(Stop::Error(format!("a {} guest asks for no certificates", self.platform.vm_type())));
+        }
         let make_vcpu = |index: u64| {
             let vcpu = vm.create_vcpu(index)?;
             let registers = long_mode::registers(payload.entry, (MAILBOXES + PageCount(index)).0, index);
@@ -159,7 +169,9 @@ impl<'a> GuestBuilder<'a> {
         };
         let make_vcpus = || (0..self.vcpus as u64).map(make_vcpu).collect();
         let entry = Entry { vcpus: self.vcpus as u64, code: payload.entry, root: tables.root() };
-        let launch = Launch { host: self.host, vm: &vm, plan: &plan, make_vcpus: &make_vcpus, entry };
+        let certificates_exit = self.certificates_exit;
+        let launch =
+            Launch { host: self.host, vm: &vm, plan: &plan, make_vcpus: &make_vcpus, entry, certificates_exit };
         let Launched { own, vcpus, firmware } = self.platform.launch(&launch)?;
 
         let mut ranges = Vec::new();

@@ -19,6 +19,8 @@ pub(crate) const EXIT_LEN: u64 = 256;
 const HYPERCALL_RET: u64 = 88;
 const MMIO_DATA: u64 = 40;
 const IO_DATA_OFFSET: u64 = 40;
+const CERTIFICATES_PAGES: u64 = 40;
+const CERTIFICATES_RET: u64 = 48;
 
 /// The kvm_run page of a vCPU.
 #[derive(Debug)]
@@ -87,6 +89,15 @@ impl RunPage {
     /// As above.
     pub fn set_mmio_data(&self, data: u64) -> Outcome {
         self.0.write(MMIO_DATA, &data.to_le_bytes())
+    }
+
+    /// Sets `snp_req_certs.ret`, an error number or 0, and `npages`, which counts with ENOSPC.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_certificates(&self, ret: u64, pages: u64) -> Outcome {
+        self.0.write(CERTIFICATES_PAGES, &pages.to_le_bytes())?;
+        self.0.write(CERTIFICATES_RET, &ret.to_le_bytes())
     }
 
     /// Writes what the guest's `in` reads to where `io.data_offset` points.

@@ -47,6 +47,9 @@ pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 2;
 /// `kvm_run.memory_fault.flags`: the guest's access was private.
 pub const MEMORY_EXIT_FLAG_PRIVATE: u64 = 1 << 3;
 
+/// `KVM_EXIT_SNP_REQ_CERTS`.
+pub(crate) const EXIT_SNP_REQ_CERTS: u32 = 43;
+
 /// The hypercall by which a guest asks for a conversion.
 pub const HC_MAP_GPA_RANGE: u64 = 12;
 /// In `KVM_HC_MAP_GPA_RANGE`'s third argument: to private (encrypted).

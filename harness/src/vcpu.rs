@@ -251,6 +251,14 @@ impl Vcpu {
         self.shared.page.set_mmio_data(data)
     }
 
+    /// What becomes of an SNP guest's wish for certificates: 0 or an error number, and with ENOSPC how many pages they take.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_certificates(&self, ret: u64, pages: u64) -> Outcome {
+        self.shared.page.set_certificates(ret, pages)
+    }
+
     /// What the guest's `in` reads.
     ///
     /// # Errors

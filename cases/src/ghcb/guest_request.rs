@@ -1,18 +1,16 @@
-//! Messages between an SNP guest and the firmware, which the host carries and cannot read. The row writes and reads them
-//! with a key that the guest has told it: what no real guest would do.
+//! Messages between an SNP guest and the firmware, which the host carries and cannot read.
 
-use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::{Aes256Gcm, Nonce, Tag};
 use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::exit::Exit;
 use privet_harness::ghcb::{Page, Requests};
 use privet_harness::guest::Guest;
-use privet_harness::launch::SECRETS;
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::sev::{Firmware, SnpPolicy};
-use privet_harness::units::{Gpa, Gva, PAGE_SIZE, PageCount};
+use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 
+use super::extended_request::EXTENDED_REQUEST;
+use super::message::{ALGORITHM, CONTENT, KEY, MESSAGES, REPORT_RESPONSE, SEQUENCE, key, opened, report_request};
 use super::{image, ram, refuses};
 use crate::expect::{expect_eq, expect_no_exit_but};
 use crate::malformed::{INVALID_EVENT, INVALID_INPUT, MALFORMED};
@@ -21,20 +19,9 @@ use crate::types::Types;
 
 const REQUEST: &str = "arch/x86/kvm/svm/sev.c: snp_handle_guest_req";
 const CHECKS: &str = "arch/x86/kvm/svm/sev.c: sev_handle_vmgexit, SVM_VMGEXIT_GUEST_REQUEST";
-const MESSAGES: &str = "SEV-SNP firmware ABI, chapter 7 and 8.26";
 
 /// SW_EXITCODE.
-const GUEST_REQUEST: u64 = 0x8000_0011;
-
-/// Bytes of a message's header, where in it the authenticated part begins, and where the sequence number is.
-const HEADER: usize = 0x60;
-const AUTHENTICATED: usize = 0x30;
-const SEQUENCE: usize = 0x20;
-/// AES-256-GCM, version 1 of the header, and its length; then type, version and length of what follows.
-const REPORT_REQUEST: [u8; 8] = [1, 1, HEADER as u8, 0, 5, 1, CONTENT as u8, 0];
-const REPORT_RESPONSE: u8 = 6;
-/// Bytes of a request for a report: 64 of the guest's choice, a VMPL, and zeroes.
-const CONTENT: usize = 96;
+pub(super) const GUEST_REQUEST: u64 = 0x8000_0011;
 
 /// Where things are in a report, which follows 32 bytes of status.
 const REPORT: usize = 0x20;
@@ -77,27 +64,50 @@ pub(super) fn rows() -> Vec<Row> {
         )
         .basis(&[REQUEST, "arch/x86/kvm/svm/sev.c: __sev_issue_cmd"]),
         Row::new(
+            "ghcb.guest_request.without_memory",
+            Types::SNP,
+            "Where there is no memory for the request or the answer KVM_RUN fails with EIO.",
+            |t| {
+                let nowhere = Gpa(0x7_0000_0000);
+                for (request, answer) in [(Some(nowhere), None), (None, Some(nowhere))] {
+                    let g = guest(t)?;
+                    g.range(0).host().write(0, &report_request(&key(&g)?, 1, [7; 64])?)?;
+                    let [here, there] = pages(&g);
+                    let page = Page::request(GUEST_REQUEST, request.unwrap_or(here).0, answer.unwrap_or(there).0);
+                    requests(&g).start(&page)?.expect_exit(&Exit::Failed { errno: Errno::EIO, reason: 0 })?;
+                }
+                Ok(())
+            },
+        )
+        .basis(&[REQUEST]),
+        Row::new(
             "ghcb.guest_request.addresses",
             Types::SNP,
-            "Pages for request and answer that are not aligned, or the same, are refused.",
+            "Pages for request and answer that are not aligned, or the same, are refused, with certificates as without.",
             |t| {
                 let g = guest(t)?;
                 let exits = t.trace().exits();
                 let [at, other] = pages(&g);
                 let places = [(at + 8, other), (at, other + 8), (at, at), (Gpa(at.0 | 1), Gpa(other.0 | 1))];
-                for (request, answer) in places {
-                    let request = Page::request(GUEST_REQUEST, request.0, answer.0);
-                    expect_eq("the answer", &requests(&g).call(&request)?.answer(), &(MALFORMED, INVALID_INPUT))?;
+                for code in [GUEST_REQUEST, EXTENDED_REQUEST] {
+                    for (request, answer) in places {
+                        let request = Page::request(code, request.0, answer.0);
+                        expect_eq("the answer", &requests(&g).call(&request)?.answer(), &(MALFORMED, INVALID_INPUT))?;
+                    }
                 }
-                expect_no_exit_but(t, exits, places.len() as u64)
+                expect_no_exit_but(t, exits, 2 * places.len() as u64)
             },
         )
         .basis(&[CHECKS]),
         Row::new(
             "ghcb.guest_request.not_of_sev_es",
             Types::SEV_ES,
-            "In a SEV-ES guest there is no such event.",
-            |t| refuses(t, Page::request(GUEST_REQUEST, 0x1000, 0x2000), INVALID_EVENT),
+            "In a SEV-ES guest there is no such event, with certificates or without.",
+            |t| {
+                [GUEST_REQUEST, EXTENDED_REQUEST]
+                    .into_iter()
+                    .try_for_each(|code| refuses(t, Page::request(code, 0x1000, 0x2000), INVALID_EVENT))
+            },
         )
         .basis(&["arch/x86/kvm/svm/sev.c: is_snp_only_vmgexit"]),
     ]
@@ -113,7 +123,7 @@ fn requests(g: &Guest) -> Requests<'_> {
 }
 
 /// Where request and answer are.
-fn pages(g: &Guest) -> [Gpa; 2] {
+pub(super) fn pages(g: &Guest) -> [Gpa; 2] {
     [g.range(0).gpa(0), g.range(0).gpa(0) + PageCount(1)]
 }
 
@@ -128,46 +138,8 @@ fn send(g: &Guest, message: &[u8]) -> Outcome<((u64, u64), Vec<u8>)> {
     Ok((page.answer(), response))
 }
 
-/// The guest's first key, which it reads out of its page of secrets.
-fn key(g: &Guest) -> Outcome<Aes256Gcm> {
-    let key = g.vcpu(0).read_bytes(Gva(SECRETS.0 + 0x20), 32)?;
-    Aes256Gcm::new_from_slice(&key).map_err(|_| Stop::Error("a key has 32 bytes".into()))
-}
-
-/// The sequence number, in 12 bytes.
-fn nonce(message: &[u8]) -> Nonce<aes_gcm::aead::consts::U12> {
-    let mut nonce = [0; 12];
-    nonce[..8].copy_from_slice(&message[SEQUENCE..SEQUENCE + 8]);
-    nonce.into()
-}
-
-/// A request for a report with this sequence number and this data in it.
-fn report_request(key: &Aes256Gcm, sequence: u64, data: [u8; 64]) -> Outcome<Vec<u8>> {
-    let mut message = vec![0; PAGE_SIZE as usize];
-    message[SEQUENCE..SEQUENCE + 8].copy_from_slice(&sequence.to_le_bytes());
-    message[AUTHENTICATED..AUTHENTICATED + 8].copy_from_slice(&REPORT_REQUEST);
-    let mut content = [0; CONTENT];
-    content[..64].copy_from_slice(&data);
-    let sealed =
-        key.encrypt_inout_detached(&nonce(&message), &message[AUTHENTICATED..HEADER], content.as_mut_slice().into());
-    let tag = sealed.map_err(|_| Stop::Error("a message cannot be encrypted".into()))?;
-    message[..16].copy_from_slice(&tag);
-    message[HEADER..HEADER + CONTENT].copy_from_slice(&content);
-    Ok(message)
-}
-
-/// Type and content of a response.
-fn opened(key: &Aes256Gcm, response: &[u8]) -> Outcome<(u8, Vec<u8>)> {
-    let length = usize::from(u16::from_le_bytes([response[0x36], response[0x37]]));
-    let mut content = response[HEADER..].get(..length).unwrap_or_default().to_vec();
-    let tag = Tag::try_from(&response[..16]).map_err(|_| Stop::Error("a tag has 16 bytes".into()))?;
-    key.decrypt_inout_detached(&nonce(response), &response[AUTHENTICATED..HEADER], content.as_mut_slice().into(), &tag)
-        .map_err(|_| Stop::Fail("the firmware's message is not sealed with the guest's key".into()))?;
-    Ok((response[0x34], content))
-}
-
 /// SW_EXITINFO2 of a guest request.
-fn word(firmware: Firmware) -> (u64, u64) {
+pub(super) fn word(firmware: Firmware) -> (u64, u64) {
     (0, firmware.0.into())
 }
 
@@ -204,10 +176,10 @@ fn refused_by_firmware(t: &Case) -> Outcome {
         expect_eq(&format!("the answer for {what}"), &answer, &word(firmware))
     };
     refused("no message", &vec![0; PAGE_SIZE as usize], Firmware::INVALID_PARAM)?;
-    refused("an unknown algorithm", &with(AUTHENTICATED, 2), Firmware::INVALID_PARAM)?;
-    refused("a changed content", &with(HEADER, 1), Firmware::BAD_MEASUREMENT)?;
+    refused("an unknown algorithm", &with(ALGORITHM, 2), Firmware::INVALID_PARAM)?;
+    refused("a changed content", &with(CONTENT, 1), Firmware::BAD_MEASUREMENT)?;
     refused("a changed tag", &with(0, 1), Firmware::BAD_MEASUREMENT)?;
-    refused("another key of the guest's", &with(0x3c, 1), Firmware::BAD_MEASUREMENT)?;
+    refused("another key of the guest's", &with(KEY, 1), Firmware::BAD_MEASUREMENT)?;
     refused("a sequence number ahead", &report_request(&key, 3, [7; 64])?, Firmware::AEAD_OFLOW)?;
     refused("the message as it should be", &good, Firmware::SUCCESS)?;
     refused("the same again", &good, Firmware::AEAD_OFLOW)

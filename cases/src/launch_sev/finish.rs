@@ -4,12 +4,12 @@ use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::mapping::Mapping;
 use privet_harness::outcome::Outcome;
-use privet_harness::sev::{Finish, Firmware, Memory};
+use privet_harness::sev::{Finish, Firmware, Memory, attributes};
 use privet_harness::test_range::{RangeSpec, TEST_SLOT, TestRange};
 use privet_harness::units::{PAGE_SIZE, PageCount};
 
 use super::vm::SevVm;
-use crate::expect::{expect_done, expect_eq, expect_refused_by_firmware, expect_refused_by_kvm};
+use crate::expect::{expect_done, expect_eq, expect_ok, expect_refused_by_firmware, expect_refused_by_kvm};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -83,8 +83,11 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new(
             "launch.finish.certificates",
             Types::SNP,
-            "SNP_ENABLE_REQ_CERTS is taken at any time until there is a vCPU, and is EINVAL from then on.",
+            "SNP_ENABLE_REQ_CERTS, of which /dev/kvm tells, is taken at any time until there is a vCPU, and is EINVAL from \
+             then on.",
             |t| {
+                let told = expect_ok("KVM_X86_SEV_SNP_REQ_CERTS", attributes::snp_req_certs(t.host()))?;
+                expect_eq("KVM_X86_SEV_SNP_REQ_CERTS", &told, &1)?;
                 let sev = SevVm::initialized(t)?;
                 expect_done("SNP_ENABLE_REQ_CERTS", sev.commands().snp_enable_req_certs())?;
                 expect_done("SNP_LAUNCH_START", sev.start())?;

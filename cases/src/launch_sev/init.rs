@@ -100,6 +100,14 @@ pub(super) fn rows() -> Vec<Row> {
         )
         .basis(&["arch/x86/kvm/svm/sev.c: sev_alloc_asid, __sev_recycle_asids, sev_flush_asids"]),
         Row::new(
+            "launch.init.asids_run_out",
+            Types::SEV_FAMILY,
+            "INIT2 is EBUSY once there are as many guests as ASIDs of their kind. SEV-ES and SNP guests share theirs, SEV \
+             guests have their own. Once a guest is gone, the VM that was refused gets its ASID.",
+            asids_run_out,
+        )
+        .basis(&["arch/x86/kvm/svm/sev.c: sev_asid_new"]),
+        Row::new(
             "launch.init.attributes",
             Types::SEV_FAMILY,
             "/dev/kvm tells what INIT2 and SNP_LAUNCH_START take; attributes from 3 on are ENXIO.",
@@ -224,12 +232,49 @@ fn is_needed_to_run(t: &Case) -> Outcome {
     Ok(())
 }
 
-fn asids_come_back(t: &Case) -> Outcome {
+/// How many ASIDs there are for guests of the row's type.
+fn asids(t: &Case) -> u32 {
     // CPUID 8000001F (AMD APM vol. 3, E.4.17): the greatest ASID, and the first that is for SEV alone.
     let leaf = __cpuid(0x8000_001f);
     let (greatest, first_of_sev) = (leaf.ecx, leaf.edx);
-    let asids = BySevType { sev: greatest + 1 - first_of_sev, sev_es: first_of_sev - 1, snp: first_of_sev - 1 }.of(t);
-    for round in 0..=2 * asids {
+    BySevType { sev: greatest + 1 - first_of_sev, sev_es: first_of_sev - 1, snp: first_of_sev - 1 }.of(t)
+}
+
+fn asids_run_out(t: &Case) -> Outcome {
+    let device = Device::open()?;
+    let init2 = |vm: &Vm| Commands::new(vm, &device).init2(Default::default());
+    let mut guests = Vec::new();
+    for guest in 0..asids(t) {
+        let vm = t.vm()?;
+        expect_done(&format!("INIT2 of guest {guest}"), init2(&vm))?;
+        guests.push(vm);
+    }
+    let late = t.vm()?;
+    for _ in 0..2 {
+        expect_refused_by_kvm("INIT2 of one guest more", init2(&late), Errno::EBUSY)?;
+    }
+    for (vm_type, shares) in [
+        (VmType::Sev, BySevType { sev: true, sev_es: false, snp: false }),
+        (VmType::SevEs, BySevType { sev: false, sev_es: true, snp: true }),
+        (VmType::Snp, BySevType { sev: false, sev_es: true, snp: true }),
+    ] {
+        if t.host().why_not(vm_type).is_none() {
+            let (what, result) = (format!("INIT2 of a {vm_type} guest"), init2(&Vm::create(t.host(), vm_type)?));
+            if shares.of(t) {
+                expect_refused_by_kvm(&what, result, Errno::EBUSY)?;
+            } else {
+                expect_done(&what, result)?;
+            }
+        }
+    }
+    drop(guests.pop());
+    expect_done("INIT2 once a guest is gone", init2(&late))?;
+    let next = t.vm()?;
+    expect_refused_by_kvm("INIT2 of the next guest", init2(&next), Errno::EBUSY)
+}
+
+fn asids_come_back(t: &Case) -> Outcome {
+    for round in 0..=2 * asids(t) {
         let sev = SevVm::new(t)?;
         expect_done(&format!("INIT2 of guest {round}"), sev.commands().init2(Default::default()))?;
         expect_done(&format!("LAUNCH_START of guest {round}"), sev.start())?;

@@ -121,7 +121,7 @@ pub(super) fn rows() -> Vec<Row> {
 }
 
 /// `LAUNCH_UPDATE_VMSA`, or what takes its place for SNP.
-fn encrypt(sev: &SevVm) -> Result<(), Refused> {
+pub(super) fn encrypt(sev: &SevVm) -> Result<(), Refused> {
     match sev.platform() {
         Platform::Snp => sev.commands().snp_launch_finish(Finish::PLAIN),
         _ => sev.commands().launch_update_vmsa(),
@@ -132,7 +132,7 @@ fn of_kvm(error: kvm_ioctls::Error) -> Errno {
     Errno::from_raw(error.errno())
 }
 
-fn registers(vcpu: &Vcpu) -> Outcome<Result<(), Errno>> {
+pub(super) fn registers(vcpu: &Vcpu) -> Outcome<Result<(), Errno>> {
     Ok(vcpu.kvm()?.get_regs().map(drop).map_err(of_kvm))
 }
 
@@ -140,7 +140,7 @@ fn expect_open(what: &str, vcpu: &Vcpu) -> Outcome {
     expect_ok(&format!("KVM_GET_REGS of {what}"), registers(vcpu)?)
 }
 
-fn expect_closed(what: &str, vcpu: &Vcpu) -> Outcome {
+pub(super) fn expect_closed(what: &str, vcpu: &Vcpu) -> Outcome {
     expect_errno(&format!("KVM_GET_REGS of {what}"), registers(vcpu)?, Errno::EINVAL)
 }
 
@@ -279,7 +279,7 @@ fn capabilities(t: &Case) -> Outcome {
 /// What VMRUN says when it does not like what it is given (VMEXIT_INVALID).
 const INVALID: u64 = u64::MAX;
 
-fn expect_no_entry(what: &str, vcpu: &Vcpu) -> Outcome {
+pub(super) fn expect_no_entry(what: &str, vcpu: &Vcpu) -> Outcome {
     match vcpu.run(LIMIT)? {
         Exit::FailEntry { hardware_reason: INVALID, .. } => Ok(()),
         other => Err(Stop::Fail(format!("{what}: {other}, expected FAIL_ENTRY with VMEXIT_INVALID"))),

@@ -45,6 +45,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) make_vcpus: &'a dyn Fn() -> Outcome<Vec<Vcpu>>,
     /// For those that enter it by themselves: how many there are, where its code begins, and under which page tables.
     pub(crate) entry: Entry,
+    /// Whether an SNP guest's requests for certificates lead to userspace.
+    pub(crate) certificates_exit: bool,
 }
 
 /// A guest whose vCPUs can run.

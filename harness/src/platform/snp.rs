@@ -27,6 +27,9 @@ fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     let vm = launch.vm;
     let device = Device::open()?;
     let mut steps = snp::Launch::create(vm, &device, Default::default())?.start(SnpPolicy::DEFAULT)?;
+    if launch.certificates_exit {
+        steps.commands().snp_enable_req_certs()?;
+    }
     let (host, slot) = launch.content()?;
     let gmem = vm.create_guest_memfd(Plan::length().bytes(), 0)?;
     vm.add_slot(slot.with_gmem(&gmem, 0))?;

@@ -25,6 +25,14 @@ pub fn snp_policy_bits(host: &Host) -> Result<u64, Errno> {
     raw::system_attribute(host.kvm(), GROUP, 1)
 }
 
+/// `KVM_X86_SEV_SNP_REQ_CERTS`: 1 if SNP guests' requests for certificates can be led to userspace.
+///
+/// # Errors
+/// ENXIO where KVM has no such attribute.
+pub fn snp_req_certs(host: &Host) -> Result<u64, Errno> {
+    raw::system_attribute(host.kvm(), GROUP, 2)
+}
+
 /// Any attribute of the group.
 ///
 /// # Errors
