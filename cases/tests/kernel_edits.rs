@@ -68,26 +68,40 @@ fn an_edit_is_at_one_place_and_turns_rows_red_that_there_are() {
         assert_eq!(edit.target.is_some(), edit.operator == Operator::Drop, "{name}");
         assert_eq!(edit.ordinal.is_none_or(|ordinal| ordinal == 0), edit.operator == Operator::Empty, "{name}");
         assert!(!edit.red.is_empty(), "{name}");
-        edit.red.iter().for_each(|row| assert!(rows.contains_key(row), "{name}: there is no row {row}"));
+        for red in &edit.red {
+            assert!(rows.keys().any(|row| matches(red, row)), "{name}: there is no row {red}");
+        }
+    }
+}
+
+/// Rows that other settings of the modules need, another CPU or another vendor's: no kernel is tried with those.
+const ELSEWHERE: [&str; 6] = [
+    "lifecycle.types_without_mmio_caching",
+    "mmio.ioeventfd.ept",
+    "mmio.ioeventfd.without_caching",
+    "mmio.ioeventfd.without_next_rip",
+    "mmio.nothing_is_cached",
+    "mmio.slot_appears.cost_of_fresh_memory.ept",
+];
+
+/// Whether a name fits a pattern in which `*` stands for any text.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, rest)) => {
+            name.strip_prefix(head).is_some_and(|tail| (0..=tail.len()).any(|at| matches(rest, &tail[at..])))
+        }
     }
 }
 
 #[test]
-fn every_group_about_running_encrypted_guests_has_an_edit_that_it_has_to_notice() {
-    let red: BTreeSet<String> = edits().into_iter().flat_map(|edit| edit.red).collect();
-    for group in ["access", "accept", "convert", "exits", "ghcb", "mmio", "populate", "psc"] {
-        let prefix = format!("{group}.");
-        assert!(red.iter().any(|row| row.starts_with(&prefix)), "no edit of the kernel turns a row of {group} red");
-    }
-}
-
-#[test]
-fn every_row_about_the_launch_of_encrypted_guests_has_an_edit_that_it_has_to_notice() {
-    let red: BTreeSet<String> = edits().into_iter().flat_map(|edit| edit.red).collect();
-    let is_of_sev_alone = |types: &BTreeSet<&str>| types.iter().all(|vm| ["sev", "sev_es", "snp"].contains(vm));
+fn every_row_about_encrypted_guests_has_an_edit_that_it_has_to_notice() {
+    let red: Vec<String> = edits().into_iter().flat_map(|edit| edit.red).collect();
+    let is_of_sev = |types: &BTreeSet<&str>| ["sev", "sev_es", "snp"].iter().any(|vm| types.contains(vm));
     let open: Vec<String> = rows()
         .into_iter()
-        .filter(|(name, types)| name.starts_with("launch.") && is_of_sev_alone(types) && !red.contains(name))
+        .filter(|(name, types)| is_of_sev(types) && !ELSEWHERE.contains(&name.as_str()))
+        .filter(|(name, _)| !red.iter().any(|red| matches(red, name)))
         .map(|(name, _)| name)
         .collect();
     assert!(open.is_empty(), "no edit of the kernel turns these red: {open:?}");

@@ -20,6 +20,11 @@ pub enum Fate {
     },
     /// No row that reaches it was red.
     Survived,
+    /// Not every row was red that an edit names.
+    Overlooked {
+        /// Their names.
+        by: Vec<String>,
+    },
     /// No row reaches it.
     Unreached,
     /// The compiler makes the same of it as of the unchanged source.
@@ -39,6 +44,7 @@ impl Fate {
             Self::Killed { .. } => "killed",
             Self::KilledAtBoot { .. } => "boot",
             Self::Survived => "survived",
+            Self::Overlooked { .. } => "overlooked",
             Self::Unreached => "unreached",
             Self::Same => "same",
             Self::Rejected { .. } => "rejected",
@@ -48,7 +54,7 @@ impl Fate {
     /// Whether nobody noticed it who could have.
     #[must_use]
     pub const fn is_survivor(&self) -> bool {
-        matches!(self, Self::Survived | Self::Unreached)
+        matches!(self, Self::Survived | Self::Overlooked { .. } | Self::Unreached)
     }
 }
 

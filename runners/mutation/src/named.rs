@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use crate::operator::Operator;
 use crate::point::Point;
+use crate::scope::matches;
 
 /// An edit, as a file names it.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -23,7 +24,7 @@ pub struct NamedEdit {
     pub ordinal: Option<usize>,
     /// What is broken, for people.
     pub about: String,
-    /// The names of the rows that have to be red, as in their ids behind the VM type.
+    /// The names of the rows that have to be red, as in their ids behind the VM type; `*` stands for any text.
     pub red: Vec<String>,
 }
 
@@ -39,6 +40,12 @@ impl NamedEdit {
             edit: Vec<NamedEdit>,
         }
         toml::from_str::<File>(text).map(|file| file.edit).map_err(|error| error.message().to_owned())
+    }
+
+    /// Whether a row of this name has to be red.
+    #[must_use]
+    pub fn names(&self, row: &str) -> bool {
+        self.red.iter().any(|name| matches(name, row))
     }
 
     /// Whether it is this point.

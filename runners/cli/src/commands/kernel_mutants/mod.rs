@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use privet_kernel::{BuildRequest, BuildTree, KernelError};
-use privet_mutation::{Judgements, Ledger, Trial, fingerprint};
+use privet_mutation::{Judgements, Ledger, NamedEdit, Trial, fingerprint};
 
 use self::candidates::{Candidate, candidates};
 use self::clean::Clean;
@@ -48,8 +48,8 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let tree = tree(args, &interrupt)?;
     let mut chosen = candidates(&tree, options, seed)?;
     // An edit with a story is for rows that are meant.
-    let is_meant = |name: &String| selected.iter().any(|id| id.split_once('.').is_some_and(|(_, row)| row == name));
-    chosen.retain(|candidate| candidate.named.as_ref().is_none_or(|edit| edit.red.iter().any(is_meant)));
+    let is_meant = |edit: &NamedEdit| selected.iter().any(|id| row_name(id).is_some_and(|row| edit.names(row)));
+    chosen.retain(|candidate| candidate.named.as_ref().is_none_or(is_meant));
     // With a sample, all slices have to be of the same one: of the same seed.
     if options.partition.is_some() && options.sample.is_some() && args.seed.is_none() {
         return Err(Early::usage("--partition of a --sample needs the --seed that all slices have"));
@@ -130,6 +130,11 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let untried = due.lock().unwrap_or_else(PoisonError::into_inner).len();
     tell(&mut out, &verdicts.summary(&tree, untried, &options.results, seed))?;
     Ok(if verdicts.is_satisfied(options.named) { Status::Passed } else { Status::Failed })
+}
+
+/// The name of a row of this id, which it has for each of its VM types.
+fn row_name(id: &str) -> Option<&str> {
+    id.split_once('.').map(|(_, name)| name)
 }
 
 fn failed(message: impl Into<String>) -> Early {

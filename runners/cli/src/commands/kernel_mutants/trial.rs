@@ -1,5 +1,6 @@
 //! The trial of one mutant: the module is made, the kernel boots with it, and rows run until one is red.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
@@ -15,7 +16,7 @@ use privet_rig::{Event, Plan, Progress, RigError};
 use super::candidates::Candidate;
 use super::clean::{Clean, Row};
 use super::stop::Stop;
-use super::{cannot, failed};
+use super::{cannot, failed, row_name};
 use crate::commands::mutants::limit_with_a_defect;
 use crate::exit::Early;
 use crate::interrupt::Interrupt;
@@ -73,12 +74,12 @@ impl<'a> Bench<'a> {
 
     fn fate(&self, candidate: &Candidate, whole: &Interrupt, ran: &AtomicUsize) -> Result<Fate, Early> {
         let mut rows = self.clean.reaching(&candidate.point).rows;
+        // Each of them was named because it notices it, and another one that does proves nothing.
+        let mut named = BTreeSet::new();
         if let Some(edit) = &candidate.named {
-            // They were named because they notice it, and another one that does on a machine beside theirs proves nothing.
-            let is_named =
-                |row: &&Row| edit.red.iter().any(|name| row.id.split_once('.').is_some_and(|(_, id)| id == name));
-            let (named, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(is_named);
-            rows = if named.is_empty() { others } else { named };
+            let is_named = |name: &&str| edit.names(name);
+            rows.retain(|row| row_name(&row.id).is_some_and(|name| edit.names(name)));
+            named = self.jobs.iter().filter_map(|job| row_name(&job.id)).filter(is_named).map(str::to_owned).collect();
         }
         if rows.is_empty() {
             return Ok(Fate::Unreached);
@@ -96,7 +97,7 @@ impl<'a> Bench<'a> {
         let modules = self.modules_with(&module, work.path())?;
         let kernel = Kernel::named(&self.tree.kernel.image, &modules).map_err(|error| failed(error.to_string()))?;
         let jobs: Vec<Job> = rows.iter().filter_map(|row| self.job(row)).collect();
-        self.noticed(&kernel, &jobs, whole, ran)
+        self.noticed(&kernel, &jobs, named, whole, ran)
     }
 
     /// The job of a row, which waits no longer for what never comes than it takes to be sure of that.
@@ -119,8 +120,15 @@ impl<'a> Bench<'a> {
         Ok(modules)
     }
 
-    /// Runs the rows in their order until one is red.
-    fn noticed(&self, kernel: &Kernel, jobs: &[Job], whole: &Interrupt, ran: &AtomicUsize) -> Result<Fate, Early> {
+    /// Runs the rows in their order until one is red, and each that is `named` was for one of its types.
+    fn noticed(
+        &self,
+        kernel: &Kernel,
+        jobs: &[Job],
+        mut named: BTreeSet<String>,
+        whole: &Interrupt,
+        ran: &AtomicUsize,
+    ) -> Result<Fate, Early> {
         let stop =
             Stop::beside(whole).map_err(|error| failed(format!("cannot watch for the end of a run: {error}")))?;
         let plan = Plan { keeps_snapshot: false, ..sim_plan(kernel.clone(), self.program, jobs) };
@@ -129,9 +137,12 @@ impl<'a> Bench<'a> {
             if let Progress::Row(Event::Finished(_, report)) = progress {
                 ran.fetch_add(1, Ordering::Relaxed);
                 // One that passes elsewhere and skips here has noticed, too: the kernel offers less than it did.
-                if report.verdict != Verdict::Pass && red.is_none() {
-                    red = Some(*report);
-                    stop.now();
+                if report.verdict != Verdict::Pass {
+                    named.retain(|name| row_name(&report.id) != Some(name));
+                    red.get_or_insert(*report);
+                    if named.is_empty() {
+                        stop.now();
+                    }
                 }
             }
         });
@@ -142,6 +153,7 @@ impl<'a> Bench<'a> {
             });
         }
         Ok(match (red, ended) {
+            (Some(_), _) if !named.is_empty() => Fate::Overlooked { by: named.into_iter().collect() },
             (Some(report), _) => {
                 Fate::Killed { by: report.id, reason: format!("{}: {}", report.verdict, one_line(&report.reason)) }
             }

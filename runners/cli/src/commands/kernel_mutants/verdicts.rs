@@ -35,6 +35,7 @@ impl Verdicts {
             Fate::Killed { by, .. } => format!("by {by} ({rows} rows, {seconds:.1} s)"),
             Fate::KilledAtBoot { reason } => format!("{reason} ({seconds:.1} s)"),
             Fate::Survived => format!("{}({rows} rows, {seconds:.1} s)", self.opinion(trial)),
+            Fate::Overlooked { by } => format!("by {} ({rows} rows, {seconds:.1} s)", by.join(" ")),
             Fate::Unreached => format!("{}no row executes it", self.opinion(trial)),
             Fate::Same => "the compiler makes the same of it".to_owned(),
             Fate::Rejected { complaint } => complaint.clone(),
@@ -78,7 +79,8 @@ impl Verdicts {
         }
         let count = |word| counts.get(word).copied().unwrap_or_default();
         let killed = count("killed") + count("boot");
-        let survivors = count("survived") + count("unreached") - judged;
+        let survived = count("survived") + count("overlooked") + count("unreached");
+        let survivors = survived - judged;
         let rate = match killed + survivors {
             0 => String::new(),
             all => format!(" ({:.1} % of those that count)", 100.0 * killed as f64 / all as f64),
@@ -90,7 +92,7 @@ impl Verdicts {
             tree.name,
             self.trials.len(),
             count("boot"),
-            count("survived") + count("unreached"),
+            survived,
             count("unreached"),
             count("same"),
             count("rejected"),
@@ -112,7 +114,7 @@ impl Verdicts {
 
 fn is_noticed_as_named(edit: &NamedEdit, trial: &Trial) -> bool {
     match &trial.fate {
-        Fate::Killed { by, .. } => by.split_once('.').is_some_and(|(_, name)| edit.red.iter().any(|red| red == name)),
+        Fate::Killed { by, .. } => by.split_once('.').is_some_and(|(_, name)| edit.names(name)),
         _ => false,
     }
 }
