@@ -57,8 +57,7 @@ impl Board {
             (Register::Mailbox(offset), Ok(word)) => {
                 let cpuid = |leaf, subleaf| processors.cpuid(0, cpus, state, leaf, subleaf);
                 let effect = encryption.write_mailbox(offset, u32::from_le_bytes(word), memory, &syscfg, &cpuid);
-                if let Some(command) = effect.unoffered {
-                    let what = format!("command {command:#x} of the secure processor, or its parameters");
+                if let Some(what) = effect.unoffered {
                     self.log.unknown(Unknown::Function(what));
                 }
                 if let Some(message) = self.pci.message(SECURE_PROCESSOR).filter(|_| effect.interrupt) {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Psp, Status, Surroundings};
+use super::{Command, Psp, Status, Surroundings};
 
 /// Offsets in BAR 2 of function 1022:14CA (sp-pci.c: pspv4, sevv2).
 mod register {
@@ -36,12 +36,12 @@ pub struct Mailbox {
 }
 
 /// What follows from a write to the mailbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Effect {
     /// The function raises its interrupt: a command has completed.
     pub interrupt: bool,
-    /// The command is one that the firmware knows and does not offer, or not with such parameters.
-    pub unoffered: Option<u16>,
+    /// What the firmware knows and does not offer, by name.
+    pub unoffered: Option<String>,
 }
 
 impl Default for Mailbox {
@@ -87,8 +87,20 @@ impl Mailbox {
         self.interrupt_status |= COMMAND_COMPLETE;
         Effect {
             interrupt: value & INTERRUPT_ON_COMPLETION != 0 && self.interrupt_enable & COMMAND_COMPLETE != 0,
-            unoffered: (status == Status::Unsupported).then_some(id),
+            unoffered: unoffered(id, status),
         }
+    }
+}
+
+/// What of a command is not offered, if that is why it has this status.
+fn unoffered(id: u16, status: Status) -> Option<String> {
+    const VLEK_LOAD: u16 = Command::SnpVlekLoad as u16;
+    match (id, status) {
+        (_, Status::Unsupported) => Some(format!("command {id:#x} of the secure processor, or its parameters")),
+        (VLEK_LOAD, Status::BadMeasurement) => {
+            Some("SNP_VLEK_LOAD of a VLEK, which AMD's key server alone could wrap for this chip".to_owned())
+        }
+        _ => None,
     }
 }
 
@@ -116,6 +128,9 @@ mod tests {
         assert_eq!(unknown, Effect::default(), "nobody asked for an interrupt");
         assert_eq!(mailbox.read(register::COMMAND_RESPONSE), 0x87FF_0011);
         let known = mailbox.write(register::COMMAND_RESPONSE, 0x42 << 16, psp, &mut around);
-        assert_eq!(known, Effect { interrupt: false, unoffered: Some(0x42) });
+        let told = "command 0x42 of the secure processor, or its parameters".to_owned();
+        assert_eq!(known, Effect { interrupt: false, unoffered: Some(told) });
+        assert_eq!(unoffered(0xCD, Status::InvalidParameter), None);
+        assert!(unoffered(0xCD, Status::BadMeasurement).unwrap().contains("SNP_VLEK_LOAD"));
     }
 }

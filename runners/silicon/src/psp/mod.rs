@@ -183,6 +183,7 @@ impl Psp {
             Command::SnpConfig => self.snp_config(around, at),
             Command::SnpCommit => self.snp_commit(around, at),
             Command::SnpFeatureInfo => self.snp_feature_info(around, at),
+            Command::SnpVlekLoad => self.snp_vlek_load(around, at),
             Command::SnpGctxCreate => self.snp_gctx_create(around, at),
             Command::SnpDecommission => self.snp_decommission(around, at),
             Command::SnpActivate => self.snp_activate(around, at),

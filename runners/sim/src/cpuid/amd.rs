@@ -46,7 +46,8 @@ impl Processors {
             (0x8000_001f, _) => self.sev().map_or(CpuidResult::default(), |sev| sev.cpuid()),
             // LFENCE serializes, and null selectors clear their bases.
             (0x8000_0021, _) => registers(bits(&[2, 6]), 0, 0, 0),
-            // Segments of the RMP: the smallest and the largest number of bits of address.
+            // Segments of the RMP: the smallest and the largest number of bits of address in EAX, in EBX how many the
+            // processor keeps at hand, which is no limit (Documentation/arch/x86/amd-memory-encryption.rst, Segmented RMP).
             (0x8000_0025, _) => self
                 .rmp_segment()
                 .map_or(CpuidResult::default(), |shift| registers(u32::from(shift) | RMP_SEGMENT_MAX << 6, 0, 0, 0)),

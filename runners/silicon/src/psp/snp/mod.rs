@@ -12,6 +12,7 @@ mod report;
 mod request;
 mod secrets;
 mod tcb;
+mod vlek;
 
 pub(super) use platform::{Snp, SnpSettings};
 pub use tcb::TcbLayout;

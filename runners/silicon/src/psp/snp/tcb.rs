@@ -1,4 +1,5 @@
-//! Security version numbers of the chip's firmware (56860, "TCB_VERSION").
+//! Security version numbers of the chip's firmware (56860, "TCB_VERSION"; the layout of Turin is that of the crate `sev`, too,
+//! firmware/host/types/snp.rs: from_turin_bytes).
 
 use serde::{Deserialize, Serialize};
 
