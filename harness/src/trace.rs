@@ -74,6 +74,7 @@ pub struct Trace {
     entries: Mutex<VecDeque<Entry>>,
     host_steps: Mutex<VecDeque<HostStep>>,
     launches: Mutex<Vec<EventLog>>,
+    ended_launches: AtomicU64,
     depth: usize,
 }
 
@@ -87,6 +88,7 @@ impl Trace {
             entries: Mutex::new(VecDeque::with_capacity(depth)),
             host_steps: Mutex::default(),
             launches: Mutex::default(),
+            ended_launches: AtomicU64::new(0),
             depth,
         }
     }
@@ -96,12 +98,22 @@ impl Trace {
         self.exits.load(Ordering::Relaxed)
     }
 
-    /// What was measured in each launch that has come to its end, in order.
+    /// What was measured in each launch by steps that has come to its end, in order.
     pub fn launches(&self) -> Vec<EventLog> {
         self.launches.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// One more launch has come to its end.
+    /// How often the secure processor has finished a launch, by steps or by single commands.
+    pub fn ended_launches(&self) -> u64 {
+        self.ended_launches.load(Ordering::Relaxed)
+    }
+
+    /// It has finished one more.
+    pub(crate) fn launch_ended(&self) {
+        self.ended_launches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One more launch has come to its end, and this was measured.
     pub(crate) fn launched(&self, log: EventLog) {
         self.launches.lock().unwrap_or_else(PoisonError::into_inner).push(log);
     }

@@ -59,6 +59,11 @@ impl Vm {
         &self.core.fd
     }
 
+    /// Puts down that the secure processor has finished a launch of it.
+    pub(crate) fn launch_ended(&self) {
+        self.core.trace.launch_ended();
+    }
+
     /// Puts down that it was launched so.
     pub(crate) fn launched(&self, log: EventLog) {
         self.core.trace.launched(log);

@@ -197,7 +197,7 @@ impl<'a> Commands<'a> {
     /// # Errors
     /// What KVM and the firmware say.
     pub fn launch_finish(self) -> Result<(), Refused> {
-        self.without_argument(Command::LAUNCH_FINISH, 0)
+        self.without_argument(Command::LAUNCH_FINISH, 0).inspect(|()| self.vm.launch_ended())
     }
 
     /// `GUEST_STATUS`: handle, policy and state (0 none, 1 launch, 2 secret, 3 running).
@@ -285,7 +285,7 @@ impl<'a> Commands<'a> {
             argument.id_auth_uaddr = authentication.address(PAGE_SIZE);
         }
         // SAFETY: `address` has looked at the addresses.
-        unsafe { self.issue(Command::SNP_LAUNCH_FINISH, &mut argument) }
+        unsafe { self.issue(Command::SNP_LAUNCH_FINISH, &mut argument) }.inspect(|()| self.vm.launch_ended())
     }
 
     /// `SNP_ENABLE_REQ_CERTS`: extended guest requests exit to user space.

@@ -354,7 +354,15 @@ impl RigOptions {
 
     /// The vendor of the processors or of the machine that was asked for, or AMD.
     pub fn vendor(&self) -> Vendor {
-        let of_machine = || self.machine.unwrap_or(MachineKind::Sim).vendors()[0];
+        self.vendor_or(Vendor::Amd)
+    }
+
+    /// The same, or another one where any would do.
+    pub fn vendor_or(&self, vendor: Vendor) -> Vendor {
+        let of_machine = || {
+            let vendors = self.machine.unwrap_or(MachineKind::Sim).vendors();
+            if vendors.contains(&vendor) { vendor } else { vendors[0] }
+        };
         self.cpu_profile.map_or_else(of_machine, vendor_of)
     }
 

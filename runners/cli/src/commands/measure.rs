@@ -13,6 +13,8 @@ use privet_harness::launch::Part;
 use privet_harness::measure::{Event, EventLog, Method};
 use privet_harness::outcome::Stop;
 use privet_harness::units::{Gpa, PAGE_SIZE};
+use privet_harness::vendor::Vendor;
+use privet_harness::vm_type::VmType;
 use privet_rig::Attached;
 use serde_json::{Value, json};
 
@@ -45,7 +47,7 @@ pub fn measure(args: &Measure, mut out: impl Write) -> Result<Status, Early> {
         (None, Ok(host)) if !args.rig.is_given() && row.unmet(&host).is_none() => host,
         _ => {
             drop(out);
-            return in_rig(args);
+            return in_rig(args, row.vm);
         }
     };
     let host = Arc::new(host);
@@ -55,8 +57,9 @@ pub fn measure(args: &Measure, mut out: impl Write) -> Result<Status, Early> {
     for (index, log) in launches.iter().enumerate() {
         text += &if args.json { format!("{}\n", as_json(row, index + 1, log)) } else { as_text(index + 1, log) };
     }
-    if launches.is_empty() && ran.outcome.is_ok() {
-        text += &none(row, args.json);
+    let single = host.trace().ended_launches().saturating_sub(launches.len() as u64);
+    if single > 0 || (launches.is_empty() && ran.outcome.is_ok()) {
+        text += &not_put_down(row, single, args.json);
     }
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
@@ -69,16 +72,17 @@ pub fn measure(args: &Measure, mut out: impl Write) -> Result<Status, Early> {
 }
 
 /// This program, told to do the same in a machine of the rig.
-fn in_rig(args: &Measure) -> Result<Status, Early> {
+fn in_rig(args: &Measure, vm: VmType) -> Result<Status, Early> {
     let path = std::env::current_exe().map_err(|error| Early::nothing_ran(format!("cannot find privet: {error}")))?;
     let json = args.json.then_some("--json");
     let arguments = ["measure", "--on", "host", &args.id].into_iter().chain(json).map(OsString::from).collect();
+    let vendor = args.rig.vendor_or(if vm == VmType::Tdx { Vendor::Intel } else { Vendor::Amd });
     GuestProgram {
         path,
         arguments,
         files: Vec::new(),
-        machine: args.rig.machine_for(args.rig.vendor())?,
-        sim: args.rig.sim(args.rig.vendor()),
+        machine: args.rig.machine_for(vendor)?,
+        sim: args.rig.sim(vendor),
         beside: Vec::new(),
         attached: Attached::default(),
         recording: Recording::default(),
@@ -86,12 +90,18 @@ fn in_rig(args: &Measure) -> Result<Status, Early> {
     .run(&args.rig)
 }
 
-/// What there is to say of a row without such a guest.
-fn none(row: &Entry, as_json: bool) -> String {
-    if as_json {
-        return String::new();
+/// What there is to say of so many launches by single commands, or of a row without any launch.
+fn not_put_down(row: &Entry, single: u64, as_json: bool) -> String {
+    let id = &row.id;
+    match (as_json, single) {
+        (true, 0) => String::new(),
+        (true, _) => format!("{}\n", json!({ "type": "not_put_down", "id": id, "launches": single })),
+        (false, 0) => format!("{id}: no guest whose launch is measured and comes to its end\n"),
+        (false, _) => format!(
+            "{id}: {single} {} of single commands, which this row is about: what they measure was not put down\n",
+            if single == 1 { "launch" } else { "launches" }
+        ),
     }
-    format!("{}: no guest whose launch is measured and comes to its end\n", row.id)
 }
 
 /// Pages of one type that lie together.
