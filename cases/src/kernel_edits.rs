@@ -5,4 +5,5 @@ pub const KERNEL_EDITS: &[&str] = &[
     include_str!("../kernel-edits/all-guests.toml"),
     include_str!("../kernel-edits/launch-sev.toml"),
     include_str!("../kernel-edits/running-guests.toml"),
+    include_str!("../kernel-edits/tdx.toml"),
 ];

@@ -4,6 +4,7 @@ mod accept;
 mod access;
 mod attributes;
 mod channel;
+mod classify;
 mod clocks;
 mod convert;
 mod counters;
@@ -28,9 +29,11 @@ mod row;
 mod slots;
 mod table;
 mod tdcall;
+mod tdvmcall;
 mod transition;
 mod types;
 
+pub use classify::{Behind, CLASSIFIED, Cell, Fate, truth_table};
 pub use kernel_edits::KERNEL_EDITS;
 pub use row::{Counterpart, KnownBug, Row, Story};
 pub use table::{Entry, Ran};
@@ -40,12 +43,14 @@ pub use types::Types;
 pub fn table() -> Vec<Entry> {
     [
         access::rows(),
+        classify::rows(),
         convert::rows(),
         hypercalls::rows(),
         launch::rows(),
         launch_sev::rows(),
         launch_tdx::rows(),
         tdcall::rows(),
+        tdvmcall::rows(),
         punch::rows(),
         prefault::rows(),
         exits::rows(),

@@ -1,13 +1,15 @@
 //! Groups `measure` and `accept` of TDX: what a TD learns of itself from the module, and pages that it accepts.
 
+use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::exit::Exit;
 use privet_harness::guest::Guest;
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::RangeSpec;
+use privet_harness::units::PAGE_SIZE;
 use privet_protocol::{Op, Pattern, Width};
 
-use crate::expect::expect_eq;
+use crate::expect::{expect_eq, expect_errno};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -81,6 +83,14 @@ pub(crate) fn rows() -> Vec<Row> {
             before_accept,
         )
         .basis(&[VIOLATION, "TDX module base architecture: EPT violation #VE of pending pages"]),
+        Row::new(
+            "access.before_accept.dies",
+            Types::TDX,
+            "With SEPT_VE_DISABLE the same load is the end of the TD: KVM_RUN is EIO without an exit, the VM is given up, and \
+             all of its ioctls are EIO. Another TD goes on.",
+            before_accept_dies,
+        )
+        .basis(&[VIOLATION, "TDX module base architecture: SEPT_VE_DISABLE"]),
         Row::new(
             "convert.content_is_destroyed",
             Types::TDX,
@@ -185,6 +195,22 @@ fn before_accept(t: &Case) -> Outcome {
     expect_eq("exits", &(t.trace().exits() - exits), &1)?;
     expect_eq("TDG.MEM.PAGE.ACCEPT", &tdcall(&g, ACCEPT, [range.gpa(0).0, 0, 0, 0])?, &0)?;
     v.expect_read(range.private_gva(0), Width::B8, 0)
+}
+
+fn before_accept_dies(t: &Case) -> Outcome {
+    let other = guest(t, 1)?;
+    let g = t.guest().range(RangeSpec::new(2)).sept_ve_disable().boot()?;
+    let range = g.range(0);
+    range.set_private(g.vm(), 0..2)?;
+    expect_eq("a page that is accepted before", &tdcall(&g, ACCEPT, [range.gpa(0).0, 0, 0, 0])?, &0)?;
+    g.vcpu(0).expect_read(range.private_gva(0), Width::B8, 0)?;
+    let load = g.vcpu(0).start(Op::Read { gva: range.private_gva(1).0, width: Width::B8 })?;
+    load.expect_exit(&Exit::Failed { errno: Errno::EIO, reason: 0 })?;
+    load.resume()?;
+    load.expect_exit(&Exit::Refused { errno: Errno::EIO })?;
+    let refused = g.vm().set_memory_attributes_raw(range.gpa(0).0, PAGE_SIZE, 0, 0);
+    expect_errno("KVM_SET_MEMORY_ATTRIBUTES", refused, Errno::EIO)?;
+    other.vcpu(0).call(Op::Nop).map(drop)
 }
 
 fn content_is_destroyed(t: &Case) -> Outcome {

@@ -14,6 +14,8 @@ impl Types {
     /// Those of them whose private pages keep their content while they are shared, or without a slot.
     pub const KEEPING_PRIVATE_CONTENT: Types =
         Types(|platform| platform.has_private_memory() && !Types::TDX.contain(platform));
+    /// Those whose guests say of each access whether it is private.
+    pub const WITH_PRIVATE_ACCESSES: Types = Types(|platform| matches!(platform, Platform::Snp | Platform::Tdx));
     /// Those of which all memory is the host's.
     pub const WITHOUT_PRIVATE_MEMORY: Types = Types(|platform| !platform.has_private_memory());
     /// Those whose memory KVM can read and write, page tables and code included.

@@ -106,3 +106,15 @@ fn every_row_about_encrypted_guests_has_an_edit_that_it_has_to_notice() {
         .collect();
     assert!(open.is_empty(), "no edit of the kernel turns these red: {open:?}");
 }
+
+#[test]
+fn every_row_about_the_launch_of_tds_and_what_they_ask_has_an_edit_that_it_has_to_notice() {
+    let red: BTreeSet<String> = edits().into_iter().flat_map(|edit| edit.red).collect();
+    let open: Vec<String> = rows()
+        .into_iter()
+        .filter(|(name, types)| types.iter().eq(["tdx"].iter()) && !red.contains(name))
+        .map(|(name, _)| name)
+        .filter(|name| name.starts_with("launch.") || name.starts_with("tdvmcall."))
+        .collect();
+    assert!(open.is_empty(), "no edit of the kernel turns these red: {open:?}");
+}

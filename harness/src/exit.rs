@@ -7,7 +7,7 @@ use privet_protocol::DOORBELL_PORT;
 
 use crate::outcome::{Outcome, Stop};
 use crate::run_page::{EXIT, EXIT_LEN, RunPage, SENTINEL};
-use crate::uapi::{EXIT_SNP_REQ_CERTS, MEMORY_EXIT_FLAG_PRIVATE};
+use crate::uapi::{EXIT_SNP_REQ_CERTS, EXIT_TDX, MEMORY_EXIT_FLAG_PRIVATE};
 use crate::units::Gpa;
 
 /// The way of the data of a port access, as the guest sees it.
@@ -90,6 +90,15 @@ pub enum Exit {
         kind: u32,
         /// Up to 16 words.
         data: Vec<u64>,
+    },
+    /// `KVM_EXIT_TDX`: a TD asks user space for something by TDG.VP.VMCALL.
+    Tdx {
+        /// Which function, as in its R11.
+        nr: u64,
+        /// Its answer unless userspace sets another.
+        ret: u64,
+        /// The first two words of what it asks: 0x10000 leaf; 0x10002 gpa, size; 0x10004 vector.
+        values: [u64; 2],
     },
     /// `KVM_EXIT_DIRTY_RING_FULL`: the vCPU does not run until its ring is harvested and reset.
     DirtyRingFull,
@@ -175,6 +184,11 @@ impl Exit {
                 Ok(Exit::FailEntry { hardware_reason: page.u64(EXIT)?, cpu: page.u32(EXIT + 8)? })
             }
             (Ok(()), kvm::KVM_EXIT_SYSTEM_EVENT) => Ok(Exit::SystemEvent { kind: page.u32(EXIT)?, data: words(page)? }),
+            (Ok(()), EXIT_TDX) => Ok(Exit::Tdx {
+                nr: page.u64(EXIT + 8)?,
+                ret: page.u64(EXIT + 16)?,
+                values: [page.u64(EXIT + 24)?, page.u64(EXIT + 32)?],
+            }),
             (Ok(()), kvm::KVM_EXIT_DIRTY_RING_FULL) => Ok(Exit::DirtyRingFull),
             (Ok(()), EXIT_SNP_REQ_CERTS) => {
                 Ok(Exit::CertificatesWanted { gpa: Gpa(page.u64(EXIT)?), pages: page.u64(EXIT + 8)? })
@@ -254,9 +268,16 @@ impl fmt::Display for Exit {
                 write!(f, "FAIL_ENTRY, hardware reason {hardware_reason:#x} on CPU {cpu}")
             }
             Exit::SystemEvent { kind, data } => write!(f, "SYSTEM_EVENT {kind}, data {data:x?}"),
+            Exit::Tdx { nr, ret, values: [first, second] } => {
+                write!(f, "TDX {nr:#x}, answer {ret:#x}, values {first:#x} {second:#x}")
+            }
             Exit::DirtyRingFull => f.write_str("DIRTY_RING_FULL"),
             Exit::CertificatesWanted { gpa, pages } => write!(f, "SNP_REQ_CERTS of {pages} pages at gpa {gpa}"),
             Exit::Refused { errno } => write!(f, "KVM_RUN refused: {errno:?}"),
+            Exit::Failed { errno: Errno::EIO, reason: kvm_bindings::KVM_EXIT_UNKNOWN } => f.write_str(
+                "KVM_RUN failed: EIO without an exit: KVM has given up the VM; it does so with a TD that has accessed a page \
+                 before accepting it, with SEPT_VE_DISABLE",
+            ),
             Exit::Failed { errno, reason } => write!(f, "KVM_RUN failed: {errno:?}, exit reason {reason}"),
             Exit::Other { reason } => write!(f, "exit reason {reason}"),
         }
@@ -285,6 +306,19 @@ mod tests {
 
     fn decode(returned: Result<(), Errno>, reason: u32, union: &[u8]) -> Exit {
         Exit::decode(returned, &page(reason, union)).unwrap()
+    }
+
+    #[test]
+    fn what_a_td_asks_is_told_with_the_answer_so_far() {
+        let asked = Exit::Tdx { nr: 0x1_0002, ret: 1 << 63 | 3, values: [0x10_0000, 0x1000] };
+        assert_eq!(decode(Ok(()), 40, &words(&[0, 0x1_0002, 1 << 63 | 3, 0x10_0000, 0x1000])), asked);
+    }
+
+    #[test]
+    fn a_vm_that_is_given_up_says_so() {
+        let died = decode(Err(Errno::EIO), 0, &[]);
+        assert_eq!(died, Exit::Failed { errno: Errno::EIO, reason: 0 });
+        assert!(died.to_string().contains("before accepting it"), "{died}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::page_tables::{LARGE_PAGE_SIZE, PageTables};
 use crate::payload::Payload;
 use crate::platform::Platform;
 use crate::sev::Device;
+use crate::tdx::SEPT_VE_DISABLE;
 use crate::test_range::{RangeSpec, SHARED_ALIAS, TEST_SLOT, TestRange};
 use crate::uapi::Capability;
 use crate::units::{Gpa, Gva, PAGE_SIZE, PageCount};
@@ -43,6 +44,7 @@ pub struct GuestBuilder<'a> {
     dirty_rings: Option<u64>,
     irqchip: bool,
     firmware_pages: Option<Vec<CpuidFunction>>,
+    td_attributes: u64,
     certificates_exit: bool,
 }
 
@@ -65,6 +67,7 @@ impl<'a> GuestBuilder<'a> {
             dirty_rings,
             irqchip,
             firmware_pages: None,
+            td_attributes: 0,
             certificates_exit: false,
         }
     }
@@ -109,6 +112,11 @@ impl<'a> GuestBuilder<'a> {
     /// CPUID nowhere else.
     pub fn firmware_pages(self, cpuid: Vec<CpuidFunction>) -> Self {
         Self { firmware_pages: Some(cpuid), ..self }
+    }
+
+    /// A TD leaves, and dies, where it touches a page that it has not accepted, instead of taking #VE.
+    pub fn sept_ve_disable(self) -> Self {
+        Self { td_attributes: SEPT_VE_DISABLE, ..self }
     }
 
     /// An SNP guest's requests for a report with certificates lead to userspace (`SNP_ENABLE_REQ_CERTS`).
@@ -169,9 +177,16 @@ impl<'a> GuestBuilder<'a> {
         };
         let make_vcpus = || (0..self.vcpus as u64).map(make_vcpu).collect();
         let entry = Entry { vcpus: self.vcpus as u64, code: payload.entry, root: tables.root() };
-        let certificates_exit = self.certificates_exit;
-        let launch =
-            Launch { host: self.host, vm: &vm, plan: &plan, make_vcpus: &make_vcpus, entry, certificates_exit };
+        let (td_attributes, certificates_exit) = (self.td_attributes, self.certificates_exit);
+        let launch = Launch {
+            host: self.host,
+            vm: &vm,
+            plan: &plan,
+            make_vcpus: &make_vcpus,
+            entry,
+            td_attributes,
+            certificates_exit,
+        };
         let Launched { own, vcpus, firmware } = self.platform.launch(&launch)?;
 
         let mut ranges = Vec::new();

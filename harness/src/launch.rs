@@ -14,4 +14,5 @@ pub use loader::OWN_SLOT;
 pub(crate) use loader::{Entry, Launch, Launched, OwnMemory};
 pub use plan::{CPUID, Kind, OWN_BASE, Part, Piece, Plan, SECRETS, ghcb};
 pub(crate) use plan::{MAILBOXES, TABLES};
-pub(crate) use reset_vector::{RESET_PAGE, RESET_SLOT, reset_page};
+pub(crate) use reset_vector::RESET_SLOT;
+pub use reset_vector::{RESET_PAGE, reset_page};

@@ -17,6 +17,9 @@ pub(crate) const EXIT: u64 = 32;
 /// Bytes in that union.
 pub(crate) const EXIT_LEN: u64 = 256;
 const HYPERCALL_RET: u64 = 88;
+const TDX_RET: u64 = 48;
+/// `tdx.get_tdvmcall_info.r11`, and R12 to R14 behind it.
+const TDX_INFO: u64 = 64;
 const MMIO_DATA: u64 = 40;
 const IO_DATA_OFFSET: u64 = 40;
 const CERTIFICATES_PAGES: u64 = 40;
@@ -81,6 +84,22 @@ impl RunPage {
     /// As above.
     pub fn set_hypercall_ret(&self, ret: u64) -> Outcome {
         self.0.write(HYPERCALL_RET, &ret.to_le_bytes())
+    }
+
+    /// Sets `ret` of `KVM_EXIT_TDX`, R10 of the guest.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_tdx_ret(&self, ret: u64) -> Outcome {
+        self.0.write(TDX_RET, &ret.to_le_bytes())
+    }
+
+    /// Sets what GetTdVmCallInfo answers in R11 to R14.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_tdx_info(&self, registers: [u64; 4]) -> Outcome {
+        self.0.write(TDX_INFO, registers.map(u64::to_le_bytes).as_flattened())
     }
 
     /// Sets `mmio.data`, what the guest's load reads.

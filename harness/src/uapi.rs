@@ -44,6 +44,9 @@ pub const GUEST_MEMFD_FLAG_MMAP: u64 = 1;
 /// guest_memfd flag: pages start out shared, so a mapping of them can be touched.
 pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 2;
 
+/// `KVM_EXIT_TDX`.
+pub const EXIT_TDX: u32 = 40;
+
 /// `kvm_run.memory_fault.flags`: the guest's access was private.
 pub const MEMORY_EXIT_FLAG_PRIVATE: u64 = 1 << 3;
 

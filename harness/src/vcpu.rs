@@ -243,6 +243,22 @@ impl Vcpu {
         self.shared.page.set_hypercall_ret(ret)
     }
 
+    /// The answer of a `KVM_EXIT_TDX`, R10 of the guest.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_tdx_ret(&self, ret: u64) -> Outcome {
+        self.shared.page.set_tdx_ret(ret)
+    }
+
+    /// What GetTdVmCallInfo answers in R11 to R14.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_tdx_info(&self, registers: [u64; 4]) -> Outcome {
+        self.shared.page.set_tdx_info(registers)
+    }
+
     /// What the guest's MMIO load reads, little-endian in the low bytes.
     ///
     /// # Errors

@@ -41,6 +41,8 @@ pub(crate) struct Launch<'a> {
     /// Without slots and vCPUs so far.
     pub(crate) vm: &'a Vm,
     pub(crate) plan: &'a Plan,
+    /// Attributes of a TD.
+    pub(crate) td_attributes: u64,
     /// Makes the vCPUs, in the state in which they enter the payload.
     pub(crate) make_vcpus: &'a dyn Fn() -> Outcome<Vec<Vcpu>>,
     /// For those that enter it by themselves: how many there are, where its code begins, and under which page tables.

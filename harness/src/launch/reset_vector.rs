@@ -7,7 +7,7 @@ use super::plan::MAILBOXES;
 use crate::units::{Gpa, PAGE_SIZE};
 
 /// The page with the reset vector.
-pub(crate) const RESET_PAGE: Gpa = Gpa(0xffff_f000);
+pub const RESET_PAGE: Gpa = Gpa(0xffff_f000);
 /// Slot id of that page.
 pub(crate) const RESET_SLOT: u32 = 1;
 
@@ -23,7 +23,7 @@ const DESCRIPTORS: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
 /// The page, which leads to `entry` under the page tables at `root`, both below 4 GiB, with the arguments of the payload's
 /// entry point: the mailbox of the vCPU in RDI, its index in RSI.
-pub(crate) fn reset_page(entry: u64, root: Gpa) -> Vec<u8> {
+pub fn reset_page(entry: u64, root: Gpa) -> Vec<u8> {
     let mut page = vec![0xf4; PAGE_SIZE as usize];
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     let address = |offset: usize| ((RESET_PAGE.0 as usize + offset) as u32).to_le_bytes();

@@ -3,7 +3,7 @@
 //! ```
 //! # use privet_harness::{host::Host, launch::tdx, mapping::Mapping, outcome::Outcome, units::Gpa, vm::Vm};
 //! # fn story(host: &Host, vm: &Vm, source: &Mapping) -> Outcome {
-//! let mut launch = tdx::Launch::create(vm, host)?;
+//! let mut launch = tdx::Launch::create(vm, host, 0)?;
 //! let vcpu = launch.vcpu(0, 0)?;
 //! launch.add(&vcpu, tdx::Measured::Yes, Gpa(0xffff_f000), source, 0..0x1000)?;
 //! launch.finalize()?;
@@ -15,7 +15,7 @@
 //! ```compile_fail,E0599
 //! # use privet_harness::{host::Host, launch::tdx, mapping::Mapping, outcome::Outcome, units::Gpa, vm::Vm};
 //! # fn story(host: &Host, vm: &Vm, source: &Mapping) -> Outcome {
-//! let mut launch = tdx::Launch::create(vm, host)?;
+//! let mut launch = tdx::Launch::create(vm, host, 0)?;
 //! let vcpu = launch.vcpu(0, 0)?;
 //! let mut finished = launch.finalize()?;
 //! finished.add(&vcpu, tdx::Measured::Yes, Gpa(0xffff_f000), source, 0..0x1000)?;
@@ -89,16 +89,16 @@ pub fn capabilities(commands: Commands<'_>) -> Result<Capabilities, Refused> {
 }
 
 impl<'a> Launch<'a, Building<'a>> {
-    /// Makes `vm`, of type TDX and without vCPUs so far, a TD with all that KVM and the module offer, but for pages that
-    /// leave it when they are touched before they are accepted: those raise #VE.
+    /// Makes `vm`, of type TDX and without vCPUs so far, a TD with these attributes and all else that KVM and the module
+    /// offer.
     ///
     /// # Errors
     /// `Stop::Fail` with what KVM and the module say.
-    pub fn create(vm: &'a Vm, host: &'a Host) -> Outcome<Self> {
+    pub fn create(vm: &'a Vm, host: &'a Host, attributes: u64) -> Outcome<Self> {
         let commands = Commands::new(vm);
         let capabilities = capabilities(commands)?;
         let cpuid = capabilities.configured(host.supported_cpuid()?, GPA_WIDTH);
-        Self::create_as(vm, host, &InitVm::new(0, capabilities.xfam, cpuid))
+        Self::create_as(vm, host, &InitVm::new(attributes, capabilities.xfam, cpuid))
     }
 
     /// The same with this said of it.

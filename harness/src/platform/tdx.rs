@@ -30,7 +30,7 @@ pub(super) const FACTS: Facts = Facts {
 fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     let Entry { vcpus, code, root } = launch.entry;
     let vm = launch.vm;
-    let mut steps = tdx::Launch::create(vm, launch.host)?;
+    let mut steps = tdx::Launch::create(vm, launch.host, launch.td_attributes)?;
     let (host, slot) = launch.content()?;
     // The reset vector's page comes last in the guest_memfd, which has to stay open.
     let behind = Plan::length().bytes();

@@ -43,6 +43,7 @@ pub fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply {
             let tdx::Answer { status, values: [rcx, rdx, r8, r9, r10, r11] } = tdx::tdcall(leaf, registers);
             Reply::done([status, rcx, rdx, r8, r9, r10, r11])
         }
+        Op::Tdvmcall { registers } => Reply::done(tdx::vmcall(registers)),
         Op::Validate { gva, pages, .. } if start.conversion == Conversion::MapGpa => {
             match paging::translate(start.aliases, gva) {
                 Some(found) => {

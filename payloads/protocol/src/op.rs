@@ -306,6 +306,11 @@ operations! {
         /// RCX, RDX, R8 and R9.
         registers: [u64; 4],
     };
+    /// TDG.VP.VMCALL, which shows the host R10 to R15. Values: the same afterwards.
+    36 => Tdvmcall {
+        /// R10 to R15.
+        registers: [u64; 6],
+    };
     /// PVALIDATE of a page of 2 MiB. Values: EAX; CF.
     34 => ValidateLarge {
         /// Address of a private mapping.

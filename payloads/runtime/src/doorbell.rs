@@ -25,10 +25,11 @@ fn ask(ghcb: Ghcb) {
     }
 }
 
-/// The same of a TD, without OUT and so without #VE. A host that does not do it is asked again: there is nobody else to
-/// tell.
+/// The same of a TD, without OUT and so without #VE.
 fn tdvmcall() {
-    while !tdx::port_out(DOORBELL_PORT, 1, 0) {}
+    if !tdx::port_out(DOORBELL_PORT, 1, 0) {
+        tdx::report_fatal_error(NO_DOORBELL);
+    }
 }
 
 fn out() {

@@ -17,6 +17,7 @@ const MEM_PAGE_ACCEPT: u64 = 6;
 /// Functions of the host.
 const IO: u64 = 30;
 const MAP_GPA: u64 = 0x1_0001;
+const REPORT_FATAL_ERROR: u64 = 0x1_0003;
 
 /// R10 of a function that shall be called again.
 const RETRY: u64 = 1;
@@ -88,6 +89,13 @@ pub(crate) fn port_out(port: u16, bytes: u64, value: u64) -> bool {
 pub(crate) fn port_in(port: u16, bytes: u64) -> Option<u64> {
     let [status, value, ..] = vmcall([0, IO, bytes, 0, port.into(), 0]);
     (status == 0).then_some(value)
+}
+
+/// ReportFatalError: ends the TD with this code. The host sees `KVM_SYSTEM_EVENT_TDX_FATAL`.
+pub(crate) fn report_fatal_error(code: u64) -> ! {
+    loop {
+        vmcall([0, REPORT_FATAL_ERROR, code, 0, 0, 0]);
+    }
 }
 
 /// MapGPA of pages from `gpa` on, which is the private address; `shared` is the shared bit. R10 of the answer, 0 if all is

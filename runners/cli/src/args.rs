@@ -396,7 +396,12 @@ pub struct Man {
 #[derive(Debug, Args)]
 pub struct Explain {
     /// The id of the row
-    pub id: String,
+    #[arg(required_unless_present = "truth_table")]
+    pub id: Option<String>,
+    /// Not a row, but how KVM classifies accesses: the truth tables of the VM types with private memory, side by side, as a page in
+    /// Markdown
+    #[arg(long, conflicts_with = "id")]
+    pub truth_table: bool,
 }
 
 /// `privet rig`.

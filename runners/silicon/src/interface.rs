@@ -1,6 +1,7 @@
 //! What a board asks the virtualization of a processor, and what it is told: the same for SVM and VMX.
 
-use privet_cpu::Exception;
+use privet_cpu::state::Shadow;
+use privet_cpu::{CpuState, Exception, flags};
 
 use crate::encryption::Key;
 
@@ -60,4 +61,9 @@ pub enum Translation {
     Reflect(Exception),
     /// The access has left the guest.
     Switched,
+}
+
+/// Whether maskable interrupts are open.
+pub(crate) fn interruptible(state: &CpuState) -> bool {
+    state.rflags & flags::IF != 0 && state.shadow == Shadow::None
 }

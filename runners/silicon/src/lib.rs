@@ -18,6 +18,7 @@ pub mod tdx;
 mod test_board;
 #[cfg(test)]
 mod test_memory;
+mod virtual_apic;
 mod virtualization;
 pub mod vmx;
 

@@ -340,6 +340,9 @@ impl Machine {
         if let Some(encryption) = &mut self.board.encryption {
             encryption.set_rules(rules);
         }
+        if let Some(module) = &mut self.board.tdx {
+            module.set_rules(rules);
+        }
         self.processors.iter_mut().for_each(|processor| processor.cpu.flush_tlb());
     }
 

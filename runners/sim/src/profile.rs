@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::TSC_HZ;
 use crate::error::SimError;
 use crate::feature::{Feature, Without};
+use crate::msrs::intel::ARCH_CAPABILITIES;
 
 /// A kind of processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -195,6 +196,7 @@ impl Processors {
             convertible: memory.map(|range| range.start.max(LEGACY_MEMORY)..range.end).collect(),
             tsc_khz: TSC_HZ / 1000,
             xfam: self.xcr0(),
+            arch_capabilities: ARCH_CAPABILITIES,
             five_levels: false,
         })
     }

@@ -400,12 +400,13 @@ impl Bus for Wiring<'_> {
             let (init, nmi, interrupt) = (lapic.signals.init, lapic.signals.nmi, lapic.pending());
             let pending = Pending { init, smi: false, nmi, interrupt };
             let cpu = self.cpu;
-            if let Some((tdx, mut surroundings)) = self.td(state) {
-                let taken = tdx.take_event(&mut surroundings, state, cpu, pending);
-                return self.taken(state, taken);
-            }
-            let (virtualization, mut surroundings) = self.virtualization(state);
-            match virtualization.take_event(&mut surroundings, state, pending) {
+            let taken = if let Some((tdx, mut surroundings)) = self.td(state) {
+                tdx.take_event(&mut surroundings, state, cpu, pending)
+            } else {
+                let (virtualization, mut surroundings) = self.virtualization(state);
+                virtualization.take_event(&mut surroundings, state, pending)
+            };
+            match taken {
                 Taken::Notified => {
                     let lapic = &mut self.board.lapics[self.cpu];
                     lapic.acknowledge();
@@ -418,10 +419,6 @@ impl Bus for Wiring<'_> {
     }
 
     fn set_task_priority(&mut self, state: &mut CpuState, cr8: u64) {
-        if self.td(state).is_some() {
-            // Of a TD's virtual APIC, which has nothing to deliver.
-            return;
-        }
         let (virtualization, mut surroundings) = self.virtualization(state);
         if virtualization.virtual_task_priority() {
             virtualization.task_priority_written(&mut surroundings);

@@ -18,7 +18,7 @@ pub struct KernelMutants {
     ///
     /// KVM's modules are built with each change and rows run on them in the sim, those first that are quickest, and only
     /// rows that execute what is changed. The kernel is the newest Debian source package, or --source.
-    #[arg(long, conflicts_with_all = ["defect", "silicon"])]
+    #[arg(long, conflicts_with_all = ["defect", "silicon"], group = "beyond_the_model")]
     pub kernel: bool,
     /// A source tree or archive of the kernel, instead of a Debian package
     #[arg(long, value_name = "DIR|TARBALL", requires = "kernel", help_heading = KERNEL)]

@@ -20,13 +20,16 @@ pub struct Mutants {
     #[command(flatten)]
     pub selection: Selection,
     /// Not defects of the model but rules that the sim's silicon forgets, one at a time. Without FILTER rows of SEV,
-    /// SEV-ES and SEV-SNP are tried
-    #[arg(long, conflicts_with = "defect")]
+    /// SEV-ES and SEV-SNP are tried, or those of TDX
+    #[arg(long, conflicts_with = "defect", group = "beyond_the_model")]
     pub silicon: bool,
-    /// Try without this rule of the silicon only; can be given several times. Intel's are only tried if they are named,
+    /// Try without this rule of the silicon only; can be given several times. Those of VMX are only tried if they are named,
     /// and without FILTER on plain rows and those of UPM
     #[arg(long, value_name = "NAME", value_parser = rule, requires = "silicon")]
     pub rule: Vec<Rule>,
+    /// With --kernel and --silicon: whose processors, and so whose half of KVM or whose silicon [default: amd]
+    #[arg(long, value_enum, value_name = "VENDOR", requires = "beyond_the_model")]
+    pub vendor: Option<OneVendor>,
     /// Mutants of the kernel.
     #[command(flatten)]
     pub kernel: KernelMutants,

@@ -1,4 +1,4 @@
-//! `privet explain ID`: all that the table says about a row.
+//! `privet explain ID`: all that the table says about a row. `privet explain --truth-table`: how KVM classifies accesses.
 
 use std::io::Write;
 
@@ -8,15 +8,26 @@ use crate::args::Explain;
 use crate::exit::{Early, Status};
 use crate::selection::no_such_row;
 
-/// Writes what is known about the row to `out`.
+/// Writes what is known about the row, or the truth tables, to `out`.
 ///
 /// # Errors
 /// If there is no such row.
 pub fn explain(args: &Explain, mut out: impl Write) -> Result<Status, Early> {
+    let text = match &args.id {
+        Some(id) => row(id)?,
+        None => privet_cases::truth_table(),
+    };
+    out.write_all(text.as_bytes())
+        .map_err(|error| Early::usage(format!("cannot write to standard output: {error}")))?;
+    Ok(Status::Passed)
+}
+
+/// What is known about a row.
+fn row(id: &str) -> Result<String, Early> {
     let table = privet_cases::table();
-    let Some(row) = table.iter().find(|row| row.id == args.id) else {
-        let ids: Vec<String> = table.into_iter().map(|row| row.id).collect();
-        return Err(no_such_row(&ids, &args.id, true));
+    let Some(row) = table.iter().find(|row| row.id == id) else {
+        let ids: Vec<String> = table.iter().map(|row| row.id.clone()).collect();
+        return Err(no_such_row(&ids, id, true));
     };
     let mut needs = vec![format!("VM type {}", row.vm)];
     needs.extend(row.needs.iter().map(ToString::to_string));
@@ -36,9 +47,7 @@ pub fn explain(args: &Explain, mut out: impl Write) -> Result<Status, Early> {
         }
     }
     text += &format!("{:<14}privet run --exact {}\n", "run it", row.id);
-    out.write_all(text.as_bytes())
-        .map_err(|error| Early::usage(format!("cannot write to standard output: {error}")))?;
-    Ok(Status::Passed)
+    Ok(text)
 }
 
 fn in_words(counterpart: &Counterpart) -> String {

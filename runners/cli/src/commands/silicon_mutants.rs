@@ -12,7 +12,7 @@ use privet_report::{CaseReport, Verdict, one_line};
 use privet_rig::{Event, Plan, Profile, Progress, RigError, Rule, SiliconVendor as Vendor, SimOptions};
 
 use super::mutants::with_a_defect;
-use crate::args::{Mutants, Selection};
+use crate::args::{Mutants, OneVendor, Selection};
 use crate::dispatch::cores;
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
@@ -28,11 +28,12 @@ use crate::selection::select;
 pub fn silicon_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Early> {
     let table = privet_cases::table();
     let mut selected = select(&table, &args.selection)?;
-    let rules = rules(&args.rule)?;
+    let rules = rules(&args.rule, args.vendor.map(silicon_of))?;
     let vendor = rules[0].vendor();
     if is_everything(&args.selection) {
         let told_by = |row: &&Entry| match vendor {
             Vendor::Amd => matches!(row.vm, VmType::Sev | VmType::SevEs | VmType::Snp),
+            Vendor::Intel if rules[0].is_of_tdx() => row.vm == VmType::Tdx,
             Vendor::Intel => matches!(row.vm, VmType::Plain | VmType::Upm),
         };
         let ids: BTreeSet<&str> = table.iter().filter(told_by).map(|row| row.id.as_str()).collect();
@@ -46,7 +47,9 @@ pub fn silicon_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ea
         Interrupt::on_signals().map_err(|error| Early::nothing_ran(format!("cannot watch for signals: {error}")))?;
     let kernel = Kernel::cached().map_err(|error| Early::nothing_ran(error.to_string()))?;
     let at_a_time = args.jobs.map_or_else(cores, usize::from);
-    let sim = SimOptions { profile: Profile::default_for(vendor), ..SimOptions::default() };
+    // A TD has no more vCPUs than there are processors.
+    let cpus = if rules[0].is_of_tdx() { 4 } else { SimOptions::default().cpus };
+    let sim = SimOptions { profile: Profile::default_for(vendor), cpus, ..SimOptions::default() };
     let machine = Mutant { kernel, worker, sim, at_a_time };
     let mut tell = |text: String| {
         let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -100,12 +103,31 @@ pub fn silicon_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ea
     Ok(if red.is_empty() && unmissed == 0 { Status::Passed } else { Status::Failed })
 }
 
-/// The rules that are named, of one vendor. If none is, AMD's: what VMX refuses a hypervisor without bugs never asks for,
-/// so that no row could miss most of Intel's.
-fn rules(named: &[Rule]) -> Result<Vec<Rule>, Early> {
+/// The vendor of silicon.
+fn silicon_of(vendor: OneVendor) -> Vendor {
+    match vendor {
+        OneVendor::Amd => Vendor::Amd,
+        OneVendor::Intel => Vendor::Intel,
+    }
+}
+
+/// The rules that are named, of one vendor. If none is, AMD's, or those of Intel's TDX module: what VMX refuses a hypervisor
+/// without bugs never asks for, so that no row could miss most of that.
+fn rules(named: &[Rule], vendor: Option<Vendor>) -> Result<Vec<Rule>, Early> {
     let Some(first) = named.first() else {
-        return Ok(Rule::ALL.iter().copied().filter(|rule| rule.vendor() == Vendor::Amd).collect());
+        let is_meant = |rule: &Rule| match vendor {
+            None | Some(Vendor::Amd) => rule.vendor() == Vendor::Amd,
+            Some(Vendor::Intel) => rule.is_of_tdx(),
+        };
+        return Ok(Rule::ALL.iter().copied().filter(is_meant).collect());
     };
+    if let Some(vendor) = vendor.filter(|vendor| *vendor != first.vendor()) {
+        let vendor = if vendor == Vendor::Amd { "amd" } else { "intel" };
+        return Err(Early::usage(format!(
+            "--rule {} is none of --vendor {vendor}: leave out one of them",
+            first.name()
+        )));
+    }
     match named.iter().find(|rule| rule.vendor() != first.vendor()) {
         None => Ok(named.to_vec()),
         Some(other) => {
@@ -163,9 +185,11 @@ mod tests {
 
     #[test]
     fn rules_are_of_one_vendor() {
-        assert!(rules(&[]).unwrap().iter().all(|rule| rule.vendor() == Vendor::Amd));
-        assert_eq!(rules(&[Rule::EptWrites, Rule::LaunchState]).unwrap().len(), 2);
-        let refused = rules(&[Rule::EptWrites, Rule::Ciphertext]).unwrap_err();
+        assert!(rules(&[], None).unwrap().iter().all(|rule| rule.vendor() == Vendor::Amd));
+        assert!(rules(&[], Some(Vendor::Intel)).unwrap().iter().all(|rule| rule.is_of_tdx()));
+        assert_eq!(rules(&[Rule::EptWrites, Rule::LaunchState], None).unwrap().len(), 2);
+        assert!(rules(&[Rule::EptWrites], Some(Vendor::Amd)).is_err());
+        let refused = rules(&[Rule::EptWrites, Rule::Ciphertext], None).unwrap_err();
         assert!(refused.message.contains("--rule ept-writes and --rule ciphertext"), "{}", refused.message);
     }
 }

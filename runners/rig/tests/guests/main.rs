@@ -1,5 +1,5 @@
 //! What nobody here has written judges the sim's memory encryption: what real kernels say of its hosts, an unmodified
-//! Linux as SEV-ES and SEV-SNP guest, and the client crate `sev`. Without a kernel in the cache (`privet rig build`) these tests are
+//! Linux as SEV-ES guest, SEV-SNP guest and TD, and the client crates `sev` and `tdx`. Without a kernel in the cache (`privet rig build`) these tests are
 //! ignored.
 //!
 //! This program is all of it: the tests, the machine, the host's init, and the programs that run on that host.
@@ -7,6 +7,7 @@
 mod hosts;
 mod linux;
 mod sev_crate;
+mod tdx_crate;
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -18,13 +19,15 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use privet_harness::vm_type::VmType;
 use privet_kernel::Kernel;
 use privet_rig::{
-    Attached, GuestProgram, MachineKind, ModuleParam, Patience, Plan, ProgramEnd, ProgramNews, SimOptions, run_program,
+    Attached, GuestProgram, MachineKind, ModuleParam, Patience, Plan, Profile, ProgramEnd, ProgramNews, SimOptions,
+    run_program,
 };
 
 /// Where the host has this program, and what that is there by its first argument.
 const THIS_PROGRAM: &str = "/privet";
 const LINUX: &str = "linux";
 const SEV_CRATE: &str = "sev-crate";
+const TDX_CRATE: &str = "tdx-crate";
 const NOTHING: &str = "nothing";
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
             told(linux::run(vm_type, Path::new(kernel)).map_err(|stop| stop.to_string()))
         }
         [Some(SEV_CRATE), Some(what)] => told(sev_crate::run(what).map_err(|error| error.to_string())),
+        [Some(TDX_CRATE)] => told(tdx_crate::run().map_err(|error| error.to_string())),
         [Some(NOTHING)] => ExitCode::SUCCESS,
         _ => tests(),
     }
@@ -78,13 +82,17 @@ fn tests() -> ExitCode {
         test("without_apicv_there_are_no_tds", hosts::tdx_without_apicv),
         test("without_cached_mmio_there_are_no_tds", hosts::tdx_without_cached_mmio),
         test("linux_runs_as_an_snp_guest_up_to_its_init", |kernel| {
-            linux_guest(kernel, VmType::Snp, "SEV SEV-ES SEV-SNP", "2 CPUs")
+            linux_guest(kernel, VmType::Snp, "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP", "2 CPUs")
         }),
         test("linux_runs_as_an_sev_es_guest_up_to_its_init", |kernel| {
-            linux_guest(kernel, VmType::SevEs, "SEV SEV-ES", "1 CPU")
+            linux_guest(kernel, VmType::SevEs, "Memory Encryption Features active: AMD SEV SEV-ES", "1 CPU")
+        }),
+        test("linux_runs_as_a_td_up_to_its_init", |kernel| {
+            linux_guest(kernel, VmType::Tdx, "Memory Encryption Features active: Intel TDX", "2 CPUs")
         }),
         test("the_crate_sev_asks_the_platform", |kernel| sev_crate(kernel, "platform", "identifier")),
         test("the_crate_sev_launches_an_snp_guest", |kernel| sev_crate(kernel, "snp", sev_crate::HALTED)),
+        test("the_crate_tdx_launches_a_td", tdx_crate),
         #[cfg(feature = "openssl")]
         test("the_crate_sev_owns_and_launches_an_sev_guest", |kernel| sev_crate(kernel, "sev", sev_crate::HALTED)),
     ];
@@ -159,14 +167,12 @@ impl Seen {
 fn linux_guest(kernel: Kernel, vm_type: VmType, features: &str, processors: &str) {
     let image = kernel.image.clone();
     let arguments = vec![LINUX.into(), vm_type.to_string().into(), image.clone().into()];
-    let host = OnHost { files: vec![image], ..OnHost::new(kernel, arguments) }.run();
+    let profile = if vm_type == VmType::Tdx { Profile::Granite } else { Profile::default() };
+    let sim = SimOptions { profile, ..SimOptions::default() };
+    let host = OnHost { files: vec![image], sim, ..OnHost::new(kernel, arguments) }.run();
     let console = &host.printed;
     // The lines of a serial console end with a carriage return, too.
-    let words = [
-        &format!("Memory Encryption Features active: AMD {features}\r\n"),
-        &format!("smp: Brought up 1 node, {processors}\r\n"),
-        linux::HELLO,
-    ];
+    let words = [&format!("{features}\r\n"), &format!("smp: Brought up 1 node, {processors}\r\n"), linux::HELLO];
     for word in words {
         assert!(console.contains(word), "{word} is missing: {console}");
     }
@@ -180,4 +186,11 @@ fn sev_crate(kernel: Kernel, what: &str, word: &str) {
     let host = OnHost::new(kernel, vec![SEV_CRATE.into(), what.into()]).run();
     host.assert_clean();
     assert!(host.printed.contains(word), "{word} is missing: {}", host.printed);
+}
+
+fn tdx_crate(kernel: Kernel) {
+    let sim = SimOptions { profile: Profile::Granite, ..SimOptions::default() };
+    let host = OnHost { sim, ..OnHost::new(kernel, vec![TDX_CRATE.into()]) }.run();
+    host.assert_clean();
+    assert!(host.printed.contains(tdx_crate::LEFT), "it has not left: {}", host.printed);
 }

@@ -71,9 +71,9 @@ impl EncryptedPages {
         let old = std::mem::replace(&mut self.keys[slot], key);
         match &mut self.integrity {
             _ if old == key => {}
-            Some(integrity) => integrity.convert(frame, page, old, key),
+            Some(integrity) if self.rules.hold(Rule::HiddenLines) => integrity.convert(frame, page, old, key),
             None if self.rules.hold(Rule::Ciphertext) => convert(frame, page, old, key),
-            None => {}
+            _ => {}
         }
         old != key
     }
@@ -94,7 +94,8 @@ impl EncryptedPages {
     /// A bit for each line of [`super::LINE`] bytes that is not as the page's owner has written it.
     #[must_use]
     pub fn poisoned(&self, frame: u64) -> u64 {
-        self.integrity.as_ref().map_or(0, |integrity| integrity.poisoned(frame))
+        let integrity = self.integrity.as_ref().filter(|_| self.rules.hold(Rule::PoisonedLines));
+        integrity.map_or(0, |integrity| integrity.poisoned(frame))
     }
 
     /// The bytes of `page` as an access with `key` sees them, the page left as it is.
@@ -103,9 +104,11 @@ impl EncryptedPages {
         let mut seen = *page;
         match &self.integrity {
             _ if self.key(frame) == key => {}
-            Some(integrity) => integrity.clone().convert(frame, &mut seen, self.key(frame), key),
+            Some(integrity) if self.rules.hold(Rule::HiddenLines) => {
+                integrity.clone().convert(frame, &mut seen, self.key(frame), key);
+            }
             None if self.rules.hold(Rule::Ciphertext) => convert(frame, &mut seen, self.key(frame), key),
-            None => {}
+            _ => {}
         }
         seen
     }

@@ -1,15 +1,13 @@
 //! Which event a processor takes between two instructions (APM volume 2, 15.13, 15.17, 15.21).
 
 use privet_cpu::CpuState;
-use privet_cpu::flags;
-use privet_cpu::state::Shadow;
 
 use super::exit::Exit;
 use super::intercepts::Code;
 use super::vmcb::int_ctl;
 use super::{Guest, Svm};
 use crate::board::Board;
-use crate::interface::{Pending, Taken};
+use crate::interface::{Pending, Taken, interruptible};
 
 impl Svm {
     /// Decides between two instructions, after the delivery of [`CpuState::injection`].
@@ -65,8 +63,4 @@ impl Guest {
             && interruptible(state)
             && (self.control.interrupt & int_ctl::V_IGN_TPR != 0 || priority > state.cr8)
     }
-}
-
-fn interruptible(state: &CpuState) -> bool {
-    state.rflags & flags::IF != 0 && state.shadow == Shadow::None
 }

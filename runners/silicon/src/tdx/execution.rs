@@ -1,8 +1,7 @@
 //! A TD on a processor: TDH.VP.ENTER, what its instructions and accesses do, and TD exits (TDX module base architecture,
 //! "TD VCPU", and ABI, TDH.VP.ENTER).
 //!
-//! The processor's state is the TD's from TDH.VP.ENTER to the exit; the host's waits here. What is not simulated: the
-//! virtual APIC (an interrupt that is posted to a TD is told, and lost), injected NMIs, debugging.
+//! The processor's state is the TD's from TDH.VP.ENTER to the exit; the host's waits here. What is not simulated: debugging.
 
 use privet_cpu::state::gpr::{RAX, RBX, RCX, RDI, RDX, RSI};
 use privet_cpu::state::{World, cr0, cr4, efer};
@@ -17,11 +16,12 @@ use super::shared_ept::{self, Shared};
 use super::status::Code;
 use super::surroundings::{Registers, Surroundings};
 use super::vcpu::{Initialised, VeInfo};
+use super::virtual_apic::has_msr;
 use super::{Tdx, XFAM_FIXED1};
+use crate::Rule;
 use crate::board::{Board, Flush};
 use crate::event;
 use crate::interface::{Pending, Taken, Translation};
-use crate::memory::PhysicalMemory;
 
 const R8: usize = 8;
 
@@ -148,12 +148,7 @@ impl Tdx {
                 return Intercepted::Done;
             }
         };
-        if entered.nmi {
-            board.unsimulated("NMI that the host has injected into a TD");
-        }
-        if entered.posted.is_some_and(|descriptor| is_outstanding(board, descriptor)) {
-            board.unsimulated("interrupt that the host has posted to a TD");
-        }
+        self.enter_apic(board, tdvpr);
         let worlds = self.worlds;
         let Ok((vcpu, control)) = self.running_vcpu(tdvpr) else { return Intercepted::Done };
         let gpaw = control.gpaw();
@@ -188,6 +183,7 @@ impl Tdx {
         let mut guest = Box::new(std::mem::replace(state, *host));
         (state.instructions, state.turn_ends) = (guest.instructions, guest.turn_ends);
         // TDH.VP.ENTER, "Output Operands": what is not the host's any more.
+        let (hides, shown) = (self.holds(Rule::HostRegisters), guest.gpr);
         let mut xcr0 = XFAM_FIXED1;
         if let Ok((vcpu, control)) = self.running_vcpu(tdvpr) {
             xcr0 = control.xfam & fpu::XCR0_KNOWN;
@@ -202,7 +198,7 @@ impl Tdx {
         let [rcx, rdx, r8, r9] = exit.values;
         (state.gpr[RCX], state.gpr[RDX], state.gpr[R8], state.gpr[R8 + 1]) = (rcx, rdx, r8, r9);
         for register in [RBX, RSI, RDI, 10, 11, 12, 13, 14, 15] {
-            state.gpr[register] = 0;
+            state.gpr[register] = if hides { 0 } else { shown[register] };
         }
         self.leave(tdvpr);
         board.raise_event();
@@ -217,7 +213,8 @@ impl Tdx {
             vcpu.vmcall = Some(mask);
         }
         self.exit(board, state, processor, Exit::of(reason::TDCALL));
-        for register in selected(mask) {
+        let visible = if self.holds(Rule::VmcallRegisters) { mask } else { 0xFFC8 };
+        for register in selected(visible) {
             state.gpr[register] = shown[register];
         }
         state.gpr[RCX] = mask;
@@ -246,6 +243,7 @@ impl Tdx {
         what: Intercept,
         length: u8,
     ) -> Intercepted {
+        let tdvpr = self.running_tdvpr(processor);
         let ve = |tdx: &mut Tdx, reason| tdx.ve_of_instruction(processor, reason, 0, length);
         match what {
             Intercept::Call(Call::Tdcall) => self.tdcall_of(board, state, processor),
@@ -253,9 +251,11 @@ impl Tdx {
             Intercept::Call(_) | Intercept::Vmx { .. } => Intercepted::Reflect(Exception::ud()),
             Intercept::Cpuid => self.cpuid_of(state, processor, length),
             Intercept::Rdmsr => self.rdmsr_of(board, state, processor, length),
-            Intercept::Wrmsr => match writes_directly(state.gpr[RCX] as u32) {
-                true => Intercepted::Native,
-                false => ve(self, reason::WRMSR),
+            Intercept::Wrmsr => match state.gpr[RCX] as u32 {
+                index if writes_directly(index) => Intercepted::Native,
+                index if has_msr(index) => self.write_apic_msr(board, state, tdvpr),
+                XSS => self.write_xss(state, tdvpr),
+                _ => ve(self, reason::WRMSR),
             },
             Intercept::PortIo { .. } => {
                 let qualification = port_qualification(what);
@@ -267,7 +267,9 @@ impl Tdx {
             Intercept::Monitor => ve(self, reason::MONITOR),
             Intercept::Mwait => ve(self, reason::MWAIT),
             Intercept::Rdpmc => Intercepted::Reflect(Exception::gp(0)),
-            Intercept::WriteCr { cr, value, .. } if !keeps_fixed_bits(cr, value) => {
+            Intercept::ReadCr { cr: 8, .. } => Intercepted::Value(self.task_priority(board, tdvpr)),
+            Intercept::WriteCr { cr: 8, value, .. } => self.set_task_priority(board, tdvpr, value),
+            Intercept::WriteCr { cr, value, .. } if !keeps_fixed_bits(cr, value) && self.holds(Rule::FixedControl) => {
                 Intercepted::Reflect(Exception::gp(0))
             }
             Intercept::Xsetbv if !self.has_states(processor, state) => Intercepted::Reflect(Exception::gp(0)),
@@ -292,6 +294,8 @@ impl Tdx {
             GuestCall::Done(status) => {
                 state.gpr[RAX] = status.bits();
                 registers.store(state);
+                // An NMI may have waited for the TD to ask for its #VE.
+                board.raise_event();
                 Intercepted::Done
             }
             GuestCall::Vmcall(mask) => {
@@ -328,15 +332,34 @@ impl Tdx {
 
     fn rdmsr_of(&mut self, board: &mut impl Board, state: &mut CpuState, processor: usize, length: u8) -> Intercepted {
         const TSC: u32 = 0x10;
-        match state.gpr[RCX] as u32 {
-            TSC => {
-                let tsc = self.tsc(processor, board.tsc());
-                (state.gpr[RAX], state.gpr[RDX]) = (tsc & 0xFFFF_FFFF, tsc >> 32);
-                Intercepted::Done
-            }
+        const XAPIC_DISABLE_STATUS: u32 = 0xBD;
+        const ARCH_CAPABILITIES: u32 = 0x10A;
+        /// IA32_ARCH_CAPABILITIES has XAPIC_DISABLE_STATUS, in which bit 0 says that the APIC stays in x2APIC mode.
+        const XAPIC_DISABLE: u64 = 1 << 21;
+        let index = state.gpr[RCX] as u32;
+        let mut done = |value: u64| {
+            (state.gpr[RAX], state.gpr[RDX]) = (value & 0xFFFF_FFFF, value >> 32);
+            Intercepted::Done
+        };
+        match index {
+            TSC => done(self.tsc(processor, board.tsc())),
+            ARCH_CAPABILITIES => done(self.chip.arch_capabilities | XAPIC_DISABLE),
+            XAPIC_DISABLE_STATUS => done(1),
             index if reads_directly(index) => Intercepted::Native,
+            index if has_msr(index) => self.read_apic_msr(board, state, self.running_tdvpr(processor)),
             _ => self.ve_of_instruction(processor, reason::RDMSR, 0, length),
         }
+    }
+
+    /// WRMSR to XSS: states that the TD has.
+    fn write_xss(&mut self, state: &mut CpuState, tdvpr: u64) -> Intercepted {
+        let value = state.gpr[RAX] & 0xFFFF_FFFF | state.gpr[RDX] << 32;
+        let has = self.running_vcpu(tdvpr).map_or(0, |(_, control)| control.xfam & !fpu::XCR0_KNOWN);
+        if value & !has != 0 {
+            return Intercepted::Reflect(Exception::gp(0));
+        }
+        state.xss = value;
+        Intercepted::Done
     }
 
     /// Whether XSETBV asks for states that the TD has.
@@ -398,7 +421,7 @@ impl Tdx {
         gpa: u64,
         access: Access,
     ) -> Translation {
-        if access.kind == AccessKind::Fetch {
+        if access.kind == AccessKind::Fetch && self.holds(Rule::SharedFetches) {
             // Nobody has said what a processor does; KVM takes an exit with a fetch for broken hardware.
             let code = paging::PF_PRESENT | paging::PF_FETCH;
             return Translation::Reflect(Exception::pf(access.linear, code));
@@ -406,6 +429,9 @@ impl Tdx {
         let root = self.host_controls(self.running_tdvpr(processor)).shared_eptp;
         match shared_ept::walk(board, root, gpa, access) {
             Shared::Page(page) => Translation::Page { page, key: crate::encryption::Key::PLAIN },
+            Shared::Violation { permissions, .. } if !self.holds(Rule::SuppressedVe) => {
+                self.ve_of_access(processor, gpa, access, permissions)
+            }
             Shared::Violation { exception: true, permissions } => {
                 self.ve_of_access(processor, gpa, access, permissions)
             }
@@ -446,7 +472,8 @@ impl Tdx {
         Reaction::Switched
     }
 
-    /// See [`crate::Virtualization::take_event`], in a TD: whatever waits is the host's.
+    /// See [`crate::Virtualization::take_event`], in a TD: what waits outside is the host's, but for the notification of
+    /// interrupts that the TD has been posted.
     pub fn take_event(
         &mut self,
         board: &mut impl Board,
@@ -454,35 +481,32 @@ impl Tdx {
         processor: usize,
         pending: Pending,
     ) -> Taken {
+        let tdvpr = self.running_tdvpr(processor);
         if pending.nmi {
             let exit = Exit::event(reason::EXCEPTION_OR_NMI, event::KIND_NMI, vector::NMI);
             self.exit(board, state, processor, exit);
             return Taken::SwitchedByNmi;
         }
         match pending.interrupt {
+            Some(vector) if self.take_notification(board, tdvpr, vector) => Taken::Notified,
             Some(vector) => {
                 let exit = Exit::event(reason::INTERRUPT, event::KIND_INTERRUPT, vector);
                 self.exit(board, state, processor, exit);
                 Taken::SwitchedByInterrupt
             }
-            None => Taken::Nothing,
+            None => self.take_virtual(board, tdvpr, state),
         }
     }
 }
 
-/// ON of a posted-interrupt descriptor (SDM volume 3, table 31-12).
-fn is_outstanding(memory: &mut (impl PhysicalMemory + ?Sized), descriptor: u64) -> bool {
-    const OUTSTANDING: u64 = 256 / 8;
-    let mut byte = [0];
-    memory.read(descriptor + OUTSTANDING, &mut byte);
-    byte[0] & 1 != 0
-}
+/// IA32_XSS.
+const XSS: u32 = 0xDA0;
 
 /// Whether RDMSR is the processor's own business (ABI, "MSR Virtualization").
 fn reads_directly(index: u32) -> bool {
     const EFER: u32 = 0xC000_0080;
-    const XSS: u32 = 0xDA0;
-    writes_directly(index) || matches!(index, EFER | XSS)
+    const MISC_ENABLE: u32 = 0x1A0;
+    writes_directly(index) || matches!(index, EFER | XSS | MISC_ENABLE)
 }
 
 /// Whether WRMSR is: SYSENTER, PAT, STAR, LSTAR, CSTAR, SFMASK, the bases, TSC_AUX.

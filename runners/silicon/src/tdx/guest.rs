@@ -10,18 +10,14 @@ use super::status::{Code, Operand, Status};
 use super::surroundings::{Registers, Surroundings};
 use super::td::PENDING_VE_DISABLE;
 use super::vcpu::VeInfo;
-use crate::KeyedMemory;
 use crate::encryption::Key;
+use crate::{KeyedMemory, Rule};
 
 /// What TDH.VP.ENTER does with what the processor remembers of the TD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entered {
     /// Translations of the vCPU go: it was elsewhere, or the host has blocked something since.
     pub flush: bool,
-    /// What an NMI waits for is this entry.
-    pub nmi: bool,
-    /// Where the host posts interrupts, if the vCPU shall take them.
-    pub posted: Option<u64>,
 }
 
 /// A guest-physical address of a TD.
@@ -92,21 +88,25 @@ impl Tdx {
         if let Some(status) = self.injector.called(super::HostLeaf::VpEnter) {
             return Err(status);
         }
+        let [dies, forgets, is_alone] =
+            [Rule::DeadVcpu, Rule::FlushAtEntry, Rule::OneProcessor].map(|rule| self.holds(rule));
         let (vcpu, control) = self.live_vcpu(tdvpr)?;
         control.require_runnable()?;
-        if vcpu.disabled {
+        if vcpu.disabled && dies {
             return Err(Code::VcpuStateIncorrect.into());
         }
         if vcpu.running {
             return Err(Code::OperandBusy.on(Operand::Tdvpr));
         }
-        vcpu.associate(processor, control)?;
+        match vcpu.associate(processor, control) {
+            Err(status) if is_alone => return Err(status),
+            _ => {}
+        }
         let epoch = control.epochs.enter();
         let here = Some((processor, epoch));
-        let flush = vcpu.last_run != here;
+        let flush = vcpu.last_run != here && forgets;
         (vcpu.last_run, vcpu.running) = (here, true);
-        let posted = vcpu.host.process_posted.then_some(vcpu.host.posted_interrupts);
-        Ok(Entered { flush, nmi: vcpu.host.pending_nmi, posted })
+        Ok(Entered { flush })
     }
 
     /// The vCPU is left.
@@ -127,16 +127,18 @@ impl Tdx {
 
     /// The TD has met memory that is not as it has left it: none of its vCPUs ever runs again.
     pub fn make_fatal(&mut self, tdvpr: u64) {
+        let dies = self.holds(Rule::DeadTd);
         let td = self.vcpus.get(&tdvpr).and_then(|vcpu| self.tds.get_mut(&vcpu.td));
         if let Some(td) = td {
-            td.fatal = true;
+            td.fatal = dies;
         }
     }
 
     /// A #VE is going to be raised. Whether it can be: the one before has been told.
     pub fn raise_ve(&mut self, tdvpr: u64, info: VeInfo) -> bool {
+        let only_one = self.holds(Rule::OneVe);
         match self.running_vcpu(tdvpr) {
-            Ok((vcpu, _)) if vcpu.ve.is_none() => {
+            Ok((vcpu, _)) if vcpu.ve.is_none() || !only_one => {
                 vcpu.ve = Some(info);
                 true
             }
@@ -154,7 +156,14 @@ impl Tdx {
         }
         match control.sept.guest_walk(gpa).entry {
             Some(SeptEntry::Mapped(page)) => GuestPage::Private { page, key: td.key },
-            Some(SeptEntry::Pending(_)) if control.td_ctls & PENDING_VE_DISABLE == 0 => GuestPage::Exception,
+            Some(SeptEntry::Blocked(page)) if !self.holds(Rule::BlockedAccess) => {
+                GuestPage::Private { page, key: td.key }
+            }
+            Some(SeptEntry::Pending(_))
+                if control.td_ctls & PENDING_VE_DISABLE == 0 || !self.holds(Rule::PendingExit) =>
+            {
+                GuestPage::Exception
+            }
             Some(SeptEntry::Pending(_)) => GuestPage::Violation { pending: true },
             _ => violation,
         }
@@ -162,6 +171,9 @@ impl Tdx {
 
     /// What CPUID gives in the TD: EAX, EBX, ECX, EDX; none where it raises #VE.
     pub fn guest_cpuid(&mut self, tdvpr: u64, leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
+        if !self.holds(Rule::TdCpuid) {
+            return None;
+        }
         let (_, control) = self.running_vcpu(tdvpr).ok()?;
         control.cpuid.answer(leaf, subleaf).map(|bits| bits.0)
     }
@@ -260,15 +272,21 @@ impl Tdx {
         }
         let mut data = [0; 64];
         memory.read_as(key, data_at, &mut data);
-        let seed = self.chip.seed;
+        let (seed, as_they_are) = (self.chip.seed, self.holds(Rule::ReportedRegisters));
         let (_, control) = self.running_vcpu(tdvpr)?;
-        memory.write_as(key, at, &report(control, data, &seed));
+        let report = match as_they_are {
+            true => report(control, data, &seed),
+            false => vec![0; REPORT],
+        };
+        memory.write_as(key, at, &report);
         Ok(())
     }
 
     /// TDG.MEM.PAGE.ACCEPT. Levels 0 and 1; a page of 2 MiB is never mapped as one, so of level 1 all that is mapped is of
     /// another size.
     fn page_accept(&mut self, memory: &mut dyn KeyedMemory, tdvpr: u64, registers: &Registers) -> Result<(), Stop> {
+        let [once, sized, clears] =
+            [Rule::AcceptOnce, Rule::AcceptSize, Rule::AcceptClears].map(|rule| self.holds(rule));
         let vcpu = self.vcpus.get(&tdvpr).ok_or(Code::VcpuStateIncorrect)?;
         let td = self.tds.get_mut(&vcpu.td).ok_or(Code::VcpuStateIncorrect)?;
         let key = td.key;
@@ -280,11 +298,15 @@ impl Tdx {
         }
         match found.entry {
             Some(SeptEntry::Pending(page)) => {
-                memory.write_as(key, page, &[0; PAGE as usize]);
+                // What was there nobody knows.
+                let content = if clears { 0 } else { 0xA5 };
+                memory.write_as(key, page, &[content; PAGE as usize]);
                 control.sept.set(place, Some(SeptEntry::Mapped(page)));
                 Ok(())
             }
+            Some(SeptEntry::Mapped(_)) if !once => Ok(()),
             Some(SeptEntry::Mapped(_)) => Err(Code::PageAlreadyAccepted.with(place.level.into()).into()),
+            Some(SeptEntry::Table(_)) if !sized => Ok(()),
             Some(SeptEntry::Table(_)) => Err(Code::PageSizeMismatch.with(place.level.into()).into()),
             None | Some(SeptEntry::Blocked(_) | SeptEntry::PendingBlocked(_) | SeptEntry::TableBlocked(_)) => {
                 Err(Stop::Left(GuestCall::Violation { gpa: place.gpa, accept: true }))
@@ -363,11 +385,11 @@ mod tests {
     #[test]
     fn a_vcpu_runs_on_one_processor_at_a_time() {
         let mut machine = machine();
-        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: true, nmi: false, posted: None }));
+        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: true }));
         assert_eq!(machine.tdx.enter(0, tdvpr(0)), Err(Code::OperandBusy.on(Operand::Tdvpr)));
         machine.tdx.leave(tdvpr(0));
         assert_eq!(machine.tdx.enter(1, tdvpr(0)), Err(Code::VcpuAssociated.on(Operand::Tdvpr)));
-        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: false, nmi: false, posted: None }));
+        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: false }));
     }
 
     #[test]
@@ -381,7 +403,7 @@ mod tests {
         machine.refuses(HostLeaf::MemTrack, [TDR, 0, 0, 0], Code::PreviousTlbEpochBusy.on(Operand::TdEpoch));
         machine.tdx.leave(tdvpr(0));
         assert_eq!(machine.call(HostLeaf::MemPageRemove, remove), 0);
-        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: true, nmi: false, posted: None }));
+        assert_eq!(machine.tdx.enter(0, tdvpr(0)), Ok(Entered { flush: true }));
     }
 
     #[test]

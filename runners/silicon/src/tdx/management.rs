@@ -12,6 +12,7 @@ use super::surroundings::{Registers, Surroundings};
 use super::td::{Control, Lifecycle, Td};
 use super::td_params::TdParams;
 use super::{TDCS_PAGES, xfam_fixed0};
+use crate::Rule;
 
 impl Tdx {
     /// The TD whose TDR an operand names.
@@ -141,7 +142,10 @@ impl Tdx {
             return Err(Code::LifecycleStateIncorrect.on(Operand::Tdr));
         }
         let hkid = td.hkid;
-        self.hkids.free(hkid)?;
+        match self.hkids.free(hkid) {
+            Err(status) if self.holds(Rule::FlushedHkid) => return Err(status),
+            _ => {}
+        }
         self.td(registers.rcx, Operand::Rcx)?.lifecycle = Lifecycle::Teardown;
         Ok(())
     }

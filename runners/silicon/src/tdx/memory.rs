@@ -9,6 +9,7 @@ use super::sept::{Place, SeptEntry};
 use super::status::{Code, Operand, Status};
 use super::surroundings::{Registers, Surroundings};
 use super::td::Control;
+use crate::Rule;
 
 /// Levels whose entries map memory. The ABI has 2 MiB, too; nobody here asks for them.
 const LEAVES: std::ops::RangeInclusive<u8> = 0..=0;
@@ -57,24 +58,29 @@ impl Tdx {
         registers: &mut Registers,
     ) -> Result<(), Status> {
         let Registers { rcx, rdx: tdr, r8: page, r9: source, .. } = *registers;
+        let in_order = self.holds(Rule::BuiltThenRun);
         let control = self.td(tdr, Operand::Rdx)?.control()?;
-        control.require_building()?;
+        if in_order {
+            control.require_building()?;
+        }
         let place = control.sept.place(rcx, LEAVES)?;
         expect_free(walk(control, place, registers)?)?;
         self.check_new_page(page, Operand::R8)?;
         self.chip.check_page(source, PAGE, Operand::R9)?;
         let content: [u8; PAGE as usize] = crate::read_array(around.memory, source);
         self.take_page(around, page, PageType::Regular, tdr, Operand::R8)?;
+        let is_measured = self.holds(Rule::MeasuredPages);
         let td = self.td(tdr, Operand::Rdx)?;
         around.memory.write_as(td.key, page, &content);
         let control = td.control()?;
         control.sept.set(place, Some(SeptEntry::Mapped(page)));
-        control.mrtd.page_added(place.gpa)
+        if is_measured { control.mrtd.page_added(place.gpa) } else { Ok(()) }
     }
 
     /// TDH.MR.EXTEND.
     pub(super) fn mr_extend(&mut self, around: &mut Surroundings<'_>, registers: &mut Registers) -> Result<(), Status> {
         let Registers { rcx: gpa, rdx: tdr, .. } = *registers;
+        let is_measured = self.holds(Rule::MeasuredContent);
         let td = self.td(tdr, Operand::Rdx)?;
         let key = td.key;
         let control = td.control()?;
@@ -86,7 +92,9 @@ impl Tdx {
         match walk(control, place, registers)? {
             Some(SeptEntry::Mapped(page)) => {
                 let mut chunk = [0; CHUNK as usize];
-                around.memory.read_as(key, page + gpa % PAGE, &mut chunk);
+                if is_measured {
+                    around.memory.read_as(key, page + gpa % PAGE, &mut chunk);
+                }
                 control.mrtd.extended(gpa, &chunk)
             }
             _ => Err(Code::EptEntryStateIncorrect.on(Operand::Rcx)),
@@ -96,8 +104,12 @@ impl Tdx {
     /// TDH.MEM.PAGE.AUG.
     pub(super) fn mem_page_aug(&mut self, registers: &mut Registers) -> Result<(), Status> {
         let Registers { rcx, rdx: tdr, r8: page, .. } = *registers;
+        let in_order = self.holds(Rule::BuiltThenRun);
+        let is_pending = self.holds(Rule::AcceptFirst);
         let control = self.td(tdr, Operand::Rdx)?.control()?;
-        control.require_runnable()?;
+        if in_order {
+            control.require_runnable()?;
+        }
         let place = control.sept.place(rcx, LEAVES)?;
         expect_free(walk(control, place, registers)?)?;
         self.check_new_page(page, Operand::R8)?;
@@ -105,7 +117,8 @@ impl Tdx {
         self.pamt.take(page, PageType::Regular, tdr);
         let td = self.td(tdr, Operand::Rdx)?;
         td.children += 1;
-        td.control()?.sept.set(place, Some(SeptEntry::Pending(page)));
+        let entry = if is_pending { SeptEntry::Pending(page) } else { SeptEntry::Mapped(page) };
+        td.control()?.sept.set(place, Some(entry));
         Ok(())
     }
 
@@ -127,9 +140,10 @@ impl Tdx {
     /// Whether no vCPU can remember a range that is blocked. `page` is what it maps.
     fn check_tracked(&mut self, tdr: u64, page: u64) -> Result<(), Status> {
         let blocked = self.pamt.entry(page).map_or(0, |entry| entry.blocked);
+        let counts = self.holds(Rule::TlbTracking);
         match self.td(tdr, Operand::Rdx)?.control()?.epochs.tracked(blocked) {
-            true => Ok(()),
-            false => Err(Code::TlbTrackingNotDone.on(Operand::Rcx)),
+            tracked if tracked || !counts => Ok(()),
+            _ => Err(Code::TlbTrackingNotDone.on(Operand::Rcx)),
         }
     }
 
@@ -147,9 +161,10 @@ impl Tdx {
 
     /// TDH.MEM.TRACK.
     pub(super) fn mem_track(&mut self, registers: &Registers) -> Result<(), Status> {
+        let counts = self.holds(Rule::TlbEpochs);
         let control = self.td(registers.rcx, Operand::Rcx)?.control()?;
         control.require_runnable()?;
-        control.epochs.advance()
+        if counts { control.epochs.advance() } else { control.epochs.force() }
     }
 
     /// TDH.MEM.PAGE.REMOVE.
@@ -159,13 +174,14 @@ impl Tdx {
         registers: &mut Registers,
     ) -> Result<(), Status> {
         let Registers { rcx, rdx: tdr, .. } = *registers;
+        let only_blocked = self.holds(Rule::BlockedFirst);
         let control = self.td(tdr, Operand::Rdx)?.control()?;
         let place = control.sept.place(rcx, LEAVES)?;
         let entry = walk(control, place, registers)?.ok_or(Code::EptEntryFree.on(Operand::Rcx))?;
         let runs = control.is_runnable();
         match entry {
             SeptEntry::Blocked(page) | SeptEntry::PendingBlocked(page) if runs => self.check_tracked(tdr, page)?,
-            _ if runs => return Err(Code::GpaRangeNotBlocked.on(Operand::Rcx)),
+            _ if runs && only_blocked => return Err(Code::GpaRangeNotBlocked.on(Operand::Rcx)),
             // Nobody has run it: no processor remembers anything.
             _ => {}
         }
@@ -182,13 +198,14 @@ impl Tdx {
         registers: &mut Registers,
     ) -> Result<(), Status> {
         let Registers { rcx, rdx: tdr, .. } = *registers;
+        let only_empty = self.holds(Rule::EmptyTables);
         let control = self.td(tdr, Operand::Rdx)?.control()?;
         let place = control.sept.place(rcx, TABLES)?;
         let entry = walk(control, place, registers)?.ok_or(Code::EptEntryFree.on(Operand::Rcx))?;
         let SeptEntry::TableBlocked(page) = entry else {
             return Err(Code::GpaRangeNotBlocked.on(Operand::Rcx));
         };
-        if !control.sept.is_empty_table(place) {
+        if !control.sept.is_empty_table(place) && only_empty {
             return Err(Code::EptEntryNotFree.on(Operand::Rcx));
         }
         self.check_tracked(tdr, page)?;
@@ -296,6 +313,27 @@ mod tests {
         machine.refuses(remove, gpa, Code::EptEntryFree.on(Operand::Rcx));
         assert_eq!(crate::read_array::<64>(&mut machine.memory, page(PAGE_0)), [0; 64], "nothing of it is left");
         assert_eq!(machine.call(HostLeaf::MemPageAug, [GPA, TDR, page(PAGE_0), 0]), 0, "it is free again");
+    }
+
+    #[test]
+    fn the_host_finds_nothing_of_a_page_that_is_removed() {
+        let mut machine = TestMachine::with_tables();
+        machine.memory_write(0x4000, &[0xF4; 4096]);
+        add(&mut machine, GPA, 0);
+        assert_eq!(machine.call(HostLeaf::MemPageRemove, [GPA, TDR, 0, 0]), 0);
+        assert_eq!(crate::read_array::<64>(&mut machine.memory, page(PAGE_0)), [0; 64]);
+    }
+
+    #[test]
+    fn mrtd_covers_where_a_page_is_and_what_is_in_it() {
+        let mut machine = TestMachine::with_tables();
+        machine.memory_write(0x4000, &[0xF4; 4096]);
+        add(&mut machine, GPA, 0);
+        assert_eq!(machine.call(HostLeaf::MrExtend, [GPA + CHUNK, TDR, 0, 0]), 0);
+        let mut expected = crate::tdx::measurement::Mrtd::new();
+        expected.page_added(GPA).unwrap();
+        expected.extended(GPA + CHUNK, &[0xF4; CHUNK as usize]).unwrap();
+        assert_eq!(machine.tdx.tds[&TDR].control.as_ref().unwrap().mrtd, expected);
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod tdmr;
 mod test_machine;
 mod tracking;
 mod vcpu;
+mod virtual_apic;
 
 use std::collections::BTreeMap;
 
@@ -46,6 +47,7 @@ pub use surroundings::{Chip, Registers, Surroundings};
 pub use vcpu::{HostControls, VeInfo};
 
 use crate::encryption::Key;
+use crate::{Rule, Rules};
 use execution::Running;
 use hkid::Hkids;
 use pamt::{PAGE, Pamt};
@@ -76,6 +78,7 @@ fn xfam_fixed0(chip: &Chip) -> u64 {
 /// The module and all that it knows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tdx {
+    rules: Rules,
     chip: Chip,
     system: System,
     injector: Injector,
@@ -100,6 +103,7 @@ impl Tdx {
     #[must_use]
     pub fn new(chip: Chip) -> Tdx {
         Tdx {
+            rules: Rules::default(),
             system: System::Loaded,
             injector: Injector::default(),
             keys: 0,
@@ -113,6 +117,16 @@ impl Tdx {
             worlds: 0,
             chip,
         }
+    }
+
+    /// From here on only these rules hold.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
+    /// Whether this rule holds.
+    fn holds(&self, rule: Rule) -> bool {
+        self.rules.hold(rule)
     }
 
     /// Failures to come.
@@ -205,7 +219,10 @@ impl Tdx {
 
     /// A page that the host gives: aligned, without HKID, in a TDMR, nobody's.
     fn check_new_page(&self, page: u64, operand: Operand) -> Result<(), Status> {
-        self.pamt.check(&self.chip, page, PageType::Free, operand)
+        match self.holds(Rule::GivenPages) {
+            true => self.pamt.check(&self.chip, page, PageType::Free, operand),
+            false => self.chip.check_page(page, PAGE, operand),
+        }
     }
 
     /// A page that the host gives becomes a TD's, cleared under its key.
@@ -230,7 +247,13 @@ impl Tdx {
     /// written.
     fn release_page(&mut self, around: &mut Surroundings<'_>, page: u64, tdr: u64) {
         self.pamt.release(page);
-        around.memory.write(page, &[0; PAGE as usize]);
+        if self.holds(Rule::RemovedContent) {
+            around.memory.write(page, &[0; PAGE as usize]);
+        } else if let Some(td) = self.tds.get(&tdr) {
+            let mut content = [0; PAGE as usize];
+            around.memory.read_as(td.key, page, &mut content);
+            around.memory.write(page, &content);
+        }
         if let Some(td) = self.tds.get_mut(&tdr) {
             td.children = td.children.saturating_sub(1);
         }

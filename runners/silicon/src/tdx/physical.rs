@@ -5,6 +5,7 @@ use super::pamt::PageType;
 use super::status::{Code, Operand, Status};
 use super::surroundings::{Registers, Surroundings};
 use super::td::Lifecycle;
+use crate::Rule;
 
 impl Tdx {
     /// RCX, RDX, R8 and R9 of leaves that tell what a page is: type, owner, size, epoch.
@@ -41,12 +42,13 @@ impl Tdx {
             PageType::Tdr => page,
             _ => registers.rdx,
         };
+        let is_last = self.holds(Rule::LastPage);
         let td = self.td(tdr, Operand::Tdr)?;
         if td.lifecycle != Lifecycle::Teardown {
             return Err(Code::LifecycleStateIncorrect.on(Operand::Tdr));
         }
         if kind == PageType::Tdr {
-            if td.children > 0 {
+            if td.children > 0 && is_last {
                 return Err(Code::TdAssociatedPagesExist.on(Operand::Tdr));
             }
             self.tds.remove(&page);

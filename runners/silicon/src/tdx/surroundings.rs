@@ -25,6 +25,8 @@ pub struct Chip {
     pub tsc_khz: u64,
     /// XCR0 and XSS bits that the processors have.
     pub xfam: u64,
+    /// IA32_ARCH_CAPABILITIES of the processors.
+    pub arch_capabilities: u64,
     /// EPT of five levels.
     pub five_levels: bool,
 }

@@ -49,6 +49,7 @@ pub(super) fn chip() -> Chip {
         convertible: std::iter::once(0x10_0000..1 << 30).collect(),
         tsc_khz: 1_000_000,
         xfam: 0x1807,
+        arch_capabilities: 1 << 8,
         five_levels: false,
     }
 }

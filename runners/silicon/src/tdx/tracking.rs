@@ -46,6 +46,11 @@ impl Epochs {
         if self.behind() > 0 {
             return Err(Code::PreviousTlbEpochBusy.on(Operand::TdEpoch));
         }
+        self.force()
+    }
+
+    /// The next one, whoever runs.
+    pub(super) fn force(&mut self) -> Result<(), Status> {
         self.current += 1;
         Ok(())
     }

@@ -10,6 +10,8 @@ use super::pamt::{PAGE, PageType};
 use super::status::{Code, Operand, Status};
 use super::surroundings::{Registers, Surroundings};
 use super::td::Control;
+use super::virtual_apic::{self, VIRTUAL_APIC};
+use crate::virtual_apic::VirtualApic;
 
 /// What the host sets about a vCPU, by TDH.VP.WR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -51,6 +53,7 @@ pub(super) struct Initialised {
     pub(super) guest: Option<Box<CpuState>>,
     /// The registers that the host gives back at the next entry, as TDG.VP.VMCALL has named them.
     pub(super) vmcall: Option<u64>,
+    pub(super) apic: VirtualApic,
 }
 
 /// Why a #VE was raised, until the TD asks for it.
@@ -76,7 +79,7 @@ pub(super) struct Vcpu {
     /// The TDR of its TD.
     pub(super) td: u64,
     /// Pages besides the root.
-    pub(super) tdcx: u8,
+    pub(super) tdcx: Vec<u64>,
     pub(super) state: Option<Box<Initialised>>,
 }
 
@@ -152,6 +155,9 @@ impl HostControls {
     }
 }
 
+/// VCPU_STATE_DETAILS, class and code: bit 0 (VMXIP) says that the virtual APIC has an interrupt for the vCPU.
+const STATE_DETAILS: (u8, u32) = (17, 0x100);
+
 impl Tdx {
     /// The vCPU whose TDVPR an operand names.
     pub(super) fn vcpu(&mut self, tdvpr: u64, operand: Operand) -> Result<&mut Vcpu, Status> {
@@ -181,7 +187,7 @@ impl Tdx {
         let Registers { rcx: tdvpr, rdx: tdr, .. } = *registers;
         self.td(tdr, Operand::Rdx)?.control()?;
         self.take_page(around, tdvpr, PageType::Tdvpr, tdr, Operand::Rcx)?;
-        self.vcpus.insert(tdvpr, Vcpu { td: tdr, tdcx: 0, state: None });
+        self.vcpus.insert(tdvpr, Vcpu { td: tdr, tdcx: Vec::new(), state: None });
         Ok(())
     }
 
@@ -192,13 +198,13 @@ impl Tdx {
         if vcpu.state.is_some() {
             return Err(Code::VcpuStateIncorrect.into());
         }
-        if usize::from(vcpu.tdcx) + 1 >= TDVPS_PAGES {
+        if vcpu.tdcx.len() + 1 >= TDVPS_PAGES {
             return Err(Code::TdcxNumIncorrect.on(Operand::Tdcx));
         }
         let tdr = vcpu.td;
         self.td(tdr, Operand::Tdr)?.control()?;
         self.take_page(around, page, PageType::Tdcx, tdr, Operand::Rcx)?;
-        self.vcpu(tdvpr, Operand::Rdx)?.tdcx += 1;
+        self.vcpu(tdvpr, Operand::Rdx)?.tdcx.push(page);
         Ok(())
     }
 
@@ -214,9 +220,10 @@ impl Tdx {
         if vcpu.state.is_some() {
             return Err(Code::VcpuStateIncorrect.into());
         }
-        if usize::from(vcpu.tdcx) + 1 != TDVPS_PAGES {
+        if vcpu.tdcx.len() + 1 != TDVPS_PAGES {
             return Err(Code::TdcxNumIncorrect.on(Operand::Tdvpr));
         }
+        let apic = virtual_apic::of_page(vcpu.tdcx[VIRTUAL_APIC]);
         let tdr = vcpu.td;
         let control = self.td(tdr, Operand::Tdr)?.control()?;
         if control.vcpus.len() >= usize::from(control.max_vcpus) {
@@ -243,6 +250,7 @@ impl Tdx {
             last_run: None,
             guest: None,
             vmcall: None,
+            apic,
         };
         state.associate(around.processor, control)?;
         self.vcpu(tdvpr, Operand::Rcx)?.state = Some(Box::new(state));
@@ -266,12 +274,15 @@ impl Tdx {
     }
 
     /// TDH.VP.RD.
-    pub(super) fn vp_rd(&mut self, around: &Surroundings<'_>, registers: &mut Registers) -> Result<(), Status> {
+    pub(super) fn vp_rd(&mut self, around: &mut Surroundings<'_>, registers: &mut Registers) -> Result<(), Status> {
         registers.r8 = 0;
         let field = Field::of(registers.rdx);
         let (vcpu, control) = self.live_vcpu(registers.rcx)?;
         vcpu.associate(around.processor, control)?;
-        registers.r8 = vcpu.host.read(field).ok_or(Code::MetadataFieldNotReadable.on(Operand::Rdx))?;
+        registers.r8 = match (field.class, field.code) {
+            STATE_DETAILS => u64::from(self.has_interrupt(around.memory, registers.rcx)),
+            _ => vcpu.host.read(field).ok_or(Code::MetadataFieldNotReadable.on(Operand::Rdx))?,
+        };
         Ok(())
     }
 

@@ -1,17 +1,15 @@
 //! What a processor remembers of the guest that runs, between VM entry and VM exit.
 
-use privet_cpu::state::Shadow;
-use privet_cpu::{CpuState, flags};
 use serde::{Deserialize, Serialize};
 
-use super::Vmx;
 use super::capability::TIMER_SHIFT;
 use super::controls::{Controls, pin, proc, proc2};
 use super::ept::Ept;
 use super::features::Features;
 use super::field;
-use super::virtual_apic::VirtualApic;
 use super::vmcs::Vmcs;
+use super::{Vmx, apic};
+use crate::virtual_apic::VirtualApic;
 
 /// Controls and other fields as VM entry found them: software may not change them while the guest runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,7 +108,7 @@ impl Guest {
                 address: vmcs.get(field::PML_ADDRESS),
                 index: vmcs.get(field::PML_INDEX) as u16,
             }),
-            apic: VirtualApic::of(vmcs, &controls),
+            apic: apic::of(vmcs, &controls),
             timer: controls.pin(pin::PREEMPTION_TIMER).then(timer),
             halted: false,
             software_length: 0,
@@ -167,9 +165,4 @@ impl Vmx {
             guest.halted = true;
         }
     }
-}
-
-/// Whether maskable interrupts are open.
-pub(super) fn interruptible(state: &CpuState) -> bool {
-    state.rflags & flags::IF != 0 && state.shadow == Shadow::None
 }

@@ -6,12 +6,11 @@ use privet_cpu::state::Shadow;
 use super::Vmx;
 use super::controls::{exit, pin, proc};
 use super::exit::{Exit, Reason};
-use super::guest::interruptible;
-use super::virtual_apic::Trap;
 use crate::Rule;
 use crate::board::Board;
 use crate::event::{KIND_INTERRUPT, KIND_NMI, VALID};
-use crate::interface::{Pending, Taken};
+use crate::interface::{Pending, Taken, interruptible};
+use crate::virtual_apic::Trap;
 
 impl Vmx {
     /// Decides between two instructions, after the delivery of [`CpuState::injection`].

@@ -10,7 +10,7 @@ use super::field;
 use super::guest::Guest;
 use super::non_register_state::activity;
 use super::vmcs::Vmcs;
-use super::{Vmx, guest_state, host_state};
+use super::{Vmx, apic, guest_state, host_state};
 use crate::Rule;
 use crate::board::{Board, Flush};
 use crate::event::{KIND_NMI, KIND_SOFT_EXCEPTION, VALID, encode};
@@ -100,7 +100,7 @@ fn save_others(memory: &mut impl Board, vmcs: &mut Vmcs, state: &CpuState, guest
     if let Some(log) = guest.log {
         vmcs.set(field::PML_INDEX, log.index.into());
     }
-    guest.apic.save(vmcs);
+    apic::save(&guest.apic, vmcs);
     if guest.ept.is_some() && guest_state::uses_pae(state) {
         for (field, entry) in field::GUEST_PDPTES.into_iter().zip(pdptes(memory, state, guest)) {
             vmcs.set(field, entry);

@@ -9,10 +9,11 @@
 //!        │      └── instructions   may VMXON, VMREAD ... be executed?
 //! Bus::vmx ──────── instructions   and then; VM entry: entry, check_*, guest_state, injection
 //! Bus::exception ── interception   VM exit: leave, guest_state, host_state, msr_lists
-//! Bus::take_event ─ interrupts     NMI, interrupts, windows, timer; virtual_apic, x2apic
+//! Bus::take_event ─ interrupts     NMI, interrupts, windows, timer; crate::virtual_apic
 //! Bus::resolve ──── translation    ept, the APIC-access page, the log of modified pages
 //! ```
 
+mod apic;
 mod bitmaps;
 mod capability;
 mod check_controls;
@@ -39,10 +40,8 @@ mod msr_lists;
 mod non_register_state;
 mod segments;
 mod translation;
-mod virtual_apic;
 mod vmcs;
 mod worlds;
-mod x2apic;
 
 #[cfg(test)]
 mod tests;

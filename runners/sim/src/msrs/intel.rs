@@ -5,7 +5,7 @@ use super::PATCH_LEVEL;
 
 /// IA32_ARCH_CAPABILITIES: RDCL_NO, IBRS_ALL, SKIP_L1DFL, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO,
 /// PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO: what Linux would mitigate otherwise. There is no speculation.
-const ARCH_CAPABILITIES: u64 =
+pub(crate) const ARCH_CAPABILITIES: u64 =
     1 << 0 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8 | 7 << 13 | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62;
 /// IA32_MISC_ENABLE: fast strings; no branch trace storage, no PEBS.
 const MISC_ENABLE: u64 = 1 << 0 | 1 << 11 | 1 << 12;

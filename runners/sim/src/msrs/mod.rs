@@ -1,7 +1,7 @@
 //! The model-specific registers that neither the CPU keeps ([`CpuState::own_msr`]) nor the silicon of a hypervisor.
 
 mod amd;
-mod intel;
+pub(crate) mod intel;
 
 use std::collections::BTreeMap;
 

@@ -6,6 +6,7 @@ use std::fs;
 use privet_kernel::BuildTree;
 use privet_mutation::{NamedEdit, Operator, Part, Patch, Point, Source, fingerprint, matches, points, sample};
 
+use super::half::Half;
 use super::{cannot, failed};
 use crate::args::KernelMutants;
 use crate::exit::Early;
@@ -27,8 +28,14 @@ pub(super) struct Candidate {
 ///
 /// # Errors
 /// If a file or patch cannot be read, or there are none.
-pub(super) fn candidates(tree: &BuildTree, options: &KernelMutants, seed: u64) -> Result<Vec<Candidate>, Early> {
-    let named = if options.named { named_edits()? } else { Vec::new() };
+pub(super) fn candidates(
+    tree: &BuildTree,
+    half: Half,
+    options: &KernelMutants,
+    seed: u64,
+) -> Result<Vec<Candidate>, Early> {
+    let mut named = if options.named { named_edits()? } else { Vec::new() };
+    named.retain(|edit| half.has(&edit.file));
     let patch = options.patch.as_deref().map(|path| {
         let text = fs::read_to_string(path).map_err(cannot("read", path))?;
         Patch::parse(&text).map_err(|why| Early::usage(format!("{} {why}", path.display())))
@@ -37,7 +44,7 @@ pub(super) fn candidates(tree: &BuildTree, options: &KernelMutants, seed: u64) -
     let scope = scope(options, patch.as_ref(), &named);
 
     let mut all: BTreeMap<String, Candidate> = BTreeMap::new();
-    for part in &scope {
+    for part in scope.iter().filter(|part| half.has(&part.file)) {
         let path = tree.source.join(&part.file);
         let text = fs::read_to_string(&path).map_err(cannot("read", &path))?;
         let source = Source::parse(&part.file, text);

@@ -12,6 +12,7 @@ use privet_report::{Verdict, one_line};
 use privet_rig::{Event, Progress};
 use serde::{Deserialize, Serialize};
 
+use super::half::Half;
 use super::{cannot, failed};
 use crate::doing::Doing;
 use crate::exit::{Early, Status};
@@ -50,7 +51,7 @@ impl Clean {
     /// # Errors
     /// If the unchanged kernel does not run, a row is red there, none passes, or the run is interrupted.
     pub(super) fn of(
-        tree: &BuildTree,
+        (tree, half): (&BuildTree, Half),
         program: &Path,
         jobs: &[Job],
         judge: &str,
@@ -63,7 +64,7 @@ impl Clean {
         if let Some(clean) = kept.filter(|clean| clean.judge == judge) {
             return Ok(clean);
         }
-        let clean = run(tree, program, jobs, judge, machines, interrupt)?;
+        let clean = run(tree, half, program, jobs, judge, machines, interrupt)?;
         let unfinished = tempfile::NamedTempFile::new_in(results).map_err(cannot("create a file in", results))?;
         serde_json::to_writer(&unfinished, &clean)
             .map_err(|error| failed(format!("cannot write {}: {error}", path.display())))?;
@@ -89,6 +90,7 @@ impl Clean {
 
 fn run(
     tree: &BuildTree,
+    half: Half,
     program: &Path,
     jobs: &[Job],
     judge: &str,
@@ -96,7 +98,7 @@ fn run(
     interrupt: &Interrupt,
 ) -> Result<Clean, Early> {
     let mut plan = sim_plan(tree.kernel.clone(), program, jobs);
-    (plan.machines, plan.records) = (machines, true);
+    (plan.machines, plan.records, plan.sim) = (machines, true, half.sim());
     let shown = Doing::on_stderr();
     let (mut coverage, mut passed, mut red) = (None, BTreeMap::new(), Vec::new());
     let mut ended = 0;
@@ -130,7 +132,7 @@ fn run(
     }
     let coverage =
         coverage.filter(|_| !passed.is_empty()).ok_or_else(|| failed("no row passes on the unchanged kernel"))?;
-    let lines = lines(tree, coverage.symbols())?;
+    let lines = lines(tree, half, coverage.symbols())?;
     let mut executed = executed_lines(&coverage, &lines);
     let mut rows: Vec<Row> = passed
         .into_iter()
@@ -149,9 +151,9 @@ fn run(
 }
 
 /// The line tables of KVM's modules.
-fn lines(tree: &BuildTree, symbols: &Symbols) -> Result<Lines, Early> {
+fn lines(tree: &BuildTree, half: Half, symbols: &Symbols) -> Result<Lines, Early> {
     let mut lines = Lines::new();
-    let modules = tree.kernel.load_order_of_parts(&["kvm", "kvm_amd"]).map_err(|error| failed(error.to_string()))?;
+    let modules = tree.kernel.load_order_of_parts(&half.modules()).map_err(|error| failed(error.to_string()))?;
     for module in modules {
         let elf = module.read().map_err(|error| failed(error.to_string()))?;
         lines.add(Some(&module.name), &elf, symbols).map_err(|error| failed(error.to_string()))?;

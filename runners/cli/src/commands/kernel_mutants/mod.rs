@@ -2,6 +2,7 @@
 
 mod candidates;
 mod clean;
+mod half;
 mod show;
 mod stop;
 mod trial;
@@ -15,11 +16,13 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use privet_harness::vendor::Vendor;
 use privet_kernel::{BuildRequest, BuildTree, KernelError};
 use privet_mutation::{Judgements, Ledger, NamedEdit, Trial, fingerprint};
 
 use self::candidates::{Candidate, candidates};
 use self::clean::Clean;
+use self::half::Half;
 use self::trial::Bench;
 use self::verdicts::Verdicts;
 use crate::args::Mutants;
@@ -44,9 +47,10 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let selected = select(&privet_cases::table(), &args.selection)?;
     let seed = args.seed.unwrap_or_else(plan::fresh_seed);
     let interrupt = Interrupt::on_signals().map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
+    let half = Half(args.vendor.map_or(Vendor::Amd, Vendor::from));
     let judgements = judgements(options.judged.as_deref())?;
     let tree = tree(args, &interrupt)?;
-    let mut chosen = candidates(&tree, options, seed)?;
+    let mut chosen = candidates(&tree, half, options, seed)?;
     // An edit with a story is for rows that are meant.
     let is_meant = |edit: &NamedEdit| selected.iter().any(|id| row_name(id).is_some_and(|row| edit.names(row)));
     chosen.retain(|candidate| candidate.named.as_ref().is_none_or(is_meant));
@@ -64,10 +68,10 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
 
     let program = std::env::current_exe().map_err(|error| failed(format!("cannot find this program: {error}")))?;
     fs::create_dir_all(&options.results).map_err(cannot("create", &options.results))?;
-    let judge = judge(&program, &tree, &selected)?;
+    let judge = judge(&program, &tree, half, &selected)?;
     let jobs = plan::jobs(&selected, 1, seed, args.timeout);
     let at_a_time = args.jobs.map_or_else(cores, usize::from);
-    let clean = Clean::of(&tree, &program, &jobs, &judge, at_a_time, &options.results, &interrupt)?;
+    let clean = Clean::of((&tree, half), &program, &jobs, &judge, at_a_time, &options.results, &interrupt)?;
     if let Some(name) = &options.show {
         return tell(&mut out, &show::show(name, &chosen, &clean)?).map(|()| Status::Passed);
     }
@@ -87,7 +91,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
         tell(&mut out, &format!("{known} mutants were tried before: {}\n", path.display()))?;
     }
 
-    let bench = Bench::new(&tree, &program, &clean, &jobs, &judge)?;
+    let bench = Bench::new(&tree, half, &program, &clean, &jobs, &judge)?;
     let until = options.budget.map(|minutes| Instant::now() + Duration::from_secs(minutes * 60));
     let due = Mutex::new(due);
     let next = || {
@@ -175,9 +179,10 @@ fn tree(args: &Mutants, interrupt: &Interrupt) -> Result<BuildTree, Early> {
 }
 
 /// A name for everything that decides whether a mutant is noticed, but for the mutant.
-fn judge(program: &Path, tree: &BuildTree, selected: &[String]) -> Result<String, Early> {
+fn judge(program: &Path, tree: &BuildTree, half: Half, selected: &[String]) -> Result<String, Early> {
     let program = fs::read(program).map_err(cannot("read", program))?;
     let program =
         program.iter().fold(0_u64, |hash, byte| hash.rotate_left(5) ^ u64::from(*byte).wrapping_mul(0x9e37_79b9));
-    Ok(fingerprint(&format!("{program:x} {} {} {}", tree.name, tree.source.display(), selected.join(" "))))
+    let (name, source, rows) = (&tree.name, tree.source.display(), selected.join(" "));
+    Ok(fingerprint(&format!("{program:x} {name} {source} {} {rows}", half.0)))
 }

@@ -15,6 +15,7 @@ use privet_rig::{Event, Plan, Progress, RigError};
 
 use super::candidates::Candidate;
 use super::clean::{Clean, Row};
+use super::half::Half;
 use super::stop::Stop;
 use super::{cannot, failed, row_name};
 use crate::commands::mutants::limit_with_a_defect;
@@ -26,6 +27,7 @@ use crate::rig::sim_plan;
 /// What all trials share.
 pub(super) struct Bench<'a> {
     tree: &'a BuildTree,
+    half: Half,
     program: &'a Path,
     clean: &'a Clean,
     jobs: &'a [Job],
@@ -41,17 +43,18 @@ impl<'a> Bench<'a> {
     /// If they cannot be read, or there is no place for them.
     pub(super) fn new(
         tree: &'a BuildTree,
+        half: Half,
         program: &'a Path,
         clean: &'a Clean,
         jobs: &'a [Job],
         judge: &'a str,
     ) -> Result<Self, Early> {
         let modules = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
-        for module in tree.kernel.load_order_of_parts(&["kvm", "kvm_amd"]).map_err(|error| failed(error.to_string()))? {
+        for module in tree.kernel.load_order_of_parts(&half.modules()).map_err(|error| failed(error.to_string()))? {
             let name = module.path.file_name().unwrap_or_default();
             strip_debug_info(&module.path, &modules.path().join(name)).map_err(|error| failed(error.to_string()))?;
         }
-        Ok(Self { tree, program, clean, jobs, judge, modules })
+        Ok(Self { tree, half, program, clean, jobs, judge, modules })
     }
 
     /// Tries a mutant.
@@ -131,7 +134,7 @@ impl<'a> Bench<'a> {
     ) -> Result<Fate, Early> {
         let stop =
             Stop::beside(whole).map_err(|error| failed(format!("cannot watch for the end of a run: {error}")))?;
-        let plan = Plan { keeps_snapshot: false, ..sim_plan(kernel.clone(), self.program, jobs) };
+        let plan = Plan { keeps_snapshot: false, sim: self.half.sim(), ..sim_plan(kernel.clone(), self.program, jobs) };
         let mut red: Option<CaseReport> = None;
         let ended = privet_rig::run(&plan, stop.as_fd(), &mut |progress| {
             if let Progress::Row(Event::Finished(_, report)) = progress {

@@ -1,7 +1,7 @@
-//! The ACPI tables of the guest's machine (specification 6.5): how many processors it has, and that interrupts come by the
-//! I/O APIC.
+//! The ACPI tables of the guest's machine (specification 6.5): how many processors it has, and either that interrupts come
+//! by the I/O APIC, or that there is nothing of old hardware and how processors are woken.
 //!
-//! Without them Linux has the timer's interrupts from the 8259, through LINT0. One that comes while LINT0 is masked is as good
+//! Without an I/O APIC Linux has, on a machine with old hardware, the timer's interrupts from the 8259, through LINT0. One that comes while LINT0 is masked is as good
 //! as lost: KVM tells no processor of it (`pic_unlock`, arch/x86/kvm/i8259.c), looks for it no more when LINT0 is opened, and
 //! lets the timer wait for its acknowledgement. A guest with encrypted registers, which KVM does not emulate, hangs there.
 
@@ -45,13 +45,27 @@ impl Tables {
     }
 }
 
+/// What of a machine is beside its processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hardware {
+    /// A PC: 8259, 8254, I/O APIC.
+    Pc,
+    /// Nothing. Processors wait for the operating system to write into a mailbox at this address (5.2.12.19).
+    Reduced { mailbox: u64 },
+}
+
 /// The tables for so many processors, to lie at `start`; and the address of the RSDP.
-pub(crate) fn tables(start: u64, processors: u8) -> (Vec<u8>, u64) {
+pub(crate) fn tables(start: u64, processors: u8, hardware: Hardware) -> (Vec<u8>, u64) {
     let mut tables = Tables { start, bytes: Vec::new() };
-    let facs = tables.add(&FACS::new());
     let dsdt = tables.add(&Sdt::new(*b"DSDT", HEADER, 2, OEM, MACHINE, REVISION));
-    let fadt = tables.add(&fadt(facs, dsdt));
-    let madt = tables.add(&madt(processors));
+    let fadt = match hardware {
+        Hardware::Pc => {
+            let facs = tables.add(&FACS::new());
+            tables.add(&fadt(facs, dsdt))
+        }
+        Hardware::Reduced { .. } => tables.add(&reduced_fadt(dsdt)),
+    };
+    let madt = tables.add(&madt(processors, hardware));
     let mut xsdt = XSDT::new(OEM, MACHINE, REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
@@ -80,15 +94,33 @@ fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.finalize()
 }
 
-/// Processors and the I/O APIC, whose lines are those of the 8259 (section 5.2.12).
-fn madt(processors: u8) -> Sdt {
+/// A machine without any of the fixed hardware.
+fn reduced_fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+    FADTBuilder::new(OEM, MACHINE, REVISION)
+        .dsdt_32(dsdt as u32)
+        .dsdt_64(dsdt)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::HwReducedAcpi)
+        .finalize()
+}
+
+/// Processors, and the I/O APIC, whose lines are those of the 8259, or the mailbox (section 5.2.12).
+fn madt(processors: u8, hardware: Hardware) -> Sdt {
     const WITH_8259: u32 = 1;
     let mut madt = Sdt::new(*b"APIC", HEADER, 4, OEM, MACHINE, REVISION);
     madt.append_slice(&LOCAL_APIC.to_le_bytes());
-    madt.append_slice(&WITH_8259.to_le_bytes());
+    madt.append_slice(&if hardware == Hardware::Pc { WITH_8259 } else { 0 }.to_le_bytes());
     for id in 0..processors {
         ProcessorLocalApic::new(id, id, EnabledStatus::Enabled).to_aml_bytes(&mut madt);
     }
-    IoApic::new(0, IO_APIC, 0).to_aml_bytes(&mut madt);
+    match hardware {
+        Hardware::Pc => IoApic::new(0, IO_APIC, 0).to_aml_bytes(&mut madt),
+        Hardware::Reduced { mailbox } => {
+            /// Type, length, version and a reserved word.
+            const WAKEUP: [u8; 8] = [16, 16, 0, 0, 0, 0, 0, 0];
+            madt.append_slice(&WAKEUP);
+            madt.append_slice(&mailbox.to_le_bytes());
+        }
+    }
     madt
 }

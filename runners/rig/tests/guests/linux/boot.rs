@@ -1,12 +1,13 @@
 //! A bzImage by the 64-bit boot protocol (Documentation/arch/x86/boot.rst), and what it has to be told as an SNP guest
-//! (struct cc_blob_sev_info, arch/x86/include/asm/sev.h).
+//! (struct cc_blob_sev_info, arch/x86/include/asm/sev.h). A TD asks its module.
 
 use std::ops::Range;
 
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::units::PAGE_SIZE;
+use privet_harness::vm_type::VmType;
 
-use super::acpi;
+use super::acpi::{self, Hardware};
 
 /// Memory of the guest, bytes.
 pub(crate) const MEMORY: u64 = 64 << 20;
@@ -16,6 +17,9 @@ pub(crate) const CPUID_PAGE: u64 = 0x1_0000;
 pub(crate) const SECRETS_PAGE: u64 = 0x1_1000;
 const RESERVED: Range<u64> = CPUID_PAGE..0x1_2000;
 const ACPI_TABLES: Range<u64> = RESERVED.end..0x1_3000;
+/// What stays of a TD's loader while Linux runs: where its processors wait for their start.
+pub(crate) const TD_FIRMWARE: Range<u64> = ACPI_TABLES.end..0x1_9000;
+pub(crate) const MAILBOX: u64 = TD_FIRMWARE.start;
 pub(crate) const BOOT_PARAMS: u64 = 0x2_0000;
 const COMMAND_LINE: u64 = 0x2_1000;
 const SETUP_DATA: u64 = 0x2_2000;
@@ -42,6 +46,7 @@ const ENTRY_64: u64 = 0x200;
 const USABLE: u32 = 1;
 const RESERVED_TYPE: u32 = 2;
 const ACPI_TYPE: u32 = 3;
+const ACPI_STORAGE: u32 = 4;
 const SETUP_CC_BLOB: u32 = 7;
 const CC_BLOB_MAGIC: u32 = 0x4544_4d41;
 const CC_BLOB_VERSION: u16 = 1;
@@ -72,7 +77,7 @@ pub(crate) struct Boot {
 
 impl Boot {
     /// `image` with its root file system and command line, for a machine of so many processors; an SNP guest is told
-    /// where the firmware's pages are.
+    /// where the firmware's pages are, and a TD where its processors wait.
     ///
     /// # Errors
     /// `Stop::Error` if it is no bzImage, or has no room.
@@ -81,7 +86,7 @@ impl Boot {
         initramfs: Vec<u8>,
         command_line: &str,
         processors: u8,
-        is_snp: bool,
+        vm_type: VmType,
     ) -> Outcome<Boot> {
         if image.get(MAGIC..MAGIC + 4) != Some(b"HdrS") {
             return Err(Stop::Error("the kernel is no bzImage".into()));
@@ -95,14 +100,18 @@ impl Boot {
         let header = SETUP_SECTS..MAGIC + usize::from(image[JUMP_LENGTH]);
         params[header.clone()].copy_from_slice(&image[header]);
         let mut put = |at: usize, bytes: &[u8]| params[at..at + bytes.len()].copy_from_slice(bytes);
-        let (tables, rsdp) = acpi::tables(ACPI_TABLES.start, processors);
+        let hardware = match vm_type {
+            VmType::Tdx => Hardware::Reduced { mailbox: MAILBOX },
+            _ => Hardware::Pc,
+        };
+        let (tables, rsdp) = acpi::tables(ACPI_TABLES.start, processors, hardware);
         put(RSDP_AT, &rsdp.to_le_bytes());
         // A loader without a number of its own.
         put(LOADER, &[0xff]);
         put(INITRD, &(INITRAMFS as u32).to_le_bytes());
         put(INITRD + 4, &(initramfs.len() as u32).to_le_bytes());
         put(COMMAND_LINE_AT, &(COMMAND_LINE as u32).to_le_bytes());
-        if is_snp {
+        if vm_type == VmType::Snp {
             put(SETUP_DATA_AT, &SETUP_DATA.to_le_bytes());
         }
         let map = [
@@ -110,7 +119,9 @@ impl Boot {
             (RESERVED, RESERVED_TYPE),
             // Linux reads them encrypted because they have a type of their own.
             (ACPI_TABLES, ACPI_TYPE),
-            (ACPI_TABLES.end..LOW_END, USABLE),
+            // The same.
+            (TD_FIRMWARE, ACPI_STORAGE),
+            (TD_FIRMWARE.end..LOW_END, USABLE),
             (HIGH..MEMORY, USABLE),
         ];
         put(E820_ENTRIES, &[map.len() as u8]);

@@ -1,4 +1,4 @@
-//! From an empty VM to vCPUs that can run, for the types that Linux is a guest of.
+//! From an empty VM to vCPUs that can run, for guests with AMD's memory encryption, and what a TD shares with that.
 
 use std::sync::Arc;
 
@@ -26,13 +26,13 @@ pub(crate) struct Launched {
 const SLOT: u32 = 0;
 
 /// Host memory with all pieces.
-fn content(pieces: &[Piece]) -> Outcome<Arc<Mapping>> {
+pub(crate) fn content(pieces: &[Piece]) -> Outcome<Arc<Mapping>> {
     let memory = Arc::new(Mapping::anonymous(boot::MEMORY)?);
     pieces.iter().try_for_each(|piece| memory.write(piece.gpa, &piece.bytes))?;
     Ok(memory)
 }
 
-fn slot(memory: &Arc<Mapping>) -> SlotSpec {
+pub(crate) fn slot(memory: &Arc<Mapping>) -> SlotSpec {
     SlotSpec::shared(SLOT, Gpa(0), PageCount::of_bytes(boot::MEMORY), memory)
 }
 

@@ -2,11 +2,14 @@
 //! and no disk go.
 
 mod acpi;
+mod amd;
 mod boot;
 mod cpuid;
 mod initramfs;
 mod launch;
 mod loader;
+mod td;
+mod td_loader;
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,26 +19,22 @@ use std::sync::Mutex;
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use kvm_bindings::{CpuId, KVM_MP_STATE_AP_RESET_HOLD, KVM_PIT_SPEAKER_DUMMY, kvm_mp_state, kvm_pit_config};
 use privet_harness::exit::{Direction, Exit};
 use privet_harness::host::Host;
-use privet_harness::long_mode;
 use privet_harness::outcome::{Outcome, Stop};
-use privet_harness::page_tables::PageTables;
 use privet_harness::uapi::HC_MAP_GPA_RANGE;
-use privet_harness::units::{Gpa, Gva, PAGE_SIZE, PageCount};
+use privet_harness::units::{Gpa, PageCount};
 use privet_harness::vcpu::Vcpu;
 use privet_harness::vm::Vm;
 use privet_harness::vm_type::VmType;
 use vm_superio::{Serial, Trigger};
 
-use self::boot::{Boot, Piece};
+use self::boot::Boot;
 pub(crate) use self::initramfs::HELLO;
 
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=k tsc=nowatchdog swiotlb=512";
 
-const LOADER: u64 = 0x3_0000;
-const PAGE_TABLES: u64 = 0x3_1000;
+/// What page tables map at once.
 const LARGE_PAGE: u64 = 2 << 20;
 
 /// COM1, and its interrupt.
@@ -57,54 +56,27 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// # Errors
 /// What KVM refuses, and any exit that no such guest should have.
 pub(crate) fn run(vm_type: VmType, path: &Path) -> Outcome {
-    let broken = |error: &dyn std::fmt::Display| Stop::Error(error.to_string());
     let image = fs::read(path).map_err(|error| broken(&error))?;
     let initramfs = initramfs::initramfs().map_err(|error| broken(&error))?;
-    let is_snp = vm_type == VmType::Snp;
     // Without firmware nothing tells an SEV-ES guest how further processors start (GHCB specification 56421, 4.3).
-    let processors = if is_snp { 2 } else { 1 };
-    let boot = Boot::new(&image, initramfs, COMMAND_LINE, processors, is_snp)?;
-
+    let processors = if vm_type == VmType::SevEs { 1 } else { 2 };
+    let boot = Boot::new(&image, initramfs, COMMAND_LINE, processors, vm_type)?;
     let host = Host::open().map_err(|error| broken(&error))?;
-    let c_bit = host.c_bit()?;
-    let mut tables = PageTables::new(Gpa(PAGE_TABLES)).with_bits(c_bit);
-    tables.map_large(Gva(0), Gpa(c_bit), boot::MEMORY / LARGE_PAGE);
-    let mut pieces = boot.pieces;
-    pieces.push(Piece::new(PAGE_TABLES, tables.bytes()));
-    let firmware = boot::CPUID_PAGE..boot::SECRETS_PAGE + PAGE_SIZE;
-    let filled = pieces.iter().map(Piece::range).chain([firmware, LOADER..LOADER + PAGE_SIZE]);
-    let unvalidated = if is_snp { rest_of(0..boot::MEMORY, filled.collect()) } else { Vec::new() };
-    let loader = loader::loader(LOADER, &unvalidated, boot::BOOT_PARAMS, boot.entry).map_err(|error| broken(&error))?;
-    pieces.push(Piece::new(LOADER, loader));
-
     let vm = Vm::create(&host, vm_type)?;
     vm.enable_map_gpa_range_exit()?;
-    let refused = |what: &str, error: kvm_ioctls::Error| Stop::Fail(format!("{what}: {error}"));
-    vm.kvm().create_irq_chip().map_err(|error| refused("KVM_CREATE_IRQCHIP", error))?;
-    let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.kvm().create_pit2(timer).map_err(|error| refused("KVM_CREATE_PIT2", error))?;
-
-    let supported = host.supported_cpuid()?;
-    let entries = |id| cpuid::of_processor(id, supported.as_slice().to_vec());
-    let make_vcpu = |id: u8| {
-        let vcpu = vm.create_vcpu(id.into())?;
-        let cpuid = CpuId::from_entries(&entries(id)).map_err(|error| Stop::Error(format!("{error:?}")))?;
-        long_mode::enter(&vcpu, &cpuid, tables.root(), &long_mode::registers(LOADER, 0, 0))?;
-        if id > 0 {
-            // Firmware would have sent it INIT. Without, KVM takes no processor that a guest creates for one to be run.
-            let held = kvm_mp_state { mp_state: KVM_MP_STATE_AP_RESET_HOLD };
-            vcpu.kvm()?.set_mp_state(held).map_err(|error| refused("KVM_SET_MP_STATE", error))?;
-        }
-        Ok(vcpu)
-    };
-    let make_vcpus = || (0..processors).map(make_vcpu).collect::<Outcome<Vec<_>>>();
     let launched = match vm_type {
-        VmType::Snp => launch::snp(&vm, &pieces, &cpuid::page(&entries(0)), make_vcpus)?,
-        VmType::SevEs => launch::sev_es(&vm, &pieces, make_vcpus)?,
+        VmType::Snp | VmType::SevEs => amd::start(&host, &vm, boot, processors, vm_type == VmType::Snp)?,
+        VmType::Tdx => td::start(&host, &vm, boot, processors)?,
         other => return Err(Stop::Error(format!("Linux is not launched as a guest of type {other}"))),
     };
-    let platform = Platform { vm: &vm, serial: Serial::new(Line(&vm), io::stdout()), over: false };
+    // KVM has no interrupt controller of a TD that a line could lead to.
+    let line = Line((vm_type != VmType::Tdx).then_some(&vm));
+    let platform = Platform { vm: &vm, serial: Serial::new(line, io::stdout()), over: false };
     serve(&launched.vcpus, &Mutex::new(platform))
+}
+
+fn broken(error: &dyn std::fmt::Display) -> Stop {
+    Stop::Error(error.to_string())
 }
 
 /// Lets all processors run until one of them resets the machine.
@@ -150,14 +122,15 @@ fn rest_of(all: Range<u64>, mut parts: Vec<Range<u64>>) -> Vec<Range<u64>> {
     rest
 }
 
-/// The interrupt line of the serial port.
-struct Line<'a>(&'a Vm);
+/// The interrupt line of the serial port, if it leads anywhere.
+struct Line<'a>(Option<&'a Vm>);
 
 impl Trigger for Line<'_> {
     type E = kvm_ioctls::Error;
 
     fn trigger(&self) -> Result<(), kvm_ioctls::Error> {
-        [true, false].into_iter().try_for_each(|level| self.0.kvm().set_irq_line(SERIAL_IRQ, level))
+        let Some(vm) = self.0 else { return Ok(()) };
+        [true, false].into_iter().try_for_each(|level| vm.kvm().set_irq_line(SERIAL_IRQ, level))
     }
 }
 

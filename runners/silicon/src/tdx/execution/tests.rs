@@ -2,6 +2,7 @@ use privet_cpu::state::Injection;
 
 use super::*;
 use crate::encryption::KeyedMemory;
+use crate::memory::PhysicalMemory;
 use crate::tdx::HostLeaf;
 use crate::tdx::test_machine::{GPA, TDR, TestMachine, page, td_params, tdvpr};
 use crate::test_board::TestBoard;
@@ -128,20 +129,159 @@ fn an_interrupt_leaves_the_td_with_its_vector() {
     assert_eq!(fixture.state.rip, 0x1234, "it goes on where it was");
 }
 
+/// Where the host posts interrupts, and the vector that tells of it.
+const DESCRIPTOR: u64 = 0x8000;
+const NOTIFICATION: u8 = 0xF2;
+const NOTHING: Pending = Pending { init: false, smi: false, nmi: false, interrupt: None };
+
+impl Fixture {
+    /// In a TD that processes posted interrupts.
+    fn with_posted_interrupts() -> Fixture {
+        let mut machine = TestMachine::runnable();
+        for (field, value, mask) in
+            [(0x2016, DESCRIPTOR, u64::MAX), (0x0002, NOTIFICATION.into(), 0xFFFF), (0x4000, 1 << 7, 1 << 7)]
+        {
+            assert_eq!(machine.call(HostLeaf::VpWr, [tdvpr(0), field, value, mask]), 0);
+        }
+        let mut fixture = Fixture::of(machine);
+        fixture.enter();
+        fixture
+    }
+
+    /// The host posts an interrupt and notifies the processor.
+    fn post(&mut self, vector: u8) {
+        self.board.write(DESCRIPTOR + u64::from(vector / 8), &[1 << (vector % 8)]);
+        self.board.write(DESCRIPTOR + 32, &[1]);
+        let pending = Pending { interrupt: Some(NOTIFICATION), ..NOTHING };
+        assert_eq!(self.take(pending), Taken::Notified);
+    }
+
+    fn take(&mut self, pending: Pending) -> Taken {
+        self.machine.tdx.take_event(&mut self.board, &mut self.state, 0, pending)
+    }
+
+    fn open_interrupts(&mut self) {
+        self.state.rflags |= privet_cpu::flags::IF;
+    }
+
+    fn msr(&mut self, what: Intercept, index: u64, value: u64) -> Intercepted {
+        (self.state.gpr[RCX], self.state.gpr[RAX], self.state.gpr[RDX]) = (index, value, 0);
+        self.intercept(what)
+    }
+
+    /// VMXIP, as the host asks for it by TDH.VP.RD.
+    fn tells_of_an_interrupt(&mut self) -> bool {
+        let mut registers = Registers { rcx: tdvpr(0), rdx: 0x9100_0000_0000_0100, ..Registers::default() };
+        let nothing = |_: u32, _: u32| CpuidResult::default();
+        let mut around = Surroundings { memory: &mut self.board, processor: 0, tsc: 0, cpuid: &nothing };
+        assert_eq!(self.machine.tdx.seamcall(&mut around, HostLeaf::VpRd as u64, &mut registers), 0);
+        registers.r8 == 1
+    }
+}
+
 #[test]
-fn an_interrupt_that_is_posted_is_told_because_it_does_not_arrive() {
-    const DESCRIPTOR: u64 = 0x8000;
-    let mut machine = TestMachine::runnable();
-    assert_eq!(machine.call(HostLeaf::VpWr, [tdvpr(0), 0x2016, DESCRIPTOR, u64::MAX]), 0);
-    assert_eq!(machine.call(HostLeaf::VpWr, [tdvpr(0), 0x4000, 1 << 7, 1 << 7]), 0);
-    let mut fixture = Fixture::of(machine);
+fn a_posted_interrupt_is_taken_when_interrupts_are_open() {
+    let mut fixture = Fixture::with_posted_interrupts();
+    fixture.post(0x31);
+    let mut outstanding = [1];
+    fixture.board.read(DESCRIPTOR + 32, &mut outstanding);
+    assert_eq!(outstanding, [0]);
+    assert_eq!(fixture.take(NOTHING), Taken::Nothing);
+    assert!(fixture.tells_of_an_interrupt());
+    fixture.open_interrupts();
+    assert_eq!(fixture.take(NOTHING), Taken::Virtual(0x31));
+    assert!(!fixture.tells_of_an_interrupt());
+    assert_eq!(fixture.take(NOTHING), Taken::Nothing, "once");
+}
+
+#[test]
+fn an_interrupt_waits_until_one_of_its_class_has_ended() {
+    let mut fixture = Fixture::with_posted_interrupts();
+    fixture.open_interrupts();
+    fixture.post(0x41);
+    assert_eq!(fixture.take(NOTHING), Taken::Virtual(0x41));
+    fixture.post(0x42);
+    assert_eq!(fixture.take(NOTHING), Taken::Nothing);
+    fixture.board.event_raised = false;
+    assert_eq!(fixture.msr(Intercept::Wrmsr, 0x80B, 0), Intercepted::Done);
+    assert!(fixture.board.event_raised);
+    assert_eq!(fixture.take(NOTHING), Taken::Virtual(0x42));
+}
+
+#[test]
+fn what_waits_in_the_virtual_apic_survives_an_exit() {
+    let mut fixture = Fixture::with_posted_interrupts();
+    fixture.post(0x31);
+    assert_eq!(fixture.take(Pending { interrupt: Some(0xEC), ..NOTHING }), Taken::SwitchedByInterrupt);
     fixture.enter();
-    assert!(fixture.board.unsimulated.is_empty(), "nothing is posted");
-    let pending = Pending { interrupt: Some(0x30), ..Pending::default() };
-    fixture.machine.tdx.take_event(&mut fixture.board, &mut fixture.state, 0, pending);
-    fixture.board.write(DESCRIPTOR + 32, &[1]);
+    fixture.open_interrupts();
+    assert_eq!(fixture.take(NOTHING), Taken::Virtual(0x31));
+}
+
+#[test]
+fn the_task_priority_is_cr8_and_an_msr() {
+    use privet_cpu::CrAccess::Mov;
+
+    let mut fixture = Fixture::with_posted_interrupts();
+    fixture.open_interrupts();
+    assert_eq!(fixture.intercept(Intercept::WriteCr { cr: 8, value: 3, by: Mov(0) }), Intercepted::Done);
+    fixture.post(0x31);
+    assert_eq!(fixture.take(NOTHING), Taken::Nothing);
+    assert_eq!(fixture.msr(Intercept::Rdmsr, 0x808, 0), Intercepted::Done);
+    assert_eq!(fixture.state.gpr[RAX], 0x30);
+    assert_eq!(fixture.msr(Intercept::Wrmsr, 0x808, 0x20), Intercepted::Done);
+    assert_eq!(fixture.intercept(Intercept::ReadCr { cr: 8, by: Mov(0) }), Intercepted::Value(2));
+    assert_eq!(fixture.take(NOTHING), Taken::Virtual(0x31));
+    let refused = Intercepted::Reflect(Exception::gp(0));
+    assert_eq!(fixture.intercept(Intercept::WriteCr { cr: 8, value: 16, by: Mov(0) }), refused);
+}
+
+#[test]
+fn registers_of_the_apic_are_virtual_the_hosts_or_not_there() {
+    let mut fixture = Fixture::with_posted_interrupts();
+    fixture.post(0x31);
+    assert_eq!(fixture.msr(Intercept::Rdmsr, 0x821, 0), Intercepted::Done);
+    assert_eq!(fixture.state.gpr[RAX], 1 << 0x11, "the request");
+    assert_eq!(fixture.msr(Intercept::Wrmsr, 0x83F, 0x55), Intercepted::Done);
+    fixture.open_interrupts();
+    assert_eq!(fixture.take(NOTHING), Taken::Virtual(0x55), "to itself");
+    let refused = Intercepted::Reflect(Exception::gp(0));
+    for (what, index) in [(Intercept::Rdmsr, 0x80B), (Intercept::Rdmsr, 0x809), (Intercept::Wrmsr, 0x80A)] {
+        assert_eq!(fixture.msr(what, index, 0), refused, "{index:#x}");
+    }
+    let command = fixture.msr(Intercept::Wrmsr, 0x830, 0);
+    assert_eq!(command, Intercepted::Reflect(Exception::plain(vector::VE)), "the host sends interrupts to others");
+}
+
+#[test]
+fn the_host_sees_nothing_of_the_virtual_apic() {
+    let mut fixture = Fixture::with_posted_interrupts();
+    fixture.post(0x31);
+    let page = crate::tdx::test_machine::vcpu_page(0, super::super::virtual_apic::VIRTUAL_APIC as u64);
+    let requested = page + crate::virtual_apic::register::REQUESTED + 0x10;
+    let key = fixture.machine.tdx.tds[&TDR].key;
+    let mut seen = [0; 4];
+    fixture.board.read_as(key, requested, &mut seen);
+    assert_eq!(u32::from_le_bytes(seen), 1 << 0x11);
+    assert_ne!(crate::read_u32(&mut fixture.board, requested), 1 << 0x11);
+}
+
+#[test]
+fn an_nmi_of_the_hosts_waits_for_the_end_of_a_ve() {
+    let mut fixture = Fixture::entered();
+    assert_eq!(fixture.intercept(Intercept::Hlt), Intercepted::Reflect(Exception::plain(vector::VE)));
+    let pending = Pending { interrupt: Some(0xEC), ..NOTHING };
+    assert_eq!(fixture.take(pending), Taken::SwitchedByInterrupt);
+    let inject = [tdvpr(0), 0x2000_0000_0000_000B, 1, 0xFF];
+    assert_eq!(fixture.machine.call(HostLeaf::VpWr, inject), 0);
     fixture.enter();
-    assert_eq!(fixture.board.unsimulated, ["interrupt that the host has posted to a TD"]);
+    assert_eq!(fixture.take(NOTHING), Taken::Nothing);
+    let mut fixture = fixture.in_long_mode();
+    fixture.board.event_raised = false;
+    assert_eq!(fixture.tdcall(3, 0), Intercepted::Done);
+    assert!(fixture.board.event_raised);
+    assert_eq!(fixture.take(NOTHING), Taken::Nmi);
+    assert_eq!(fixture.take(NOTHING), Taken::Nothing, "once");
 }
 
 #[test]
@@ -309,6 +449,28 @@ fn cpuid_is_the_modules_or_the_hosts() {
     assert_eq!(fixture.state.gpr[RBX] as u32, u32::from_le_bytes(*b"Inte"));
     fixture.state.gpr[RAX] = 0x4000_0000;
     assert_eq!(fixture.intercept(Intercept::Cpuid), Intercepted::Reflect(Exception::plain(vector::VE)));
+}
+
+/// arch/x86/kernel/apic/apic.c: x2apic_hw_locked().
+#[test]
+fn its_apic_stays_in_x2apic_mode() {
+    let mut fixture = Fixture::entered();
+    assert_eq!(fixture.msr(Intercept::Rdmsr, 0x10A, 0), Intercepted::Done);
+    assert_eq!(fixture.state.gpr[RAX], 1 << 21 | 1 << 8, "and what the processors have");
+    assert_eq!(fixture.msr(Intercept::Rdmsr, 0xBD, 0), Intercepted::Done);
+    assert_eq!(fixture.state.gpr[RAX], 1);
+}
+
+/// arch/x86/kernel/verify_cpu.S reads IA32_MISC_ENABLE when nobody takes #VE yet.
+#[test]
+fn what_the_first_instructions_of_a_kernel_read_is_no_ve() {
+    let mut fixture = Fixture::entered();
+    for index in [0x1A0, 0xC000_0080] {
+        assert_eq!(fixture.msr(Intercept::Rdmsr, index, 0), Intercepted::Native, "{index:#x}");
+    }
+    assert_eq!(fixture.msr(Intercept::Wrmsr, 0xDA0, 0), Intercepted::Done);
+    let refused = Intercepted::Reflect(Exception::gp(0));
+    assert_eq!(fixture.msr(Intercept::Wrmsr, 0xDA0, 1 << 8), refused, "a state that the TD has not");
 }
 
 #[test]

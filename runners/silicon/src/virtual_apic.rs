@@ -1,14 +1,14 @@
-//! The virtual APIC (SDM volume 3, chapter 31): its page, its priorities, and virtual interrupts.
+//! The virtual APIC (SDM volume 3, chapter 31): its page, its priorities, and virtual interrupts. Guests of VMX have one, and
+//! TDs.
+
+mod x2apic;
 
 use serde::{Deserialize, Serialize};
 
-use super::controls::{Controls, pin, proc, proc2};
-use super::field;
-use super::vmcs::Vmcs;
 use crate::memory::{PhysicalMemory, read_u32, read_u64, write_u32, write_u64};
 
 /// Offsets of registers in the virtual-APIC page.
-pub(super) mod register {
+pub(crate) mod register {
     pub(crate) const ID: u64 = 0x20;
     pub(crate) const VERSION: u64 = 0x30;
     pub(crate) const TASK_PRIORITY: u64 = 0x80;
@@ -29,27 +29,28 @@ pub(super) mod register {
 
 /// The APIC that a guest sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct VirtualApic {
+pub(crate) struct VirtualApic {
     /// Physical address of the virtual-APIC page, if there is a TPR shadow.
-    pub(super) page: Option<u64>,
+    pub(crate) page: Option<u64>,
     /// Physical address of the APIC-access page, if accesses to it are virtualized.
-    pub(super) access_page: Option<u64>,
+    pub(crate) access_page: Option<u64>,
     /// In x2APIC mode registers are MSRs.
-    pub(super) x2apic: bool,
+    pub(crate) x2apic: bool,
     /// Most registers are virtualized.
-    pub(super) registers: bool,
-    threshold: u8,
+    pub(crate) registers: bool,
+    /// The lowest task priority that does not exit; counts without virtual-interrupt delivery.
+    pub(crate) threshold: u8,
     /// Virtual-interrupt delivery, if there is that.
-    pub(super) interrupts: Option<VirtualInterrupts>,
+    pub(crate) interrupts: Option<VirtualInterrupts>,
     /// The notification vector and the physical address of the posted-interrupt descriptor.
-    pub(super) posted: Option<(u8, u64)>,
+    pub(crate) posted: Option<(u8, u64)>,
     /// What a write has to be told about behind its instruction.
-    pub(super) trap: Option<Trap>,
+    pub(crate) trap: Option<Trap>,
 }
 
 /// The guest interrupt status (25.4.2), and what of it exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct VirtualInterrupts {
+pub(crate) struct VirtualInterrupts {
     /// The highest vector that is requested (RVI); 0 for none.
     requested: u8,
     /// The highest vector that is in service (SVI); 0 for none.
@@ -60,7 +61,7 @@ pub(super) struct VirtualInterrupts {
 
 /// An exit behind an instruction that has written to the virtual APIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Trap {
+pub(crate) enum Trap {
     TprThreshold,
     /// EOI of this vector.
     Eoi(u8),
@@ -68,43 +69,29 @@ pub(super) enum Trap {
     Write(u16),
 }
 
-impl VirtualApic {
-    pub(super) fn of(vmcs: &Vmcs, controls: &Controls) -> VirtualApic {
-        let status = vmcs.get(field::GUEST_INTERRUPT_STATUS);
-        let exits = field::EOI_EXIT.map(|part| vmcs.get(part));
-        let posted = || (vmcs.get(field::POSTED_VECTOR) as u8, vmcs.get(field::POSTED_DESCRIPTOR));
-        VirtualApic {
-            page: controls.proc(proc::TPR_SHADOW).then(|| vmcs.get(field::VIRTUAL_APIC)),
-            access_page: controls.proc2(proc2::APIC_ACCESSES).then(|| vmcs.get(field::APIC_ACCESS)),
-            x2apic: controls.proc2(proc2::X2APIC),
-            registers: controls.proc2(proc2::APIC_REGISTERS),
-            threshold: vmcs.get(field::TPR_THRESHOLD) as u8 & 0xf,
-            interrupts: controls.proc2(proc2::VIRTUAL_INTERRUPTS).then_some(VirtualInterrupts {
-                requested: status as u8,
-                in_service: (status >> 8) as u8,
-                exits,
-            }),
-            posted: controls.pin(pin::POSTED_INTERRUPTS).then(posted),
-            trap: None,
-        }
+impl VirtualInterrupts {
+    /// Of a guest interrupt status: RVI, and SVI above it.
+    pub(crate) fn new(status: u16, exits: [u64; 4]) -> VirtualInterrupts {
+        let [requested, in_service] = status.to_le_bytes();
+        VirtualInterrupts { requested, in_service, exits }
     }
 
+    /// The guest interrupt status.
+    pub(crate) fn status(self) -> u16 {
+        u16::from_le_bytes([self.requested, self.in_service])
+    }
+}
+
+impl VirtualApic {
     /// After VM entry: the processor priority is computed anew (27.3.2.5), and a task priority below its threshold
     /// exits before the first instruction (27.7.7).
-    pub(super) fn enter(&mut self, memory: &mut (impl PhysicalMemory + ?Sized)) {
+    pub(crate) fn enter(&mut self, memory: &mut (impl PhysicalMemory + ?Sized)) {
         self.update_priority(memory);
         self.check_threshold(memory);
     }
 
-    pub(super) fn save(&self, vmcs: &mut Vmcs) {
-        if let Some(interrupts) = self.interrupts {
-            let status = u64::from(interrupts.requested) | u64::from(interrupts.in_service) << 8;
-            vmcs.set(field::GUEST_INTERRUPT_STATUS, status);
-        }
-    }
-
     /// The 32 bits of a register.
-    pub(super) fn read(&self, memory: &mut (impl PhysicalMemory + ?Sized), offset: u64) -> u32 {
+    pub(crate) fn read(&self, memory: &mut (impl PhysicalMemory + ?Sized), offset: u64) -> u32 {
         self.page.map_or(0, |page| read_u32(memory, page + offset))
     }
 
@@ -115,19 +102,19 @@ impl VirtualApic {
     }
 
     /// The register of x2APIC mode as RDMSR gives it: 64 bits, as the command register needs.
-    pub(super) fn read_msr(&self, memory: &mut (impl PhysicalMemory + ?Sized), offset: u64) -> u64 {
+    pub(crate) fn read_msr(&self, memory: &mut (impl PhysicalMemory + ?Sized), offset: u64) -> u64 {
         self.page.map_or(0, |page| read_u64(memory, page + offset))
     }
 
     // ---- priorities (31.1) -----------------------------------------------------------------------------------
 
     /// The task priority, 0 to 15, that is CR8.
-    pub(super) fn task_priority(&self, memory: &mut (impl PhysicalMemory + ?Sized)) -> u64 {
+    pub(crate) fn task_priority(&self, memory: &mut (impl PhysicalMemory + ?Sized)) -> u64 {
         u64::from(self.read(memory, register::TASK_PRIORITY) >> 4 & 0xf)
     }
 
     /// Sets the task priority, and virtualizes that (31.1.2).
-    pub(super) fn set_task_priority(&mut self, memory: &mut (impl PhysicalMemory + ?Sized), value: u8) {
+    pub(crate) fn set_task_priority(&mut self, memory: &mut (impl PhysicalMemory + ?Sized), value: u8) {
         self.write(memory, register::TASK_PRIORITY, value.into());
         self.update_priority(memory);
         self.check_threshold(memory);
@@ -152,14 +139,14 @@ impl VirtualApic {
     // ---- virtual interrupts (31.2) ---------------------------------------------------------------------------
 
     /// The virtual interrupt that is recognized (31.2.1): its class is above the processor's priority.
-    pub(super) fn recognized(&self, memory: &mut (impl PhysicalMemory + ?Sized)) -> Option<u8> {
+    pub(crate) fn recognized(&self, memory: &mut (impl PhysicalMemory + ?Sized)) -> Option<u8> {
         let requested = self.interrupts?.requested;
         let priority = self.read(memory, register::PROCESSOR_PRIORITY) as u8;
         (requested >> 4 > priority >> 4).then_some(requested)
     }
 
     /// Moves the virtual interrupt that is recognized into service (31.2.2).
-    pub(super) fn take(&mut self, memory: &mut (impl PhysicalMemory + ?Sized)) {
+    pub(crate) fn take(&mut self, memory: &mut (impl PhysicalMemory + ?Sized)) {
         let Some(mut interrupts) = self.interrupts else { return };
         let vector = interrupts.requested;
         self.set_bit(memory, register::IN_SERVICE, vector, true);
@@ -171,7 +158,7 @@ impl VirtualApic {
     }
 
     /// Requests a virtual interrupt.
-    pub(super) fn request(&mut self, memory: &mut (impl PhysicalMemory + ?Sized), vector: u8) {
+    pub(crate) fn request(&mut self, memory: &mut (impl PhysicalMemory + ?Sized), vector: u8) {
         self.set_bit(memory, register::REQUESTED, vector, true);
         if let Some(interrupts) = &mut self.interrupts {
             interrupts.requested = interrupts.requested.max(vector);
@@ -179,7 +166,7 @@ impl VirtualApic {
     }
 
     /// EOI virtualization (31.1.4).
-    pub(super) fn end_of_interrupt(&mut self, memory: &mut (impl PhysicalMemory + ?Sized)) {
+    pub(crate) fn end_of_interrupt(&mut self, memory: &mut (impl PhysicalMemory + ?Sized)) {
         let Some(mut interrupts) = self.interrupts else { return };
         let vector = interrupts.in_service;
         self.set_bit(memory, register::IN_SERVICE, vector, false);
@@ -192,7 +179,7 @@ impl VirtualApic {
     }
 
     /// Processes posted interrupts (31.6): what the descriptor has is requested.
-    pub(super) fn take_posted(&mut self, memory: &mut (impl PhysicalMemory + ?Sized)) {
+    pub(crate) fn take_posted(&mut self, memory: &mut (impl PhysicalMemory + ?Sized)) {
         const OUTSTANDING: u64 = 1;
         const CONTROL: u64 = 32;
         let Some((_, descriptor)) = self.posted else { return };
@@ -234,7 +221,7 @@ impl VirtualApic {
     // ---- accesses (31.4) -------------------------------------------------------------------------------------
 
     /// Whether a read of the APIC-access page at this offset is virtualized (31.4.2).
-    pub(super) fn reads(&self, offset: u64) -> bool {
+    pub(crate) fn reads(&self, offset: u64) -> bool {
         use register::*;
         let register = offset & !0xf;
         self.page.is_some()
@@ -256,7 +243,7 @@ impl VirtualApic {
     }
 
     /// Whether a write to the APIC-access page at this offset is virtualized (31.4.3).
-    pub(super) fn writes(&self, offset: u64) -> bool {
+    pub(crate) fn writes(&self, offset: u64) -> bool {
         use register::*;
         self.page.is_some()
             && offset & 0xf == 0
@@ -275,7 +262,7 @@ impl VirtualApic {
     }
 
     /// APIC-write emulation (31.4.3.2): what follows from a write that the page has taken.
-    pub(super) fn written(&mut self, memory: &mut (impl PhysicalMemory + ?Sized), offset: u64) {
+    pub(crate) fn written(&mut self, memory: &mut (impl PhysicalMemory + ?Sized), offset: u64) {
         match (offset, self.interrupts) {
             (register::TASK_PRIORITY, _) => {
                 let value = self.read(memory, offset) as u8;

@@ -1,8 +1,8 @@
-//! Accesses of a guest to the MSRs of x2APIC mode (SDM volume 3, 31.5) that its MSR bitmap lets through.
+//! Accesses of a guest to the MSRs of x2APIC mode (SDM volume 3, 31.5) that nobody intercepts.
 
 use privet_cpu::Exception;
 
-use super::virtual_apic::VirtualApic;
+use super::VirtualApic;
 use crate::memory::PhysicalMemory;
 
 /// The MSRs, each of which is a register at 16 times its number in the page.
@@ -14,7 +14,7 @@ const SELF_INTERRUPT: u32 = 0x83f;
 
 impl VirtualApic {
     /// RDMSR; `None` if it is not virtualized.
-    pub(super) fn x2apic_read(&self, memory: &mut (impl PhysicalMemory + ?Sized), index: u32) -> Option<u64> {
+    pub(crate) fn x2apic_read(&self, memory: &mut (impl PhysicalMemory + ?Sized), index: u32) -> Option<u64> {
         let virtualized = match index {
             TASK_PRIORITY => true,
             FIRST..=LAST => self.registers,
@@ -24,7 +24,7 @@ impl VirtualApic {
     }
 
     /// WRMSR; `None` if it is not virtualized.
-    pub(super) fn x2apic_write(
+    pub(crate) fn x2apic_write(
         &mut self,
         memory: &mut (impl PhysicalMemory + ?Sized),
         index: u32,

@@ -1,0 +1,51 @@
+//! One vendor's half of KVM: its module, and the machine that runs it.
+
+use privet_harness::vendor::Vendor;
+use privet_rig::{SimOptions, profile_of};
+
+/// Whose half it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Half(pub(super) Vendor);
+
+impl Half {
+    /// The modules of KVM that a boot needs.
+    pub(super) fn modules(self) -> [&'static str; 2] {
+        ["kvm", self.0.module()]
+    }
+
+    /// The machine.
+    pub(super) fn sim(self) -> SimOptions {
+        let sim = SimOptions { profile: profile_of(self.0), ..SimOptions::default() };
+        match self.0 {
+            Vendor::Amd => sim,
+            // A TD has no more vCPUs than there are processors.
+            Vendor::Intel => SimOptions { cpus: 4, ..sim },
+        }
+    }
+
+    /// Whether a file of the kernel's source is compiled into these modules.
+    pub(super) fn has(self, file: &str) -> bool {
+        let other = match self.0 {
+            Vendor::Amd => "arch/x86/kvm/vmx/",
+            Vendor::Intel => "arch/x86/kvm/svm/",
+        };
+        !file.starts_with(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_of_one_half_or_of_both() {
+        let [amd, intel] = [Vendor::Amd, Vendor::Intel].map(Half);
+        for (file, of_amd, of_intel) in [
+            ("arch/x86/kvm/svm/sev.c", true, false),
+            ("arch/x86/kvm/vmx/tdx.c", false, true),
+            ("virt/kvm/guest_memfd.c", true, true),
+        ] {
+            assert_eq!((amd.has(file), intel.has(file)), (of_amd, of_intel), "{file}");
+        }
+    }
+}
