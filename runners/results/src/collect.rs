@@ -80,6 +80,10 @@ impl Collector {
             attached.into_document(&mut self.document);
             return Ok(());
         }
+        if text.starts_with("row ") {
+            let why = "is coverage by functions: give that of a kernel with debug info, which is by lines";
+            return Err(Error::no_result(path, why));
+        }
         self.add_document(Document::parse(path, &text)?);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use maud::{Markup, html};
 
 use super::{Page, class_of, parts, red_anchor, took, word_of};
-use crate::document::{Outcome, Word};
+use crate::document::{Outcome, UpstreamVerdict, Word};
 use crate::run_file::{Counterpart, RowFacts};
 
 /// The results of a row, by place.
@@ -93,7 +93,7 @@ impl Page<'_> {
                 td {
                     details {
                         summary { (row.about) }
-                        (facts(row))
+                        (facts(row, &self.document.upstream))
                     }
                 }
                 @for place in 0..self.document.places.len() {
@@ -156,8 +156,8 @@ fn filter() -> Markup {
     }
 }
 
-/// What the table says of a row.
-pub(super) fn facts(row: &RowFacts) -> Markup {
+/// What the table says of a row, and what upstream's tests of the same say, if they have run.
+pub(super) fn facts(row: &RowFacts, upstream: &[UpstreamVerdict]) -> Markup {
     html! {
         dl class="facts" {
             dt { "id" } dd { code { (row.id) } }
@@ -167,13 +167,26 @@ pub(super) fn facts(row: &RowFacts) -> Markup {
             }
             dt { "upstream has" }
             @if row.upstream.is_empty() { dd { "nothing of the kind" } }
-            @for counterpart in &row.upstream { dd { (in_words(counterpart)) } }
+            @for counterpart in &row.upstream {
+                dd {
+                    (in_words(counterpart))
+                    @if let Some(said) = said_by(counterpart, upstream) { ": " b { (said) } }
+                }
+            }
             @if !row.needs.is_empty() {
                 dt { "needs" }
                 @for need in &row.needs { dd { (need) } }
             }
         }
     }
+}
+
+/// What the counterpart says, or else the whole test that it is a part of.
+fn said_by<'a>(counterpart: &Counterpart, upstream: &'a [UpstreamVerdict]) -> Option<&'a str> {
+    let Counterpart { test, function, .. } = counterpart;
+    let own = format!("{test}: {function}");
+    let of = |name: &str| upstream.iter().find(|said| said.test == name)?.verdict.as_deref();
+    of(&own).or_else(|| of(test))
 }
 
 fn in_words(counterpart: &Counterpart) -> String {

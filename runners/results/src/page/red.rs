@@ -89,7 +89,7 @@ impl Page<'_> {
                     h4 { "To see it again" }
                     pre class="command" tabindex="0" { (result.repro) }
                 }
-                @if let Some(row) = row { details { summary { "What it is based on, and what upstream has" } (facts(row)) } }
+                @if let Some(row) = row { details { summary { "What it is based on, and what upstream has" } (facts(row, &self.document.upstream)) } }
                 }
             }
         }

@@ -57,6 +57,18 @@ fn a_row_in_two_places_has_two_cells_and_can_be_chosen() {
 }
 
 #[test]
+fn upstreams_counterpart_is_told_with_its_verdict() {
+    let mut document = document(vec![pass("upm.a.1")]);
+    let (test, function) = ("guest_memfd_test".to_owned(), "test_fallocate".to_owned());
+    document.rows[0].upstream = vec![crate::run_file::Counterpart { test: test.clone(), function, exceeded: true }];
+    let (verdict, relation) = (Some("skip".to_owned()), "stricter".to_owned());
+    document.upstream = vec![crate::document::UpstreamVerdict { test, verdict, reason: String::new(), relation }];
+    let html = page(&document);
+    assert!(html.contains("guest_memfd_test: test_fallocate (which checks less): <b>skip</b>"), "{html}");
+    assert!(html.contains("<b>stricter</b>"), "{html}");
+}
+
+#[test]
 fn runs_that_did_not_come_back_are_red() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("cut.json");
