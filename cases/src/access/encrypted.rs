@@ -124,6 +124,7 @@ pub(super) fn rows() -> Vec<Row> {
              other's as ciphertext.",
             guests_have_different_keys,
         )
+        .guests(2)
         .basis(&["APM volume 2, 15.34.1: each guest has a key of its own"]),
         Row::new(
             "access.code_is_always_private",

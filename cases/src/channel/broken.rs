@@ -39,6 +39,7 @@ pub(super) fn rows() -> Vec<Row> {
             "A failed assertion in the guest is an error with the expression, both operands, file and line.",
             assertion_arrives,
         )
+        .guests(2)
         .basis(&[FAILURES]),
         Row::new(
             "channel.exception_arrives_with_its_place",

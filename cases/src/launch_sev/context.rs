@@ -32,6 +32,7 @@ pub(super) fn rows() -> Vec<Row> {
              and a mirror that has a context or a vCPU already, are EINVAL.",
             mirror_refused,
         )
+        .guests(2)
         .basis(&[MIRROR])
         .upstream("x86/sev_migrate_tests: test_sev_mirror_parameters"),
         Row::new(
@@ -50,6 +51,7 @@ pub(super) fn rows() -> Vec<Row> {
              context, and a target that has one, are EINVAL; both stay what they are.",
             move_refused,
         )
+        .guests(2)
         .basis(&[MOVE])
         .upstream("x86/sev_migrate_tests: test_sev_migrate_parameters"),
         Row::new(
@@ -86,6 +88,7 @@ pub(super) fn rows() -> Vec<Row> {
              meanwhile, is EINVAL.",
             move_to_two,
         )
+        .guests(2)
         .basis(&[MOVE, "arch/x86/kvm/svm/sev.c: sev_lock_two_vms"])
         .exceeds("x86/sev_migrate_tests: test_sev_migrate_locking"),
         Row::new(
@@ -95,6 +98,7 @@ pub(super) fn rows() -> Vec<Row> {
              EINVAL.",
             snp_stays_alone,
         )
+        .guests(2)
         .basis(&[MIRROR, MOVE])
         .exceeds("x86/sev_migrate_tests: test_sev_snp_migrate_reject, test_sev_snp_mirror_reject"),
     ]

@@ -106,8 +106,9 @@ impl Node {
         cpu.chain(self.vm_types.iter().map(String::as_str)).collect()
     }
 
-    /// Its line of slurm.conf, and what it adds to the cluster's licences, as a comment: licences are of a whole
-    /// cluster, so that somebody has to add them up.
+    /// Its line of slurm.conf, and as comments what it adds to the cluster's licences, which are of a whole cluster, so
+    /// that somebody has to add them up, or what it has of generic resources, which gres.conf names with
+    /// `Flags=CountOnly`.
     pub fn slurm_conf(&self) -> String {
         let Self { name, cpus, memory_mib, key_ids, .. } = self;
         let mut text =
@@ -116,6 +117,7 @@ impl Node {
             let licences: Vec<String> =
                 key_ids.iter().map(|(name, count)| format!("{}:{count}", licence(name))).collect();
             text += &format!("# of {name}, to be added up over all nodes: Licenses={}\n", licences.join(","));
+            text += &format!("# or, with --key-ids gres, on the line above: Gres={}\n", licences.join(","));
         }
         text
     }
@@ -189,7 +191,8 @@ mod tests {
         assert_eq!(
             genoa().slurm_conf(),
             "NodeName=genoa1 CPUs=2 RealMemory=16000 Features=amd,genoa,plain,sev,sev_es,snp\n\
-             # of genoa1, to be added up over all nodes: Licenses=sev_asid:99,sev_es_asid:410\n"
+             # of genoa1, to be added up over all nodes: Licenses=sev_asid:99,sev_es_asid:410\n\
+             # or, with --key-ids gres, on the line above: Gres=sev_asid:99,sev_es_asid:410\n"
         );
     }
 

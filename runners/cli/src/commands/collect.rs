@@ -87,7 +87,11 @@ fn in_words(document: &Document) -> String {
     for shard in document.shards.iter().filter(|shard| shard.state != ShardState::Whole || shard.trouble.is_some()) {
         let trouble = shard.trouble.as_ref().map_or_else(String::new, |trouble| format!(": {}", one_line(trouble)));
         let (state, name) = (shard.state.name(), &shard.name);
-        text += &format!("{state:<8}{name}: {} of {} rows without a verdict{trouble}\n", shard.missing, shard.planned);
+        let lost = match shard.planned {
+            0 => "nothing came back, and nobody knows of which rows".to_owned(),
+            planned => format!("{} of {planned} rows without a verdict", shard.missing),
+        };
+        text += &format!("{state:<8}{name}: {lost}{trouble}\n");
     }
     for (number, seat) in document.places.iter().enumerate() {
         let counts = privet_results::difference::counts_in(document, number);

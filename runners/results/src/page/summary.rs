@@ -31,7 +31,8 @@ impl Page<'_> {
                 @for shard in &lost {
                     li {
                         b class="word missing" { (shard.state.name()) } " " code { (shard.name) } ": "
-                        (counted(shard.missing, "row")) " of " (shard.planned) " without a verdict"
+                        @if shard.planned == 0 { "nothing came back, and nobody knows of which rows" }
+                        @else { (counted(shard.missing, "row")) " of " (shard.planned) " without a verdict" }
                     }
                 }
                 @for shard in document.shards.iter().filter(|shard| shard.trouble.is_some()) {
