@@ -422,7 +422,7 @@ impl Document {
     pub fn disagreeing(&self) -> BTreeSet<&str> {
         let mut passed = BTreeSet::new();
         let mut did_not = BTreeSet::new();
-        for result in self.results.iter().filter(|result| result.verdict != Word::Skip) {
+        for result in self.results.iter().filter(|result| !matches!(result.verdict, Word::Skip | Word::Missing)) {
             let set = if result.verdict == Word::Pass { &mut passed } else { &mut did_not };
             set.insert(result.id.as_str());
         }

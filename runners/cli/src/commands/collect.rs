@@ -74,8 +74,11 @@ fn in_words(document: &Document) -> String {
     let differs = document.disagreeing();
     for (id, cells) in document.matrix() {
         let results = || cells.values().flatten();
-        let is_told = |result: &&&Outcome| result.is_red() && result.verdict != Word::Missing || differs.contains(id);
-        for result in results().filter(is_told).filter(|result| result.verdict != Word::Skip) {
+        // What is missing is told by run below.
+        let is_told = |result: &&&Outcome| {
+            !matches!(result.verdict, Word::Missing | Word::Skip) && (result.is_red() || differs.contains(id))
+        };
+        for result in results().filter(is_told) {
             let reason = match result.reason.as_str() {
                 "" => String::new(),
                 reason => format!(": {}", one_line(reason)),

@@ -68,6 +68,7 @@ fn what_a_killed_job_has_left_counts_and_the_rest_is_missing() {
     let document = collected(dir.path());
     let words: Vec<Word> = document.results.iter().map(|result| result.verdict).collect();
     assert_eq!(words, [Word::Pass, Word::Missing, Word::Missing]);
+    assert!(document.disagreeing().is_empty(), "a verdict that is missing says nothing else than others");
     assert_eq!(
         document.shards.iter().map(|shard| shard.state).collect::<Vec<_>>(),
         [ShardState::Cut, ShardState::Missing]

@@ -8,7 +8,7 @@ use crate::document::{CoveredFile, Document, MutantTrial, TruthTable};
 pub(super) fn upstream(document: &Document) -> Markup {
     html! {
         table {
-            thead { tr { th scope="col" { "the kernel's own test" } th scope="col" { "says" } th scope="col" { "relation" } th scope="col" { "rows" } } }
+            thead { tr { th scope="col" { "the kernel's own test" } th scope="col" { "says" } th scope="col" { "relation" } th scope="col" class="count" { "rows" } } }
             tbody {
                 @for test in &document.upstream {
                     @let name = test.test.split(": ").next().unwrap_or_default();
