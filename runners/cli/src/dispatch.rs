@@ -21,7 +21,7 @@ use crate::model::{Model, Ready};
 use crate::place::{Assigned, Context, assign};
 use crate::plan::Job;
 use crate::pool::{Event, KernelLogs, Overtime, Pool};
-use crate::process::Started;
+use crate::process::{Started, Until};
 use crate::recorded::Recorded;
 use crate::rig;
 use crate::slots::Slots;
@@ -135,6 +135,7 @@ impl<'a> Dispatch<'a> {
         let slots = Slots::of_this_host(&privet_cases::table()).ok();
         let pool = Pool {
             worker: &|job| Started::new(worker::command(program, job, &proven)),
+            until: Until::End,
             at_a_time: self.at_a_time(),
             overtime: Overtime::HERE,
             context: &self.here,

@@ -15,7 +15,7 @@ use crate::args::KselftestWorker;
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
 use crate::pool::Overtime;
-use crate::process::{self, Started};
+use crate::process::{self, Started, Until};
 use crate::worker::{self, Said};
 
 /// What tells the job of a selftest from that of a row, whose id has no colon.
@@ -62,24 +62,28 @@ fn observe(args: &KselftestWorker) -> io::Result<Observation> {
     command.current_dir(program.parent().unwrap_or(Path::new("/")));
     let limit = Duration::from_millis(args.limit_ms);
     let interrupt = Interrupt::new()?;
-    Ok(match Started::new(command).and_then(|program| program.end(limit, Overtime::HERE.grace, &interrupt)) {
-        Err(error) => Observation { end: End::NotRun(error.to_string()), output: String::new() },
-        Ok(ended) => {
-            let end = match ended.end {
-                process::End::Exited(status) => match (status.code(), status.signal()) {
-                    (Some(code), _) => End::Exited(code),
-                    (None, signal) => End::Signaled(signal.unwrap_or_default()),
-                },
-                process::End::OutOfTime => End::OutOfTime(args.limit_ms),
-                process::End::Unkillable(pid) => {
-                    End::NotRun(format!("it hangs inside the kernel: process {pid} outlived its SIGKILL"))
-                }
-                process::End::Interrupted => End::NotRun("interrupted".to_owned()),
-            };
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            Observation { end, output: format!("{}\n{}", text(&ended.stdout), text(&ended.stderr)) }
-        }
-    })
+    Ok(
+        match Started::new(command).and_then(|program| program.end(Until::End, limit, Overtime::HERE.grace, &interrupt))
+        {
+            Err(error) => Observation { end: End::NotRun(error.to_string()), output: String::new() },
+            Ok(ended) => {
+                let end = match ended.end {
+                    process::End::Exited(status) => match (status.code(), status.signal()) {
+                        (Some(code), _) => End::Exited(code),
+                        (None, signal) => End::Signaled(signal.unwrap_or_default()),
+                    },
+                    process::End::Left => unreachable!("its end was waited for"),
+                    process::End::OutOfTime => End::OutOfTime(args.limit_ms),
+                    process::End::Unkillable(pid) => {
+                        End::NotRun(format!("it hangs inside the kernel: process {pid} outlived its SIGKILL"))
+                    }
+                    process::End::Interrupted => End::NotRun("interrupted".to_owned()),
+                };
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                Observation { end, output: format!("{}\n{}", text(&ended.stdout), text(&ended.stderr)) }
+            }
+        },
+    )
 }
 
 /// What the worker saw, from the report that its runner made; the report's own words if it broke.

@@ -17,7 +17,7 @@ use crate::interrupt::Interrupt;
 use crate::place::Context;
 use crate::plan::Job;
 use crate::pool::{Event, KernelLogs, Overtime, Pool};
-use crate::process::Started;
+use crate::process::{Started, Until};
 use crate::worker;
 
 /// The library, as it is called where cargo puts it and where packages do.
@@ -129,6 +129,7 @@ impl Ready {
                 self.lie_under(&mut command);
                 Started::new(command)
             },
+            until: Until::End,
             at_a_time,
             overtime: Overtime::HERE,
             context: &self.context,

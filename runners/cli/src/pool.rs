@@ -14,7 +14,7 @@ use privet_report::{CaseReport, Verdict};
 use crate::interrupt::Interrupt;
 use crate::place::Context;
 use crate::plan::Job;
-use crate::process::{End, Ended, Started};
+use crate::process::{End, Ended, Started, Until};
 use crate::slots::{NoSlot, Slots};
 use crate::worker::Said;
 
@@ -38,6 +38,8 @@ impl Overtime {
 pub struct Pool<'a> {
     /// Starts the worker of a job. It must report as [`crate::worker::run`] does.
     pub worker: &'a (dyn Fn(&Job) -> io::Result<Started> + Sync),
+    /// When a worker has done its work.
+    pub until: Until,
     /// How many workers run at a time; at least one.
     pub at_a_time: usize,
     /// The time that a worker has beyond the limit of its job.
@@ -126,7 +128,7 @@ impl Pool<'_> {
         };
         // Not every user may read the log; what cannot be read cannot judge.
         let log = (self.kernel_logs == KernelLogs::Judge).then(KernelLog::from_now).and_then(Result::ok);
-        let end = |worker: Started| worker.end(self.limit(job), self.overtime.grace, self.interrupt);
+        let end = |worker: Started| worker.end(self.until, self.limit(job), self.overtime.grace, self.interrupt);
         let ended = match (self.worker)(job).and_then(end) {
             Ok(ended) => ended,
             Err(error) => {
@@ -167,6 +169,10 @@ impl Pool<'_> {
                 Verdict::Timeout,
                 format!("the worker hangs inside the kernel: process {pid} outlived its SIGKILL"),
             ),
+            End::Left => match understood(job, &ended.report) {
+                Ok(said) => return Some(said),
+                Err(garbage) => unsaid(job, Verdict::Error, garbage),
+            },
             End::Exited(status) => match understood(job, &ended.report) {
                 Ok(said) if status.success() => return Some(said),
                 Ok(said) => {

@@ -29,12 +29,23 @@ const KEPT: usize = 256 * 1024;
 pub enum End {
     /// By itself.
     Exited(ExitStatus),
+    /// It has not: it had made its report, and was left at that ([`Until::Report`]).
+    Left,
     /// It was killed after its time limit.
     OutOfTime,
     /// It did not go when it was killed, so it hangs inside the kernel. It is left behind.
     Unkillable(Pid),
     /// It was killed because the run was interrupted.
     Interrupted,
+}
+
+/// When a worker has done its work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Until {
+    /// When it has ended, and it is known how.
+    End,
+    /// When its report is there. For a machine that is gone then: to take a process down takes it longer than many a row.
+    Report,
 }
 
 /// What is left of a worker.
@@ -122,16 +133,16 @@ impl Started {
         Ok(Self { child, report: Stream::new(report), stdout, stderr })
     }
 
-    /// Waits until the worker has ended, `limit` has passed or `interrupt` comes. The worker and whatever it
+    /// Waits until the worker has done its work, `limit` has passed or `interrupt` comes. The worker and whatever it
     /// started are killed in the latter cases, and also if the thread that started it ends first; it then has `grace`
     /// to go.
     ///
     /// # Errors
     /// If the process cannot be watched.
-    pub fn end(mut self, limit: Duration, grace: Duration, interrupt: &Interrupt) -> io::Result<Ended> {
+    pub fn end(mut self, until: Until, limit: Duration, grace: Duration, interrupt: &Interrupt) -> io::Result<Ended> {
         let start = Instant::now();
         let streams = [&mut self.report, &mut self.stdout, &mut self.stderr];
-        let end = match watch(&mut self.child, streams, start + limit, grace, interrupt) {
+        let end = match watch(&mut self.child, streams, until, start + limit, grace, interrupt) {
             Ok(end) => end,
             Err(error) => {
                 kill(&mut self.child);
@@ -168,10 +179,11 @@ fn bind_to_this_process(command: &mut Command, report_fd: RawFd) {
     unsafe { command.pre_exec(bind) };
 }
 
-/// Collects what the worker writes until it has ended.
+/// Collects what the worker writes until it has done its work.
 fn watch(
     child: &mut Child,
     mut streams: [&mut Stream; 3],
+    until: Until,
     deadline: Instant,
     grace: Duration,
     interrupt: &Interrupt,
@@ -187,7 +199,7 @@ fn watch(
         if killed.is_none() {
             fds.push(PollFd::new(interrupt.as_fd(), PollFlags::POLLIN));
         }
-        match poll(&mut fds, until(deadline)) {
+        match poll(&mut fds, timeout(deadline)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -208,6 +220,12 @@ fn watch(
             let status = child.wait()?;
             return Ok(killed.unwrap_or(End::Exited(status)));
         }
+        if until == Until::Report && streams[0].kept.back() == Some(&b'\n') {
+            for stream in streams {
+                stream.drain()?;
+            }
+            return Ok(End::Left);
+        }
         if ready.get(exited + 1) == Some(&true) {
             kill(child);
             killed = Some(End::Interrupted);
@@ -224,7 +242,7 @@ fn watch(
 }
 
 /// The time to wait until `deadline`, rounded up to a millisecond so that a poll does not spin.
-fn until(deadline: Instant) -> PollTimeout {
+fn timeout(deadline: Instant) -> PollTimeout {
     let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
     PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
 }
@@ -266,7 +284,7 @@ impl Stream {
     fn first_byte(&mut self, deadline: Instant) -> io::Result<()> {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
         loop {
-            match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], until(deadline)) {
+            match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout(deadline)) {
                 Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
                 Ok(_) => return pipe.read_exact(&mut [0]),
                 Err(nix::errno::Errno::EINTR) => {}
@@ -313,13 +331,28 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_can_be_left_when_its_report_is_there() {
+        const ENOUGH: Duration = Duration::from_secs(60);
+        let worker = Started::new(shell("echo printed; echo told >&$PRIVET_REPORT_FD; exec sleep 1000")).unwrap();
+        let pid = pid(&worker.child);
+        let ended = worker.end(Until::Report, ENOUGH, ENOUGH, &Interrupt::new().unwrap()).unwrap();
+        assert!(matches!(ended.end, End::Left), "{ended:?}");
+        assert_eq!((&*ended.report, &*ended.stdout), (&b"told\n"[..], &b"printed\n"[..]));
+        nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+        nix::sys::wait::waitpid(pid, None).unwrap();
+        let died = Started::new(shell("exit 3")).unwrap();
+        let ended = died.end(Until::Report, ENOUGH, ENOUGH, &Interrupt::new().unwrap()).unwrap();
+        assert!(matches!(ended.end, End::Exited(status) if status.code() == Some(3)), "{ended:?}");
+    }
+
+    #[test]
     fn a_worker_that_gets_ready_is_waited_for_and_one_that_does_not_is_given_up() {
         const ENOUGH: Duration = Duration::from_secs(60);
         let worker =
             Started::ready(shell("echo >&$PRIVET_REPORT_FD; read -r row; echo $row >&$PRIVET_REPORT_FD"), ENOUGH);
         let mut worker = worker.unwrap();
         worker.tell(b"a row\n").unwrap();
-        let ended = worker.end(ENOUGH, ENOUGH, &Interrupt::new().unwrap()).unwrap();
+        let ended = worker.end(Until::End, ENOUGH, ENOUGH, &Interrupt::new().unwrap()).unwrap();
         assert_eq!(ended.report, b"a row\n");
         let died = Started::ready(shell("exit 1"), ENOUGH).unwrap_err();
         assert_eq!(died.kind(), io::ErrorKind::UnexpectedEof);

@@ -23,7 +23,7 @@ use crate::kselftest_worker;
 use crate::place::Context;
 use crate::plan::Job;
 use crate::pool::{self, KernelLogs, Overtime, Pool};
-use crate::process::Started;
+use crate::process::{Started, Until};
 use crate::recorded::Recorded;
 use crate::worker;
 
@@ -252,6 +252,9 @@ pub fn serve(prepared: Prepared, cases: &[CaseRun], tell: &mut dyn FnMut(Event))
     let interrupt = Interrupt::new().expect("a fresh process has descriptors left");
     let pool = Pool {
         worker: &worker,
+        // Where there is one row, the machine is gone after it. That the row has left nothing in its process is in its
+        // report (privet_harness::leaks), so that KVM has no part in what is left to do.
+        until: if let [_] = jobs[..] { Until::Report } else { Until::End },
         at_a_time: 1,
         overtime: Overtime::IN_RIG,
         context: &Context::here(Place::Rig),

@@ -33,7 +33,7 @@ use crate::output::Output;
 use crate::place::Context;
 use crate::plan::{self, Job};
 use crate::pool::{KernelLogs, Overtime, Pool};
-use crate::process::Started;
+use crate::process::{Started, Until};
 use crate::report::Report;
 use crate::report::pretty::Pretty;
 use crate::report::seen::Seen;
@@ -226,6 +226,7 @@ impl Where {
                 let program = this_program().map_err(Early::nothing_ran)?;
                 let pool = Pool {
                     worker: &|job| Started::new(command(&program, job)),
+                    until: Until::End,
                     at_a_time: 1,
                     overtime: Overtime::HERE,
                     context: &Context::here(Place::Host),
@@ -249,6 +250,7 @@ impl Where {
                         model.lie_under(&mut command);
                         Started::new(command)
                     },
+                    until: Until::End,
                     at_a_time: 1,
                     overtime: Overtime::HERE,
                     context: model.context(),
