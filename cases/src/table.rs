@@ -37,10 +37,20 @@ impl Deref for Entry {
 pub struct Ran {
     /// How it ended.
     pub outcome: Outcome,
+    /// What it was told in; none if it was not.
+    case: Option<Case>,
+}
+
+impl Ran {
     /// How often KVM_RUN returned.
-    pub exits: u64,
+    pub fn exits(&self) -> u64 {
+        self.case.as_ref().map_or(0, |case| case.trace().exits())
+    }
+
     /// What helps to understand the outcome: the last exits, one line each.
-    pub details: Vec<String>,
+    pub fn details(&self) -> Vec<String> {
+        self.case.as_ref().map(Case::exit_lines).unwrap_or_default()
+    }
 }
 
 impl Entry {
@@ -69,18 +79,18 @@ impl Entry {
     /// Tells the story once, in this process, and holds it to leaving nothing behind.
     pub fn run(&self, host: Arc<Host>, seed: u64, limit: Duration) -> Ran {
         if let Some(lack) = self.unmet(&host) {
-            return Ran { outcome: Err(Stop::Skip(lack)), exits: 0, details: Vec::new() };
+            return Ran { outcome: Err(Stop::Skip(lack)), case: None };
         }
         let before = Holdings::now();
         let payload = PayloadFile { name: privet_payloads::GENERAL.name, elf: privet_payloads::GENERAL.elf };
         let case = Case::new(host, self.platform, payload, seed, limit);
         let outcome = catch_unwind(AssertUnwindSafe(|| (self.story)(&case)))
             .unwrap_or_else(|panic| Err(Stop::Error(format!("the row panicked: {}", panic_text(panic.as_ref())))));
-        let outcome = outcome.and_then(|()| match Holdings::now().more_than(&before) {
+        let outcome = outcome.and_then(|()| match before.more_now() {
             None => Ok(()),
             Some(more) => Err(Stop::Error(format!("the row passed and left behind: {more}"))),
         });
-        Ran { outcome, exits: case.trace().exits(), details: case.exit_lines() }
+        Ran { outcome, case: Some(case) }
     }
 }
 

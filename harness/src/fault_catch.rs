@@ -27,9 +27,11 @@ pub struct Fault {
 global_asm!(
     ".pushsection .text.privet_catch,\"ax\",@progbits",
     ".hidden privet_catch_start, privet_catch_end, privet_catch_fixup",
-    ".hidden privet_catch_copy, privet_catch_fill, privet_catch_word",
+    ".hidden privet_catch_copy, privet_catch_fill, privet_catch_first_other, privet_catch_first_equal",
+    ".hidden privet_catch_word",
     ".globl privet_catch_start, privet_catch_end, privet_catch_fixup",
-    ".globl privet_catch_copy, privet_catch_fill, privet_catch_word",
+    ".globl privet_catch_copy, privet_catch_fill, privet_catch_first_other, privet_catch_first_equal",
+    ".globl privet_catch_word",
     "privet_catch_start:",
     // (rdi = to, rsi = from, rdx = bytes)
     "privet_catch_copy:",
@@ -41,7 +43,7 @@ global_asm!(
     "rep movsb",
     "xor eax, eax",
     "ret",
-    // (rdi = to, rsi = the byte eight times, rdx = bytes)
+    // (rdi = to, rsi = the word, rdx = bytes)
     "privet_catch_fill:",
     "mov rax, rsi",
     "mov rcx, rdx",
@@ -50,6 +52,24 @@ global_asm!(
     "mov rcx, rdx",
     "and rcx, 7",
     "rep stosb",
+    "xor eax, eax",
+    "ret",
+    // (rdi = from, rsi = the word, rdx = words, one at least); RDX = words from the first other one on
+    "privet_catch_first_other:",
+    "mov rax, rsi",
+    "mov rcx, rdx",
+    "repe scasq",
+    "setne al",
+    "jmp privet_catch_scanned",
+    // The same for the first equal one.
+    "privet_catch_first_equal:",
+    "mov rax, rsi",
+    "mov rcx, rdx",
+    "repne scasq",
+    "sete al",
+    "privet_catch_scanned:",
+    "movzx edx, al",
+    "add rdx, rcx",
     "xor eax, eax",
     "ret",
     // (rdi = to, rsi = from), one access of 8 bytes each
@@ -65,6 +85,7 @@ global_asm!(
 );
 
 /// RAX and RDX, as the System V ABI returns them.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Caught {
     signal: u64,
@@ -76,6 +97,8 @@ struct Caught {
 unsafe extern "sysv64" {
     fn privet_catch_copy(to: *mut u8, from: *const u8, bytes: usize) -> Caught;
     fn privet_catch_fill(to: *mut u8, word: u64, bytes: usize) -> Caught;
+    fn privet_catch_first_other(from: *const u64, word: u64, words: usize) -> Caught;
+    fn privet_catch_first_equal(from: *const u64, word: u64, words: usize) -> Caught;
     fn privet_catch_word(to: *mut u64, from: *const u64) -> Caught;
     safe static privet_catch_start: u8;
     safe static privet_catch_end: u8;
@@ -93,14 +116,44 @@ pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, bytes: usize) -> Result<
     of(unsafe { privet_catch_copy(to, from, bytes) })
 }
 
-/// Fills `bytes` bytes with `byte`.
+/// Fills `bytes` bytes with `word`, again and again.
 ///
 /// # Safety
 /// As for the destination of [`copy`].
-pub(crate) unsafe fn fill(to: *mut u8, byte: u8, bytes: usize) -> Result<(), Fault> {
+pub(crate) unsafe fn fill(to: *mut u8, word: u64, bytes: usize) -> Result<(), Fault> {
     catch();
     // SAFETY: what the caller promises; faults are recovered.
-    of(unsafe { privet_catch_fill(to, u64::from_ne_bytes([byte; 8]), bytes) })
+    of(unsafe { privet_catch_fill(to, word, bytes) })
+}
+
+/// What [`first`] looks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sought {
+    /// A word that is this one.
+    Equal(u64),
+    /// One that is not.
+    Other(u64),
+}
+
+/// The number of the first such word among `words`.
+///
+/// # Safety
+/// As for the source of [`copy`].
+pub(crate) unsafe fn first(sought: Sought, from: *const u64, words: usize) -> Result<Option<usize>, Fault> {
+    catch();
+    if words == 0 {
+        return Ok(None);
+    }
+    // SAFETY: what the caller promises; faults are recovered. There is a word.
+    let found = unsafe {
+        match sought {
+            Sought::Equal(word) => privet_catch_first_equal(from, word, words),
+            Sought::Other(word) => privet_catch_first_other(from, word, words),
+        }
+    };
+    // Without a fault this is no address, but how many words there are from the one that was found.
+    let left = found.address as usize;
+    of(found).map(|()| (left > 0).then(|| words - left))
 }
 
 /// Copies 8 bytes by one load and one store; each is atomic where the address is aligned.

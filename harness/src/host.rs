@@ -206,7 +206,15 @@ impl Host {
         let cause = if self.vm_types == 0 {
             format!("kernel {} has no VM types, Linux 6.8 and newer have", self.kernel)
         } else {
-            missing::cause(vm_type, self.modules(), &cpu_flags::kernel_lists)
+            {
+                let modules = self.modules();
+                missing::cause(
+                    vm_type,
+                    modules.vendor.as_deref(),
+                    &|name| modules.is_off(name),
+                    &cpu_flags::kernel_lists,
+                )
+            }
         };
         Some(format!("VM type {vm_type} is not offered: {cause}"))
     }

@@ -10,8 +10,6 @@ use std::fs;
 pub struct Holdings {
     /// Descriptors and what they lead to.
     descriptors: BTreeMap<String, String>,
-    /// Mappings of files of KVM's: kvm_run pages, guest_memfds.
-    mappings: usize,
     has_children: bool,
 }
 
@@ -24,24 +22,30 @@ impl Holdings {
             // The directory that is being read has a descriptor, too.
             (!link.starts_with("/proc/")).then(|| (entry.file_name().to_string_lossy().into_owned(), link))
         });
-        let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-        let mappings = maps.lines().filter(|line| line.contains("kvm-vcpu") || line.contains("kvm-gmem")).count();
-        Holdings { descriptors: named.collect(), mappings, has_children: has_children() }
+        Holdings { descriptors: named.collect(), has_children: has_children() }
     }
 
-    /// What there is more of than there was `before`, in words.
-    pub fn more_than(&self, before: &Holdings) -> Option<String> {
-        let is_new = |(number, link): &(&String, &String)| before.descriptors.get(*number) != Some(*link);
-        let descriptors = self.descriptors.iter().filter(is_new);
+    /// What this process holds beyond that now, in words. Of KVM's files it held no mappings when it began.
+    pub fn more_now(&self) -> Option<String> {
+        let now = Holdings::now();
+        let is_new = |(number, link): &(&String, &String)| self.descriptors.get(*number) != Some(*link);
+        let descriptors = now.descriptors.iter().filter(is_new);
         let mut more: Vec<String> = descriptors.map(|(number, link)| format!("descriptor {number} ({link})")).collect();
-        if self.mappings > before.mappings {
-            more.push(format!("{} mappings of KVM's files", self.mappings - before.mappings));
+        let mappings = mappings_of_kvm();
+        if mappings > 0 {
+            more.push(format!("{mappings} mappings of KVM's files"));
         }
-        if self.has_children && !before.has_children {
+        if now.has_children && !self.has_children {
             more.push("a child process".to_owned());
         }
         (!more.is_empty()).then(|| more.join(", "))
     }
+}
+
+/// How many mappings there are of files of KVM's: kvm_run pages, guest_memfds.
+fn mappings_of_kvm() -> usize {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    maps.lines().filter(|line| line.contains("kvm-vcpu") || line.contains("kvm-gmem")).count()
 }
 
 /// Whether there is a child, alive or not yet waited for; it stays as it is.
@@ -64,13 +68,13 @@ mod tests {
     fn what_was_there_before_is_no_leak_and_the_rest_is_named() {
         let kept = File::open("/dev/null").unwrap();
         let before = Holdings::now();
-        assert_eq!(Holdings::now().more_than(&before), None);
+        assert_eq!(before.more_now(), None);
         let leaked = File::open("/dev/zero").unwrap();
         let mut child = Command::new("/bin/true").spawn().unwrap();
-        let more = Holdings::now().more_than(&before).unwrap();
+        let more = before.more_now().unwrap();
         assert!(more.contains("(/dev/zero)") && more.contains("a child process") && !more.contains("null"), "{more}");
         child.wait().unwrap();
         drop((kept, leaked));
-        assert_eq!(Holdings::now().more_than(&before), None);
+        assert_eq!(before.more_now(), None);
     }
 }

@@ -15,7 +15,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 use nix::unistd::ftruncate;
 
-use crate::fault_catch::{self, Fault};
+use crate::fault_catch::{self, Fault, Sought};
 use crate::outcome::{Outcome, Stop};
 use crate::units::PAGE_SIZE;
 
@@ -288,7 +288,7 @@ impl Mapping {
     pub fn fill(&self, offset: u64, bytes: u64, byte: u8) -> Outcome {
         let to = self.at(offset, bytes)?;
         // SAFETY: `to` is in the mapping, which holds no Rust objects.
-        Ok(self.caught(unsafe { fault_catch::fill(to, byte, bytes as usize) })?)
+        Ok(self.caught(unsafe { fault_catch::fill(to, u64::from_ne_bytes([byte; 8]), bytes as usize) })?)
     }
 
     /// The first of `bytes` bytes from `offset` on that is not `byte`: its offset and its value.
@@ -309,6 +309,40 @@ impl Mapping {
             }
         }
         Ok(None)
+    }
+
+    /// Sets each word of 8 bytes in `bytes` bytes from `offset` on to `word`.
+    ///
+    /// # Errors
+    /// `Stop::Error`: not whole words, not in the mapping, or a signal.
+    pub fn fill_words(&self, offset: u64, bytes: u64, word: u64) -> Outcome {
+        let (to, words) = self.words_at(offset, bytes)?;
+        // SAFETY: `to` is in the mapping, which holds no Rust objects.
+        Ok(self.caught(unsafe { fault_catch::fill(to.cast(), word, words * 8) })?)
+    }
+
+    /// The first word of 8 bytes in `bytes` bytes from `offset` on that is not `word`: its offset and its value.
+    ///
+    /// # Errors
+    /// As [`fill_words`](Self::fill_words).
+    pub fn first_word_other_than(&self, offset: u64, bytes: u64, word: u64) -> Outcome<Option<(u64, u64)>> {
+        let Some(at) = self.first_word(Sought::Other(word), offset, bytes)? else { return Ok(None) };
+        Ok(Some((at, self.read_u64(at)?)))
+    }
+
+    /// The offset of the first word of 8 bytes in `bytes` bytes from `offset` on that is `word`.
+    ///
+    /// # Errors
+    /// As [`fill_words`](Self::fill_words).
+    pub fn first_word_equal_to(&self, offset: u64, bytes: u64, word: u64) -> Outcome<Option<u64>> {
+        self.first_word(Sought::Equal(word), offset, bytes)
+    }
+
+    fn first_word(&self, sought: Sought, offset: u64, bytes: u64) -> Outcome<Option<u64>> {
+        let (from, words) = self.words_at(offset, bytes)?;
+        // SAFETY: `from` is in the mapping, which holds no Rust objects.
+        let found = self.caught(unsafe { fault_catch::first(sought, from, words) })?;
+        Ok(found.map(|index| offset + index as u64 * 8))
     }
 
     /// The page at `offset` as words, for a mailbox that a guest writes to meanwhile. Use it on memory that
@@ -416,11 +450,18 @@ impl Mapping {
         }
     }
 
+    fn words_at(&self, offset: u64, bytes: u64) -> Result<(*mut u64, usize), AccessError> {
+        match self.at(offset, bytes)?.cast::<u64>() {
+            first if first.is_aligned() && bytes.is_multiple_of(8) => Ok((first, bytes as usize / 8)),
+            _ => Err(self.out_of_range(offset, bytes)),
+        }
+    }
+
     fn out_of_range(&self, offset: u64, bytes: u64) -> AccessError {
         AccessError::Range { offset, bytes, len: self.len() }
     }
 
-    fn caught(&self, access: Result<(), Fault>) -> Result<(), AccessError> {
+    fn caught<T>(&self, access: Result<T, Fault>) -> Result<T, AccessError> {
         access.map_err(|fault| AccessError::Fault { offset: (fault.address as u64).wrapping_sub(self.addr()), fault })
     }
 }

@@ -1,6 +1,5 @@
 //! Why a VM type is missing: what the kernel's own tests of the hardware leave to be seen.
 
-use crate::module::Modules;
 use crate::vm_type::VmType;
 
 /// What a VM type depends on, after `arch/x86/kvm/x86.c`, `svm/sev.c:sev_hardware_setup` and
@@ -92,19 +91,25 @@ fn unlisted(flag: &str) -> String {
     format!("/proc/cpuinfo lists no `{flag}`: {cure}; see dmesg, `{subject}`")
 }
 
-/// Why there are no VMs of this type, and what to do; `cpu_lists` says whether `/proc/cpuinfo` lists a flag.
-pub(crate) fn cause(vm_type: VmType, modules: &Modules, cpu_lists: &dyn Fn(&str) -> bool) -> String {
+/// Why there are no VMs of this type, and what to do; `module` drives the hardware, `is_off` says whether a parameter as
+/// in `kvm.mmio_caching` exists and is off, `cpu_lists` whether `/proc/cpuinfo` lists a flag.
+pub(crate) fn cause(
+    vm_type: VmType,
+    module: Option<&str>,
+    is_off: &dyn Fn(&str) -> bool,
+    cpu_lists: &dyn Fn(&str) -> bool,
+) -> String {
     let Conditions { vendors, flag, switches, otherwise } = conditions(vm_type);
-    match modules.vendor.as_deref() {
-        Some(vendor) if !vendors.contains(&vendor) => {
-            return format!("it needs {}, this is {vendor}", vendors.join(" or "));
+    match module {
+        Some(module) if !vendors.contains(&module) => {
+            return format!("it needs {}, this is {module}", vendors.join(" or "));
         }
         _ => {}
     }
     if let Some(flag) = flag.filter(|flag| !cpu_lists(flag)) {
         return unlisted(flag);
     }
-    match switches.iter().find(|switch| modules.is_off(switch)) {
+    match switches.iter().find(|switch| is_off(switch)) {
         Some(switch) => match switch.split_once('.') {
             Some((module, parameter)) => format!("{switch}=N; reload {module} with {parameter}=1"),
             None => format!("{switch}=N"),
@@ -117,13 +122,16 @@ pub(crate) fn cause(vm_type: VmType, modules: &Modules, cpu_lists: &dyn Fn(&str)
 mod tests {
     use super::*;
 
-    fn seen(vm_type: VmType, parameters: &[(&str, &str)], flags: &[&str]) -> String {
-        let modules = Modules::with("kvm_amd", parameters);
-        cause(vm_type, &modules, &|flag| flags.contains(&flag))
+    fn cause_with(module: &str, vm_type: VmType, parameters: &[(&str, &str)], flags: &[&str]) -> String {
+        let is_off =
+            |switch: &str| parameters.iter().any(|(name, value)| *name == switch && ["N", "0"].contains(value));
+        cause(vm_type, Some(module), &is_off, &|flag| flags.contains(&flag))
     }
 
     #[test]
     fn the_first_cause_is_told_and_not_what_follows_from_it() {
+        let seen =
+            |vm_type, parameters: &[(&str, &str)], flags: &[&str]| cause_with("kvm_amd", vm_type, parameters, flags);
         let all = ["sev", "sev_es", "sev_snp"];
         let off = [("kvm_amd.sev", "N"), ("kvm_amd.sev_es", "N"), ("kvm_amd.sev_snp", "N")];
         assert!(seen(VmType::Sev, &off, &[]).contains("lists no `sev`"));
@@ -138,10 +146,8 @@ mod tests {
 
     #[test]
     fn what_tdx_lacks_is_told_from_the_firmware_up() {
-        let seen = |parameters: &[(&str, &str)], flags: &[&str]| {
-            let modules = Modules::with("kvm_intel", parameters);
-            cause(VmType::Tdx, &modules, &|flag| flags.contains(&flag))
-        };
+        let seen =
+            |parameters: &[(&str, &str)], flags: &[&str]| cause_with("kvm_intel", VmType::Tdx, parameters, flags);
         let off = [("kvm_intel.tdx", "N")];
         assert!(seen(&off, &[]).contains("lists no `tdx_host_platform`"));
         assert!(seen(&off, &["tdx_host_platform"]).starts_with("kvm_intel.tdx=N; reload kvm_intel with tdx=1"));

@@ -194,10 +194,7 @@ impl TestRange {
     /// # Errors
     /// [`Stop::Error`] if the host's view cannot be accessed there.
     pub fn host_fill(&self, pages: Range<u64>, pattern: Pattern) -> Outcome {
-        pages.into_iter().try_for_each(|page| {
-            let word = pattern.word(page).to_ne_bytes();
-            self.host.write(page * PAGE_SIZE, &word.repeat(PAGE_SIZE as usize / word.len()))
-        })
+        pages.into_iter().try_for_each(|page| self.host.fill_words(page * PAGE_SIZE, PAGE_SIZE, pattern.word(page)))
     }
 
     /// Expects every word of pages of the host's shared view to be what `pattern` says.
@@ -205,20 +202,12 @@ impl TestRange {
     /// # Errors
     /// [`Stop::Fail`] with the first word that differs.
     pub fn host_expect(&self, pages: Range<u64>, pattern: Pattern) -> Outcome {
-        let mut content = [0; PAGE_SIZE as usize];
         for page in pages {
             let word = pattern.word(page);
-            self.host.read(page * PAGE_SIZE, &mut content)?;
-            // As a whole first: in a rig each instruction counts.
-            if content == *[word.to_ne_bytes(); 512].as_flattened() {
-                continue;
-            }
-            let (words, _) = content.as_chunks::<8>();
-            if let Some(index) = words.iter().position(|seen| *seen != word.to_ne_bytes()) {
+            if let Some((offset, seen)) = self.host.first_word_other_than(page * PAGE_SIZE, PAGE_SIZE, word)? {
                 return Err(Stop::Fail(format!(
-                    "the host's shared view at gpa {} holds {:#x}, expected {word:#x} (pattern {:#x}, page {page})",
-                    self.gpa(page) + index as u64 * 8,
-                    u64::from_ne_bytes(words[index]),
+                    "the host's shared view at gpa {} holds {seen:#x}, expected {word:#x} (pattern {:#x}, page {page})",
+                    self.spec.gpa + offset,
                     pattern.0
                 )));
             }
@@ -233,14 +222,12 @@ impl TestRange {
     pub fn host_expect_not(&self, pages: Range<u64>, pattern: Pattern) -> Outcome {
         for page in pages {
             let word = pattern.word(page);
-            for offset in (page * PAGE_SIZE..(page + 1) * PAGE_SIZE).step_by(8) {
-                if self.host.read_u64(offset)? == word {
-                    return Err(Stop::Fail(format!(
-                        "the host's shared view at gpa {} holds {word:#x} (pattern {:#x}, page {page}), expected ciphertext",
-                        self.spec.gpa + offset,
-                        pattern.0
-                    )));
-                }
+            if let Some(offset) = self.host.first_word_equal_to(page * PAGE_SIZE, PAGE_SIZE, word)? {
+                return Err(Stop::Fail(format!(
+                    "the host's shared view at gpa {} holds {word:#x} (pattern {:#x}, page {page}), expected ciphertext",
+                    self.spec.gpa + offset,
+                    pattern.0
+                )));
             }
         }
         Ok(())

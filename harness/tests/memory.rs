@@ -29,6 +29,27 @@ fn a_byte_that_differs_is_found_in_the_last_place() {
 }
 
 #[test]
+fn the_first_word_that_is_sought_is_found_wherever_it_is() {
+    const WORD: u64 = 0x0123_4567_89ab_cdef;
+    let mapping = Mapping::anonymous(2 * PAGE_SIZE).unwrap();
+    mapping.fill_words(8, PAGE_SIZE, WORD).unwrap();
+    assert_eq!((mapping.read_u64(0).unwrap(), mapping.read_u64(PAGE_SIZE + 8).unwrap()), (0, 0));
+    assert_eq!(mapping.first_word_other_than(8, PAGE_SIZE, WORD).unwrap(), None);
+    assert_eq!(mapping.first_word_other_than(8, PAGE_SIZE + 8, WORD).unwrap(), Some((PAGE_SIZE + 8, 0)));
+    assert_eq!(mapping.first_word_other_than(0, PAGE_SIZE, WORD).unwrap(), Some((0, 0)));
+    assert_eq!(mapping.first_word_equal_to(0, 2 * PAGE_SIZE, WORD).unwrap(), Some(8));
+    assert_eq!(mapping.first_word_equal_to(PAGE_SIZE, 16, WORD).unwrap(), Some(PAGE_SIZE));
+    assert_eq!(mapping.first_word_equal_to(PAGE_SIZE + 8, PAGE_SIZE - 8, WORD).unwrap(), None);
+    mapping.write_u64(PAGE_SIZE, 7).unwrap();
+    assert_eq!(mapping.first_word_other_than(8, PAGE_SIZE, WORD).unwrap(), Some((PAGE_SIZE, 7)));
+    assert_eq!(mapping.first_word_equal_to(8, 0, WORD).unwrap(), None);
+    for (offset, bytes) in [(4, 8), (0, 12), (2 * PAGE_SIZE, 8)] {
+        assert!(mapping.fill_words(offset, bytes, 0).is_err());
+        assert!(mapping.first_word_equal_to(offset, bytes, 0).is_err());
+    }
+}
+
+#[test]
 fn words_are_shared_with_other_views() {
     let mapping = Mapping::memfd(2 * PAGE_SIZE).unwrap();
     mapping.write_u64(PAGE_SIZE + 8, 0x0102_0304_0506_0708).unwrap();
@@ -71,6 +92,9 @@ fn a_page_without_access_is_sigsegv_with_its_offset_and_comes_back() {
     let Err(Stop::Error(line)) = mapping.read_u64(PAGE_SIZE) else { panic!("the page is not accessible") };
     assert!(line.contains("0x1000") && line.contains("SIGSEGV"), "{line}");
     assert!(mapping.fill(0, 8, 1).is_err());
+    for met in [mapping.first_word_equal_to(0, 8, 0).map(drop), mapping.first_word_other_than(0, 8, 0).map(drop)] {
+        assert!(matches!(met, Err(Stop::Error(line)) if line.contains("SIGSEGV")));
+    }
     mapping.protect(true).unwrap();
     assert_eq!(mapping.read_u64(PAGE_SIZE).unwrap(), 9);
 }

@@ -103,8 +103,8 @@ impl Started {
     /// # Errors
     /// If it does not listen any more.
     pub fn tell(&mut self, line: &[u8]) -> io::Result<()> {
-        match self.child.stdin.take() {
-            Some(mut stdin) => stdin.write_all(line),
+        match &mut self.child.stdin {
+            Some(stdin) => stdin.write_all(line),
             None => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
@@ -141,6 +141,11 @@ impl Started {
     /// If the process cannot be watched.
     pub fn end(mut self, until: Until, limit: Duration, grace: Duration, interrupt: &Interrupt) -> io::Result<Ended> {
         let start = Instant::now();
+        match until {
+            Until::End => drop(self.child.stdin.take()),
+            // Not closed as long as this process lives.
+            Until::Report => std::mem::forget(self.child.stdin.take()),
+        }
         let streams = [&mut self.report, &mut self.stdout, &mut self.stderr];
         let end = match watch(&mut self.child, streams, until, start + limit, grace, interrupt) {
             Ok(end) => end,

@@ -86,7 +86,8 @@ pub fn told(job: &Job, proven: &[Proven]) -> Vec<u8> {
 }
 
 /// Does what every row needs, says so with a newline, and runs the row that standard input then tells. Where many
-/// rows begin with the same process, that was done once for all. Where nobody tells a row, there is none.
+/// rows begin with the same process, that was done once for all. Where nobody tells a row, there is none. It ends when
+/// its standard input does.
 ///
 /// # Errors
 /// If what is told is no row, or the report cannot be written.
@@ -102,7 +103,9 @@ pub fn run_told() -> io::Result<()> {
     if io::stdin().read_line(&mut line)? == 0 {
         return Ok(());
     }
-    report(&say(&serde_json::from_str(&line)?, table))
+    report(&say(&serde_json::from_str(&line)?, table))?;
+    // Whoever wants to see how it ends says so by ending what there is to read; taking it down is work, too.
+    io::stdin().read_line(&mut line).map(drop)
 }
 
 /// Says it where the runner listens.
@@ -135,12 +138,12 @@ fn say(args: &Worker, table: &[Entry]) -> Said {
     let proven = [(args.ring0_works, Proven::Ring0), (args.hypercalls_work, Proven::Hypercall)];
     host.trust(&proven.into_iter().filter(|(works, _)| *works).map(|(_, proven)| proven).collect::<Vec<_>>());
     let ran = row.run(Arc::new(host), args.seed, Duration::from_millis(args.limit_ms));
-    let is_told = ran.outcome.is_err() || args.keep;
-    let details = if is_told { ran.details } else { Vec::new() };
+    let exits = ran.exits();
+    let details = if ran.outcome.is_err() || args.keep { ran.details() } else { Vec::new() };
     let (verdict, reason, lacks) = match ran.outcome {
         Ok(()) => (Verdict::Pass, String::new(), None),
         Err(Stop::Skip(Lack { of, reason })) => (Verdict::Skip, reason, Some(of)),
         Err(stop) => (Verdict::from(&stop), stop.to_string(), None),
     };
-    Said { exits: ran.exits, details, lacks, ..said(verdict, reason) }
+    Said { exits, details, lacks, ..said(verdict, reason) }
 }

@@ -19,7 +19,7 @@ use privet::known_bug;
 use privet::place::Context;
 use privet::plan::{self, Job};
 use privet::pool::{Event, KernelLogs, Overtime, Pool};
-use privet::process::Started;
+use privet::process::{Started, Until};
 use privet::slots::Slots;
 use privet::worker;
 use privet_cases::Entry;
@@ -95,6 +95,7 @@ fn on_host(row: &Entry, context: &Context, proven: &[Proven]) -> Result<CaseRepo
     let pool = Pool {
         worker: &worker,
         at_a_time: 1,
+        until: Until::End,
         overtime: Overtime::HERE,
         context,
         kernel_logs: KernelLogs::Judge,
