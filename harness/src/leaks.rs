@@ -56,25 +56,3 @@ fn has_children() -> bool {
         libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) == 0
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::process::Command;
-
-    use super::*;
-
-    #[test]
-    fn what_was_there_before_is_no_leak_and_the_rest_is_named() {
-        let kept = File::open("/dev/null").unwrap();
-        let before = Holdings::now();
-        assert_eq!(before.more_now(), None);
-        let leaked = File::open("/dev/zero").unwrap();
-        let mut child = Command::new("/bin/true").spawn().unwrap();
-        let more = before.more_now().unwrap();
-        assert!(more.contains("(/dev/zero)") && more.contains("a child process") && !more.contains("null"), "{more}");
-        child.wait().unwrap();
-        drop((kept, leaked));
-        assert_eq!(before.more_now(), None);
-    }
-}

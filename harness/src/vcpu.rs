@@ -24,6 +24,9 @@ use crate::units::{Gpa, PageCount};
 use crate::vm_core::Core;
 use crate::watchdog::{GRACE, REPEAT, Thread};
 
+/// How often a thread looks whether something has changed before it sleeps.
+const SPINS: u32 = 100;
+
 /// A vCPU. Commands can come from any thread.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -50,6 +53,8 @@ struct State {
     operation: Option<Op>,
     /// The thread did not leave KVM_RUN when it was told to: nobody waits for it a second time.
     left_behind: bool,
+    /// How many sleep until something changes, and have to be woken.
+    sleepers: u32,
 }
 
 #[derive(Debug)]
@@ -91,7 +96,13 @@ impl Vcpu {
             fd,
             page: RunPage::new(page)?,
             core,
-            state: Mutex::new(State { phase: Phase::Idle, thread: None, operation: None, left_behind: false }),
+            state: Mutex::new(State {
+                phase: Phase::Idle,
+                thread: None,
+                operation: None,
+                left_behind: false,
+                sleepers: 0,
+            }),
             changed: Condvar::new(),
         });
         let thread = Mutex::new(Some(shared.spawn()?));
@@ -122,9 +133,8 @@ impl Vcpu {
         if !matches!(state.phase, Phase::Idle) {
             return Err(Stop::Error(format!("vCPU {} cannot change its thread in the middle of a run", self.id())));
         }
-        (state.phase, state.thread) = (Phase::Ending, None);
-        drop(state);
-        self.shared.changed.notify_all();
+        state.thread = None;
+        self.shared.enter(state, Phase::Ending);
         if let Some(old) = thread.take() {
             // A panic over there has nobody to tell, as in `drop`.
             let _ = old.join();
@@ -168,7 +178,7 @@ impl Vcpu {
             if left.is_zero() {
                 break;
             }
-            state = self.shared.wait_for_change(state, left);
+            state = self.shared.wait_for(state, left, |phase| !matches!(phase, Phase::Running));
         }
         drop(state);
         let place = match self.shared.end_run() {
@@ -353,16 +363,13 @@ impl Vcpu {
 
     fn begin(&self, immediate_exit: bool) -> Outcome {
         let shared = &self.shared;
-        let mut state = shared.lock();
+        let state = shared.lock();
         if !matches!(state.phase, Phase::Idle) {
             return Err(Stop::Error(format!("vCPU {} was started twice", self.id())));
         }
         shared.page.set_immediate_exit(immediate_exit)?;
         shared.page.set_exit_reason(SENTINEL)?;
-        state.phase = Phase::Running;
-        // Whoever wakes up wants the lock.
-        drop(state);
-        shared.changed.notify_all();
+        shared.enter(state, Phase::Running);
         Ok(())
     }
 }
@@ -370,11 +377,9 @@ impl Vcpu {
 impl Drop for Vcpu {
     fn drop(&mut self) {
         self.shared.end_run();
-        let mut state = self.shared.lock();
+        let state = self.shared.lock();
         let running = matches!(state.phase, Phase::Running);
-        state.phase = Phase::Ending;
-        drop(state);
-        self.shared.changed.notify_all();
+        self.shared.enter(state, Phase::Ending);
         if let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take()
             && !running
         {
@@ -389,8 +394,38 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for_change<'a>(&self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
-        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    /// Goes over to a phase, and wakes whoever sleeps until that.
+    fn enter(&self, mut state: MutexGuard<'_, State>, phase: Phase) {
+        state.phase = phase;
+        let wakes = state.sleepers > 0;
+        // Whoever wakes up wants the lock.
+        drop(state);
+        if wakes {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits for a phase that `is_due`, `limit` at most. Where that does not take long it does not sleep: an exit is
+    /// back sooner than a thread.
+    fn wait_for<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        limit: Duration,
+        is_due: impl Fn(&Phase) -> bool,
+    ) -> MutexGuard<'a, State> {
+        for _ in 0..SPINS {
+            if is_due(&state.phase) {
+                return state;
+            }
+            drop(state);
+            std::hint::spin_loop();
+            state = self.lock();
+        }
+        state.sleepers += 1;
+        let waited = self.changed.wait_timeout_while(state, limit, |state| !is_due(&state.phase));
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.sleepers -= 1;
+        state
     }
 
     fn spawn(self: &Arc<Self>) -> Outcome<thread::JoinHandle<()>> {
@@ -415,14 +450,13 @@ impl Shared {
                     self.core.trace.record(name, self.operation(), self.rip_after(&exit), &exit);
                     state = self.lock();
                     if matches!(state.phase, Phase::Running) {
-                        state.phase = Phase::Done(exit);
+                        self.enter(state, Phase::Done(exit));
+                        state = self.lock();
                     }
-                    drop(state);
-                    self.changed.notify_all();
-                    state = self.lock();
                 }
                 Phase::Idle | Phase::Done(_) => {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    let is_due = |phase: &Phase| matches!(phase, Phase::Running | Phase::Ending);
+                    state = self.wait_for(state, Duration::MAX, is_due);
                 }
             }
         }
@@ -462,7 +496,7 @@ impl Shared {
             }
             // An unwritable kvm_run leaves the signal, which alone ends most runs.
             let _ = self.kick(&state);
-            state = self.wait_for_change(state, REPEAT);
+            state = self.wait_for(state, REPEAT, |phase| !matches!(phase, Phase::Running));
         }
         state.phase = Phase::Idle;
         true
