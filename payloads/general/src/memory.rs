@@ -64,12 +64,15 @@ impl Mismatches {
     fn check_page(&mut self, gva: u64, expected: u64) -> Probed {
         let mut checked = 0;
         while let Some(equal) = probe::first_other_than(gva + checked * 8, PAGE_WORDS - checked, expected)? {
-            let address = gva + (checked + equal) * 8;
+            checked += equal;
+            let (address, left) = (gva + checked * 8, PAGE_WORDS - checked);
             if self.count == 0 {
                 self.first = [address, expected, probe::read(address, Width::B8)?];
             }
-            self.count += 1;
-            checked += equal + 1;
+            // Where a page is to hold something else, that is all of it.
+            let others = probe::first_equal_to(address, left, expected)?.unwrap_or(left);
+            self.count += others;
+            checked += others;
         }
         Ok(())
     }

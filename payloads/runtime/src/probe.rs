@@ -82,6 +82,20 @@ pub fn first_other_than(gva: u64, words: u64, value: u64) -> Probed<Option<u64>>
     Ok((differs != 0).then(|| words - left - 1))
 }
 
+/// The index of the first of `words` 8-byte words that is `value`.
+pub fn first_equal_to(gva: u64, words: u64, value: u64) -> Probed<Option<u64>> {
+    let (equals, left): (u8, u64);
+    probe!(
+        // The OR clears ZF, which stays if there is no word at all.
+        ["or edx, 1", "repne scasq", "sete dl"],
+        inout("rdi") gva => _,
+        inout("rcx") words => left,
+        in("rax") value,
+        out("dl") equals,
+    )?;
+    Ok((equals != 0).then(|| words - left - 1))
+}
+
 /// `lock cmpxchg` of 8 bytes: what was there before.
 pub fn compare_exchange(gva: u64, expected: u64, new: u64) -> Probed<u64> {
     let before;

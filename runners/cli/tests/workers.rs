@@ -9,7 +9,7 @@ use privet::interrupt::{Cause, Interrupt};
 use privet::place::Context;
 use privet::plan::Job;
 use privet::pool::{Event, Finished, KernelLogs, Overtime, Pool};
-use privet::process::Started;
+use privet::process::{Started, Until};
 use privet_harness::vendor::Vendor;
 use privet_report::{Place, Verdict};
 
@@ -42,6 +42,7 @@ fn run(scripts: &[&str], limit: Duration, interrupt: &Interrupt, mut started: im
     let worker = |job: &Job| Started::new(script(scripts[job.label.parse::<usize>().unwrap()]));
     let pool = Pool {
         worker: &worker,
+        until: Until::End,
         at_a_time: 1,
         overtime: Overtime { margin: Duration::ZERO, ..Overtime::HERE },
         context: &Context::here(Place::Host),
@@ -128,6 +129,7 @@ fn a_program_that_cannot_be_started_is_an_error() {
     }];
     let pool = Pool {
         worker: &|_| Started::new(Command::new("/nonexistent/worker")),
+        until: Until::End,
         at_a_time: 1,
         overtime: Overtime { margin: Duration::ZERO, ..Overtime::HERE },
         context: &Context::here(Place::Host),
