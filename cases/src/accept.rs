@@ -74,6 +74,16 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&["APM volume 3, PVALIDATE: FAIL_SIZEMISMATCH", "arch/x86/kvm/svm/sev.c: sev_gmem_prepare"]),
     );
+    rows.push(
+        Row::new(
+            "accept.rights",
+            Types::SNP,
+            "RMPADJUST gives rights to VMPL 1 and not to VMPL 0, which has asked: no permission (EAX 2); of a page that is \
+             not validated it is #VC.",
+            rights,
+        )
+        .basis(&["APM volume 3, RMPADJUST: FAIL_PERMISSION and #VC"]),
+    );
     for (name, access) in [("read", Access::Read), ("write", Access::Write), ("execute", Access::Execute)] {
         rows.push(
             Row::new(
@@ -119,6 +129,25 @@ pub(crate) fn expect_not_validated(seen: Result<Values, Fault>) -> Outcome {
             Err(Stop::Fail(format!("the access ended with {values:x?}, expected #VC of a page not validated")))
         }
     }
+}
+
+/// Target VMPL of RMPADJUST, and all rights for it.
+const OWN_VMPL: u64 = 0xf00;
+const NEXT_VMPL: u64 = 0xf01;
+
+fn rights(t: &Case) -> Outcome {
+    let g = guest(t, 2)?;
+    let v = g.vcpu(0);
+    let adjust = |page: u64, attributes: u64| Op::AdjustRmp { gva: g.range(0).private_gva(page).0, attributes };
+    g.make_private(0, 0..1)?;
+    expect_eq("EAX for VMPL 0", &v.call(adjust(0, OWN_VMPL))?[0], &2)?;
+    expect_eq("EAX for VMPL 1", &v.call(adjust(0, NEXT_VMPL))?[0], &0)?;
+    g.range(0).set_private(g.vm(), 1..2)?;
+    let exits = t.trace().exits();
+    expect_not_validated(v.attempt(adjust(1, NEXT_VMPL))?)?;
+    expect_no_exit_but(t, exits, 1)?;
+    g.make_private(0, 1..2)?;
+    expect_eq("EAX for VMPL 1 of the page that is validated", &v.call(adjust(1, NEXT_VMPL))?[0], &0)
 }
 
 fn before_validation(t: &Case, access: Access) -> Outcome {
