@@ -23,3 +23,4 @@ pub mod skips;
 #[cfg(test)]
 mod test_results;
 pub mod timeline;
+pub mod truth_table;

@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 #[derive(Debug, Args)]
 pub struct Results {
     /// Results: files of `privet run --format json` or of `privet collect`, directories with such files, or the
-    /// directory of a fleet. What `privet compare --format json`, `privet mutants --kernel` (trials.jsonl) and
-    /// `privet run --coverage` (lcov) write is taken into the report, too
+    /// directory of a fleet. What `privet compare --format json`, `privet mutants --kernel` (trials.jsonl),
+    /// `privet run --coverage` (lcov) and `privet explain --truth-table` write is taken into the report, too
     #[arg(value_name = "RESULT", required = true)]
     pub results: Vec<PathBuf>,
 }

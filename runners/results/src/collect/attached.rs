@@ -1,11 +1,13 @@
 //! What belongs into a report beside verdicts of rows, told by what it looks like: `privet compare --format json`,
-//! `trials.jsonl` of `privet mutants --kernel`, and what `privet run --coverage` writes for a kernel with debug info.
+//! `trials.jsonl` of `privet mutants --kernel`, what `privet run --coverage` writes for a kernel with
+//! debug info, and pages in Markdown with tables, as `privet explain --truth-table` writes them.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 use crate::document::{CoveredFile, Document, MutantTrial, TruthTable, UpstreamVerdict};
+use crate::truth_table::tables_in;
 
 /// A part of a report.
 pub(super) enum Attached {
@@ -16,6 +18,15 @@ pub(super) enum Attached {
 }
 
 impl Attached {
+    fn has_some(&self) -> bool {
+        match self {
+            Attached::Upstream(verdicts) => !verdicts.is_empty(),
+            Attached::Mutants(trials) => !trials.is_empty(),
+            Attached::Coverage(files) => !files.is_empty(),
+            Attached::TruthTables(tables) => !tables.is_empty(),
+        }
+    }
+
     pub(super) fn into_document(self, document: &mut Document) {
         match self {
             Attached::Upstream(verdicts) => document.upstream.extend(verdicts),
@@ -32,10 +43,8 @@ pub(super) fn read(text: &str) -> Option<Attached> {
     if start.starts_with("TN:") || start.starts_with("SF:") {
         return Some(Attached::Coverage(coverage(text)));
     }
-    if let Ok(tables) = serde_json::from_str::<Vec<TruthTable>>(text)
-        && !tables.is_empty()
-    {
-        return Some(Attached::TruthTables(tables));
+    if start.starts_with("# ") {
+        return Some(Attached::TruthTables(tables_in(text))).filter(Attached::has_some);
     }
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if lines.is_empty() {

@@ -164,7 +164,7 @@ fn other_files_are_refused_in_one_line() {
     let document = Document::empty("1", String::new());
     let other_version = serde_json::to_string(&Document { version: 9, ..document.clone() }).unwrap();
     let run = "{\"type\":\"run\",\"version\":1}\n".to_owned();
-    for text in [String::new(), "{}".into(), "[1".into(), other_version, run, "hello\n".into()] {
+    for text in [String::new(), "# no table\n".into(), "{}".into(), "[1".into(), other_version, run, "hello\n".into()] {
         fs::write(&file, &text).unwrap();
         let mut collector = Collector::new("1", String::new(), Vec::new());
         let error = collector.add(&file).unwrap_err().to_string();
@@ -184,7 +184,7 @@ fn what_upstream_says_and_what_was_executed_belongs_to_the_report() {
     let coverage = dir.path().join("coverage");
     fs::write(&coverage, "TN:upm.a.1\nSF:virt/kvm/guest_memfd.c\nDA:10,3\nDA:11,0\nend_of_record\nTN:upm.a.2\nSF:virt/kvm/guest_memfd.c\nDA:11,1\nDA:12,0\nend_of_record\n").unwrap();
     let table = dir.path().join("table");
-    fs::write(&table, r#"[{"title":"t","columns":["a"],"lines":[["b"]]}]"#).unwrap();
+    fs::write(&table, "# t\n\n| a |\n|---|\n| b |\n").unwrap();
     let mut collector = Collector::new("1", String::new(), Vec::new());
     for path in [&compared, &coverage, &table] {
         collector.add(path).unwrap();
