@@ -55,6 +55,8 @@ pub struct Row {
     pub bug: Option<KnownBug>,
     /// How many guests with a key of their own live at the same time at most.
     pub guests: usize,
+    /// Whether it takes all that its host has of something, so that no other row can run on that host meanwhile.
+    pub is_alone: bool,
     /// Whether a kernel with a bug where this row looks may take its host down: threads race inside KVM, or kernels
     /// were seen to crash.
     pub is_risky: bool,
@@ -71,7 +73,8 @@ impl Row {
     ) -> Self {
         let (name, story) = (name.into(), Box::new(story));
         let (basis, upstream, needs) = (&[][..], Vec::new(), Vec::new());
-        Self { name, types, about, basis, upstream, needs, bug: None, guests: 1, is_risky: false, story }
+        let (guests, is_alone, is_risky) = (1, false, false);
+        Self { name, types, about, basis, upstream, needs, bug: None, guests, is_alone, is_risky, story }
     }
 
     /// On what the expectation is based.
@@ -111,6 +114,11 @@ impl Row {
     /// So many of its guests live at the same time, each of which takes a key id of the host's.
     pub fn guests(self, guests: usize) -> Self {
         Self { guests, ..self }
+    }
+
+    /// It takes all that its host has of something: no other row runs on that host meanwhile.
+    pub fn alone(self) -> Self {
+        Self { is_alone: true, ..self }
     }
 
     /// A kernel with a bug where this row looks may take its host down, so that a fleet runs it alone and last.

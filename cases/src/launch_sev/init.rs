@@ -106,6 +106,7 @@ pub(super) fn rows() -> Vec<Row> {
              guests have their own. Once a guest is gone, the VM that was refused gets its ASID.",
             asids_run_out,
         )
+        .alone()
         .basis(&["arch/x86/kvm/svm/sev.c: sev_asid_new"]),
         Row::new(
             "launch.init.attributes",

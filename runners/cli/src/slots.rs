@@ -54,7 +54,7 @@ impl Slots {
                 count: row.guests,
                 of: usize::try_from(of).unwrap_or(usize::MAX),
             });
-            Claim { alone: row.is_risky, wanted: wanted.into_iter().collect() }
+            Claim { alone: row.is_alone || row.is_risky, wanted: wanted.into_iter().collect() }
         };
         Self { tokens, claims: table.iter().map(|row| (row.id.clone(), claim(row))).collect() }
     }
@@ -91,9 +91,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let table = privet_cases::table();
         let row = |is: &dyn Fn(&&Entry) -> bool| table.iter().find(is).unwrap();
-        let snp = row(&|row| row.vm.key_ids() == Some("sev_es") && row.guests == 1 && !row.is_risky);
+        let snp = row(&|row| row.vm.key_ids() == Some("sev_es") && row.guests == 1 && !row.is_alone && !row.is_risky);
         let plain = row(&|row| row.vm.key_ids().is_none() && !row.is_risky);
         let risky = row(&|row| row.is_risky);
+        let alone = row(&|row| row.is_alone);
         let slots = |count| {
             let tokens = Tokens::within(dir.path()).unwrap();
             Slots::new(tokens, &BTreeMap::from([("sev_es".to_owned(), count)]), &table)
@@ -106,6 +107,7 @@ mod tests {
         // Others would have to wait: for a key id, and for the host.
         assert!(matches!(slots(1).take(&job(snp), &interrupt), Err(NoSlot::Interrupted)));
         assert!(matches!(slots(1).take(&job(risky), &interrupt), Err(NoSlot::Interrupted)));
+        assert!(matches!(slots(1).take(&job(alone), &interrupt), Err(NoSlot::Interrupted)));
         drop(held);
         drop(slots(1).take(&job(snp), &interrupt).unwrap());
         assert!(matches!(slots(0).take(&job(snp), &interrupt), Err(NoSlot::Lacks(LackOf::Resource, _))));
