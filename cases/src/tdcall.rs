@@ -9,7 +9,7 @@ use privet_harness::test_range::RangeSpec;
 use privet_harness::units::PAGE_SIZE;
 use privet_protocol::{Op, Pattern, Width};
 
-use crate::expect::{expect_eq, expect_errno};
+use crate::expect::{expect_eq, expect_errno, expect_no_exit_but};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -51,6 +51,14 @@ pub(crate) fn rows() -> Vec<Row> {
             rtmrs,
         )
         .basis(&["TDX module ABI: TDG.MR.RTMR.EXTEND"]),
+        Row::new(
+            "measure.cpuid",
+            Types::TDX,
+            "CPUID tells the TD that it is one, whatever the host says: the module answers. The leaves of hypervisors are \
+             KVM's, by #VE and TDG.VP.VMCALL. Neither exits to user space.",
+            cpuid,
+        )
+        .basis(&["TDX module ABI: CPUID virtualization", "arch/x86/kvm/vmx/tdx.c: tdx_emulate_cpuid"]),
         Row::new(
             "accept.once",
             Types::TDX,
@@ -145,6 +153,21 @@ fn rtmrs(t: &Case) -> Outcome {
     let zero: Vec<bool> =
         (0..4).map(|index| Ok(register(RTMR + index * 48)? == vec![0; REGISTER])).collect::<Outcome<_>>()?;
     expect_eq("RTMRs that are still zero", &zero, &vec![true, true, false, true])
+}
+
+fn cpuid(t: &Case) -> Outcome {
+    const IDENTITY: u32 = 0x21;
+    const HYPERVISOR: u32 = 0x4000_0000;
+    let g = guest(t, 1)?;
+    let exits = t.trace().exits();
+    let ask = |leaf| {
+        let [_, ebx, ecx, edx, ..] = g.vcpu(0).call(Op::Cpuid { leaf, subleaf: 0 })?;
+        Ok::<_, Stop>([ebx, ecx, edx].map(|register| (register as u32).to_le_bytes()))
+    };
+    let [ebx, ecx, edx] = ask(IDENTITY)?;
+    expect_eq("the module's identity", &[ebx, edx, ecx].concat(), &b"IntelTDX    ".to_vec())?;
+    expect_eq("KVM's identity", &ask(HYPERVISOR)?.concat(), &b"KVMKVMKVM\0\0\0".to_vec())?;
+    expect_no_exit_but(t, exits, 2)
 }
 
 fn accept_once(t: &Case) -> Outcome {

@@ -24,6 +24,8 @@ impl Types {
     /// Those whose registers the host sees, so that KVM can emulate an instruction for them.
     pub const VISIBLE_REGISTERS: Types =
         Types(|platform| !Types::ES_AND_SNP.contain(platform) && !Types::TDX.contain(platform));
+    /// The others: the guest itself asks for what KVM would emulate.
+    pub const HIDDEN_REGISTERS: Types = Types(|platform| !Types::VISIBLE_REGISTERS.contain(platform));
     /// Those in which code can run from a slot without a guest_memfd.
     pub const WITH_SHARED_CODE: Types = Types(|platform| !matches!(platform, Platform::Snp | Platform::Tdx));
     /// Those that KVM's own MSRs and EFER are no secrets of, in which each answer to a hypercall is told, and that have

@@ -1,4 +1,4 @@
-//! MMIO of guests whose registers are encrypted: the CPU raises #VC, and the guest asks for the access by a request.
+//! MMIO of guests whose registers KVM does not see: the CPU raises #VC or #VE, and the guest asks for the access by a request.
 
 use std::sync::Arc;
 
@@ -24,7 +24,8 @@ use crate::types::Types;
 
 const REQUEST: &str = "arch/x86/kvm/svm/sev.c: sev_handle_vmgexit, kvm_sev_es_mmio";
 const REFLECTED: &str = "APM volume 2, 15.35.4: a nested page fault with a reserved bit is #VC";
-const STALE: &str = "arch/x86/kvm/mmu/mmu.c: handle_mmio_page_fault, which nobody calls: the CPU raises #VC first";
+const STALE: &str =
+    "arch/x86/kvm/mmu/mmu.c: handle_mmio_page_fault, which nobody calls: the CPU raises #VC or #VE first";
 const SPLITS: &str = "arch/x86/kvm/x86.c: emulator_read_write_onepage translates the second page by the guest's tables";
 
 const MMIO_READ: u64 = 0x8000_0001;
@@ -131,7 +132,7 @@ pub(super) fn rows() -> Vec<Row> {
         .exceeds("x86/sev_es_ghcb_ucall: ghcb_mmio"),
         Row::new(
             "mmio.request.slot_changes_keep_the_cache",
-            Types::ES_AND_SNP,
+            Types::HIDDEN_REGISTERS,
             "Slots that come and go elsewhere cost later accesses nothing: KVM never looks at what it has cached.",
             slot_changes_keep_the_cache,
         )
@@ -139,16 +140,16 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(caching(true)),
         Row::new(
             "mmio.request.slot_over_touched",
-            Types::ES_AND_SNP,
+            Types::HIDDEN_REGISTERS,
             "A slot over a page that the guest has used as MMIO stays MMIO for it, however often it looks, until \
-             KVM_PRE_FAULT_MEMORY maps it: then it is memory, without an exit and without #VC.",
+             KVM_PRE_FAULT_MEMORY maps it: then it is memory, without an exit, and without #VC or #VE.",
             slot_over_touched,
         )
         .basis(&[STALE])
         .needs(caching(true)),
         Row::new(
             "mmio.request.slot_before_touch",
-            Types::ES_AND_SNP,
+            Types::HIDDEN_REGISTERS,
             "A slot over a page that the guest has not used is memory from its first access on.",
             slot_before_touch,
         )
