@@ -56,7 +56,7 @@ pub(super) fn rows() -> Vec<Row> {
             |t| {
                 with_guest(t, |_, launch, _| {
                     let block = IdBlock::new(launch.digest(&[]), SnpPolicy::DEFAULT | SnpPolicy::DEBUG);
-                    let result = finish(&launch, &Signed::new(t, &block))?;
+                    let result = finish(&launch, &Signed::new(&IdKey::from_seed(t.seed()), &block))?;
                     expect_refused_by_firmware("another policy", result, Firmware::POLICY_FAILURE)
                 })
             },
@@ -95,6 +95,7 @@ fn with_guest(t: &Case, story: impl FnOnce(&Vm, Launch<'_, Started>, &TestRange)
 }
 
 /// A block and its authentication, as the firmware is given them.
+#[derive(Clone)]
 struct Signed {
     block: [u8; IdBlock::LENGTH],
     authentication: [u8; PAGE_SIZE as usize],
@@ -103,8 +104,8 @@ struct Signed {
 
 impl Signed {
     /// Signed as it should be, without an author.
-    fn new(t: &Case, block: &IdBlock) -> Signed {
-        let authentication = block.authentication(&IdKey::from_seed(t.seed()), None);
+    fn new(key: &IdKey, block: &IdBlock) -> Signed {
+        let authentication = block.authentication(key, None);
         Signed { block: block.bytes(), authentication, author_key: false }
     }
 }
@@ -133,14 +134,14 @@ fn digest(t: &Case) -> Outcome {
             add(&mut launch, range, page_type, 3 * page as u64, 2)?;
         }
         let right = launch.digest(&[]);
-        let mut random = Random::new(t.seed());
+        let (key, mut random) = (IdKey::from_seed(t.seed()), Random::new(t.seed()));
         for bit in (0..8).map(|_| random.below(384)).chain([0, 383]) {
             let wrong = IdBlock::new(right.with_bit_flipped(bit as usize), SnpPolicy::DEFAULT);
-            let result = finish(&launch, &Signed::new(t, &wrong))?;
+            let result = finish(&launch, &Signed::new(&key, &wrong))?;
             expect_refused_by_firmware(&format!("bit {bit} flipped"), result, Firmware::BAD_MEASUREMENT)?;
         }
         let block = IdBlock::new(right, SnpPolicy::DEFAULT);
-        expect_done("the digest that was predicted", finish(&launch, &Signed::new(t, &block))?)
+        expect_done("the digest that was predicted", finish(&launch, &Signed::new(&key, &block))?)
     })
 }
 
@@ -192,7 +193,7 @@ fn vcpus(vm: &Vm, count: u64, random: &mut Random) -> Outcome<(Vec<Vcpu>, Vec<Vc
 }
 
 fn random_plans(t: &Case) -> Outcome {
-    let mut random = Random::new(t.seed());
+    let (key, mut random) = (IdKey::from_seed(t.seed()), Random::new(t.seed()));
     for round in 0..8 {
         with_guest(t, |vm, mut launch, range| {
             let mut page = random.below(3);
@@ -209,7 +210,7 @@ fn random_plans(t: &Case) -> Outcome {
             let (_vcpus, states) = vcpus(vm, random.below(4), &mut random)?;
             let block = IdBlock::new(launch.digest(&states), SnpPolicy::DEFAULT);
             let what = format!("round {round}: {} vCPUs and {parts:?}", states.len());
-            expect_done(&what, finish(&launch, &Signed::new(t, &block))?)
+            expect_done(&what, finish(&launch, &Signed::new(&key, &block))?)
         })?;
     }
     Ok(())
@@ -227,14 +228,14 @@ fn registers(t: &Case) -> Outcome {
         ("the order of the vCPUs", |states| states.swap(0, 1)),
         ("a vCPU that is not there", |states| states.push(states[0].clone())),
     ];
-    let mut random = Random::new(t.seed());
+    let (key, mut random) = (IdKey::from_seed(t.seed()), Random::new(t.seed()));
     for (what, change) in changes {
         with_guest(t, |vm, mut launch, range| {
             add(&mut launch, range, PageType::Normal, 0, 1)?;
             let (_vcpus, mut states) = vcpus(vm, 2, &mut random)?;
             change(&mut states);
             let block = IdBlock::new(launch.digest(&states), SnpPolicy::DEFAULT);
-            let result = finish(&launch, &Signed::new(t, &block))?;
+            let result = finish(&launch, &Signed::new(&key, &block))?;
             expect_refused_by_firmware(&format!("{what} is not as predicted"), result, Firmware::BAD_MEASUREMENT)
         })?;
     }
@@ -242,7 +243,7 @@ fn registers(t: &Case) -> Outcome {
         add(&mut launch, range, PageType::Normal, 0, 1)?;
         let (_vcpus, states) = vcpus(vm, 2, &mut random)?;
         let block = IdBlock::new(launch.digest(&states), SnpPolicy::DEFAULT);
-        expect_done("all registers are as predicted", finish(&launch, &Signed::new(t, &block))?)
+        expect_done("all registers are as predicted", finish(&launch, &Signed::new(&key, &block))?)
     })
 }
 
@@ -251,22 +252,22 @@ fn signature(t: &Case) -> Outcome {
         add(&mut launch, range, PageType::Normal, 0, 1)?;
         let block = IdBlock::new(launch.digest(&[]), SnpPolicy::DEFAULT);
         let [key, other, author] = [0, 1, 2].map(|number| IdKey::from_seed(t.seed().wrapping_add(number)));
-        let good = Signed::new(t, &block);
+        let good = Signed::new(&key, &block);
         let mut changed = good.block;
         changed[0x38] ^= 1;
         let of_author = |author_key: &IdKey| Signed {
             authentication: block.authentication(&key, Some(author_key)),
             author_key: true,
-            ..Signed::new(t, &block)
+            ..good.clone()
         };
         let mut by_nobody = of_author(&author);
         // The last byte of the author's signature that counts.
         by_nobody.authentication[0x680 + 47] ^= 1;
-        let mut of_other = Signed::new(t, &block);
+        let mut of_other = good.clone();
         let others = block.authentication(&other, None);
         of_other.authentication[0x240..0x240 + 0x404].copy_from_slice(&others[0x240..0x240 + 0x404]);
         for (what, signed) in [
-            ("a block whose family was changed", Signed { block: changed, ..Signed::new(t, &block) }),
+            ("a block whose family was changed", Signed { block: changed, ..good.clone() }),
             ("a block under another key", of_other),
             ("a key that the author did not sign so", by_nobody),
         ] {
@@ -278,19 +279,20 @@ fn signature(t: &Case) -> Outcome {
 
 fn format(t: &Case) -> Outcome {
     with_guest(t, |_, launch, _| {
+        let key = IdKey::from_seed(t.seed());
         let good = IdBlock::new(launch.digest(&[]), SnpPolicy::DEFAULT);
         let refused = |what: &str, signed: &Signed| {
             expect_refused_by_firmware(what, finish(&launch, signed)?, Firmware::INVALID_PARAM)
         };
         for version in [0, 2, u32::MAX] {
-            refused(&format!("version {version}"), &Signed::new(t, &IdBlock { version, ..good }))?;
+            refused(&format!("version {version}"), &Signed::new(&key, &IdBlock { version, ..good }))?;
         }
         // The key's algorithm, and the curve of its public key.
         for (what, offset) in [("algorithm", 0), ("curve", 0x240)] {
-            let mut signed = Signed::new(t, &good);
+            let mut signed = Signed::new(&key, &good);
             signed.authentication[offset] = 3;
             refused(&format!("{what} 3"), &signed)?;
         }
-        expect_done("the block as it should be", finish(&launch, &Signed::new(t, &good))?)
+        expect_done("the block as it should be", finish(&launch, &Signed::new(&key, &good))?)
     })
 }
