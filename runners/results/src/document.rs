@@ -447,3 +447,6 @@ impl Document {
         self.counts().red() > 0 || self.shards.iter().any(is_wrong)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -99,7 +99,7 @@ impl Page<'_> {
             ));
         }
         if !truth_tables.is_empty() {
-            sections.push(section("truth-tables", "Truth tables", None, attached::truth_tables(truth_tables)));
+            sections.push(section("truth-tables", "Truth tables", None, attached::truth_tables(self.document)));
         }
         if !coverage.is_empty() {
             sections.push(section("coverage", "Coverage", None, attached::coverage(coverage)));

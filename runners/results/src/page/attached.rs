@@ -1,5 +1,7 @@
 //! What belongs to the verdicts: what upstream's tests say, truth tables, coverage, mutants.
 
+use std::collections::HashSet;
+
 use maud::{Markup, html};
 
 use super::counted;
@@ -25,13 +27,32 @@ pub(super) fn upstream(document: &Document) -> Markup {
     }
 }
 
-pub(super) fn truth_tables(tables: &[TruthTable]) -> Markup {
+/// Truth tables. Where the last column has names of rows behind their type, a cell in the column of a type leads to its row.
+pub(super) fn truth_tables(document: &Document) -> Markup {
+    let ids: HashSet<&str> = document.rows.iter().map(|row| row.id.as_str()).collect();
+    let row_of = |table: &TruthTable, column: usize, line: &[String]| {
+        let (kind, name) = (table.columns.get(column)?, line.last()?);
+        Some(format!("{kind}.{name}")).filter(|id| ids.contains(id.as_str()))
+    };
     html! {
-        @for table in tables {
+        @for table in &document.truth_tables {
             table {
                 caption { (table.title) }
                 thead { tr { @for column in &table.columns { th scope="col" { (column) } } } }
-                tbody { @for line in &table.lines { tr { @for cell in line { td { (cell) } } } } }
+                tbody {
+                    @for line in &table.lines {
+                        tr {
+                            @for (column, cell) in line.iter().enumerate() {
+                                td {
+                                    @match row_of(table, column, line) {
+                                        Some(id) => { a href={ "#" (id) } { (cell) } }
+                                        None => { (cell) }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
             }
         }
     }

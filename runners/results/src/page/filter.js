@@ -5,7 +5,7 @@ const groups = [...document.querySelectorAll(".group")].map(section => ({
   section,
   rows: [...section.querySelectorAll("tbody tr")].map(row => ({
     row,
-    text: (row.dataset.id + " " + row.querySelector("summary").textContent).toLowerCase(),
+    text: (row.id + " " + row.querySelector("summary").textContent).toLowerCase(),
   })),
 }));
 words.closest("label").hidden = false;

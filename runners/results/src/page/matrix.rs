@@ -88,7 +88,7 @@ impl Page<'_> {
         classes.extend(all().any(|result| result.verdict == Word::Pass).then_some("is-pass"));
         classes.extend(differs.then_some("is-differ"));
         html! {
-            tr class=(classes.join(" ")) data-id=(row.id) {
+            tr id=(row.id) class=(classes.join(" ")) {
                 th scope="row" { (breakable(name)) }
                 td {
                     details {

@@ -49,7 +49,7 @@ fn shapes_of_the_picture_are_the_events() {
 #[test]
 fn a_row_in_two_places_has_two_cells_and_can_be_chosen() {
     let html = page(&document(vec![pass("upm.a.2"), on_model(red())]));
-    assert!(html.contains("<tr class=\"is-red is-pass is-differ\" data-id=\"upm.a.2\">"), "{html}");
+    assert!(html.contains("<tr id=\"upm.a.2\" class=\"is-red is-pass is-differ\">"), "{html}");
     assert!(
         html.contains("<td class=\"pass\">pass") && html.contains("<td class=\"fail\"><a href=\"#red-1\">fail</a>"),
         "{html}"
@@ -66,6 +66,20 @@ fn upstreams_counterpart_is_told_with_its_verdict() {
     let html = page(&document);
     assert!(html.contains("guest_memfd_test: test_fallocate (which checks less): <b>skip</b>"), "{html}");
     assert!(html.contains("<b>stricter</b>"), "{html}");
+}
+
+#[test]
+fn a_cell_of_a_truth_table_leads_to_its_row() {
+    let mut document = document(vec![pass("upm.a.1")]);
+    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    document.truth_tables = vec![crate::document::TruthTable {
+        title: "What becomes".into(),
+        columns: words(&["upm", "snp", "row"]),
+        lines: vec![words(&["done", "faulted", "a.1"])],
+    }];
+    let html = page(&document);
+    assert!(html.contains("<td><a href=\"#upm.a.1\">done</a></td><td>faulted</td><td>a.1</td>"), "{html}");
+    assert!(html.contains("<tr id=\"upm.a.1\""), "{html}");
 }
 
 #[test]
