@@ -513,7 +513,7 @@ fn racing_fast_zap(t: &Case) -> Outcome {
             over.store(true, Ordering::Release);
             Ok(())
         });
-        let alarm = Alarm::after(Duration::from_secs(2))?;
+        let alarm = Alarm::after(Duration::from_secs(1))?;
         while !over.load(Ordering::Acquire) {
             let done = v.kvm().pre_fault(range.gpa(0), PageCount(LARGE))?;
             if alarm.rang() {
