@@ -255,9 +255,9 @@ fn cpuid(t: &Case) -> Outcome {
     let g = t.guest().range(ram(1)).boot()?;
     let v = g.vcpu(0);
     for leaf in [0, 0x4000_0000, 0x8000_0000] {
-        let [before, ..] = v.call(Op::HandledVc)?;
+        let [before, ..] = v.call(Op::Reflected)?;
         let [eax, ebx, ecx, edx, ..] = v.call(Op::Cpuid { leaf, subleaf: 0 })?;
-        expect_eq("#VC of one CPUID", &(v.call(Op::HandledVc)?[0] - before), &1)?;
+        expect_eq("#VC of one CPUID", &(v.call(Op::Reflected)?[0] - before), &1)?;
         let request = Page::request(CPUID, 0, 0).with(Field::RAX, leaf.into()).with(Field::RCX, 0);
         let answer = requests(&g).call(&request)?;
         for (register, field, by_instruction) in

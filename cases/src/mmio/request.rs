@@ -124,8 +124,8 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[REQUEST]),
         Row::new(
             "mmio.request.each_access_is_one_vc",
-            Types::ES_AND_SNP,
-            "A load or store to MMIO is one #VC in the guest and one exit, the first one as every later one.",
+            Types::HIDDEN_REGISTERS,
+            "A load or store to MMIO is one #VC in the guest, or one #VE, and one exit, the first one as every later one.",
             each_access_is_one_vc,
         )
         .basis(&[REFLECTED, REQUEST])
@@ -156,9 +156,9 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[STALE]),
         Row::new(
             "mmio.request.beside_a_plain_vm",
-            Types::ES_AND_SNP,
-            "Beside a plain VM, and beside the same page in it: there the access is emulated, here it is #VC and a request, \
-             each cached by its own VM.",
+            Types::HIDDEN_REGISTERS,
+            "Beside a plain VM, and beside the same page in it: there the access is emulated, here it is #VC, or #VE, and a \
+             request, each cached by its own VM.",
             beside_a_plain_vm,
         )
         .basis(&["arch/x86/kvm/mmu/spte.c: shadow_mmio_value is each VM's own", REFLECTED])
@@ -236,12 +236,12 @@ fn each_access_is_one_vc(t: &Case) -> Outcome {
     let v = g.vcpu(0);
     for width in Width::ALL {
         for offset in [0, 8, 0x1000] {
-            let [before, ..] = v.call(Op::HandledVc)?;
+            let [before, ..] = v.call(Op::Reflected)?;
             let exits = t.trace().exits();
             write(v, MMIO_BASE + offset, width, VALUE)?;
             expect_eq("what was read", &read(v, MMIO_BASE + offset, width, ANSWER)?, &width.truncate(ANSWER))?;
             expect_no_exit_but(t, exits, 4)?;
-            expect_eq("#VC", &(v.call(Op::HandledVc)?[0] - before), &2)?;
+            expect_eq("#VC or #VE", &(v.call(Op::Reflected)?[0] - before), &2)?;
         }
     }
     Ok(())
@@ -267,11 +267,11 @@ fn slot_over_touched(t: &Case) -> Outcome {
         expect_eq("what userspace answers", &read(v, MMIO_BASE, Width::B8, ANSWER)?, &ANSWER)?;
     }
     expect_eq("mapping it ahead", &v.kvm().pre_fault(MMIO_BASE, PageCount(1))?.result, &Ok(()))?;
-    let [before, ..] = v.call(Op::HandledVc)?;
+    let [before, ..] = v.call(Op::Reflected)?;
     v.expect_read(gva(MMIO_BASE), Width::B8, 0x5a5a)?;
     v.write(gva(MMIO_BASE), Width::B8, VALUE)?;
     expect_eq("the host's view", &memory.read_u64(0)?, &VALUE)?;
-    expect_eq("#VC", &v.call(Op::HandledVc)?[0], &before)
+    expect_eq("#VC", &v.call(Op::Reflected)?[0], &before)
 }
 
 fn slot_before_touch(t: &Case) -> Outcome {
@@ -296,11 +296,15 @@ fn beside_a_plain_vm(t: &Case) -> Outcome {
             meter.expect_read("a load", GAP, expected)?;
         }
     }
-    let [before, ..] = own.vcpu(0).call(Op::HandledVc)?;
+    let [before, ..] = own.vcpu(0).call(Op::Reflected)?;
     read(own.vcpu(0), GAP, Width::B8, ANSWER)?;
-    expect_eq("#VC in the encrypted guest", &(own.vcpu(0).call(Op::HandledVc)?[0] - before), &1)?;
+    expect_eq(
+        "#VC or #VE in the guest whose registers are hidden",
+        &(own.vcpu(0).call(Op::Reflected)?[0] - before),
+        &1,
+    )?;
     read(plain.vcpu(0), GAP, Width::B8, ANSWER)?;
-    expect_eq("#VC in the plain guest", &plain.vcpu(0).call(Op::HandledVc)?[0], &0)
+    expect_eq("#VC or #VE in the plain guest", &plain.vcpu(0).call(Op::Reflected)?[0], &0)
 }
 
 fn through_the_private_alias(t: &Case) -> Outcome {

@@ -104,11 +104,11 @@ fn answers(t: &Case) -> Outcome {
     for ([leaf, subleaf], expected) in
         [(FEATURES.function, features), (HYPERVISOR.function, HYPERVISOR.answer), ([7, 1], [0; 4]), ([1, 0], [0; 4])]
     {
-        let [before, ..] = v.call(Op::HandledVc)?;
+        let [before, ..] = v.call(Op::Reflected)?;
         let exits = t.trace().exits();
         let [eax, ebx, ecx, edx, ..] = v.call(Op::Cpuid { leaf, subleaf })?;
         expect_no_exit_but(t, exits, 1)?;
-        expect_eq("#VC of one CPUID", &(v.call(Op::HandledVc)?[0] - before), &1)?;
+        expect_eq("#VC of one CPUID", &(v.call(Op::Reflected)?[0] - before), &1)?;
         let what = format!("CPUID of leaf {leaf:#x}, subleaf {subleaf}");
         expect_eq(&what, &[eax, ebx, ecx, edx], &expected.map(u64::from))?;
     }

@@ -66,7 +66,7 @@ pub fn execute(vcpu: &'static Vcpu, start: Start, op: Op) -> Reply {
         Op::VmgexitPage { msr, page } => {
             vcpu.ghcb().map_or(Reply::Refused(Refusal::NotMapped, 0), |ghcb| ghcb.exchange(msr, page))
         }
-        Op::HandledVc => Reply::done([vcpu.handled_vc()]),
+        Op::Reflected => Reply::done([vcpu.reflected()]),
         Op::PortRead { port, width } => value(port::read(port as u16, width)),
         Op::PortWrite { port, width, value } => nothing(port::write(port as u16, width, value)),
         Op::PortReadBytes { port, gva, count } => value(port::read_bytes(port as u16, gva, count)),

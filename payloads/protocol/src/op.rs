@@ -263,8 +263,8 @@ operations! {
         /// Address of the page, page-aligned.
         page: u64,
     };
-    /// How many #VC this vCPU has handled so far. Values: that.
-    29 => HandledVc;
+    /// How many of its instructions were reflected to this vCPU, as #VC or #VE, and handled. Values: that.
+    29 => Reflected;
     /// IN. Values: what was read, zero-extended.
     30 => PortRead {
         /// DX.

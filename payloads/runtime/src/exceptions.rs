@@ -98,14 +98,14 @@ extern "C" fn handle(frame: &mut Frame) {
 fn handle_first(vcpu: &'static Vcpu, frame: &mut Frame, mut fault: Fault) {
     if fault.vector == VMM_COMMUNICATION {
         match vc::handle(vcpu, frame, fault) {
-            Handled::Done => return vcpu.count_vc(),
+            Handled::Done => return vcpu.count_reflected(),
             Handled::Raises(raised) => fault = raised,
             Handled::Unknown => {}
         }
     }
     if fault.vector == VIRTUALIZATION_EXCEPTION {
         match ve::handle(vcpu, frame, fault) {
-            Handled::Done => return,
+            Handled::Done => return vcpu.count_reflected(),
             Handled::Raises(raised) => fault = raised,
             Handled::Unknown => {}
         }

@@ -88,8 +88,8 @@ pub struct Vcpu {
     pub(crate) handling: AtomicU64,
     /// Where its GHCB is; 0 if it has none, or not yet.
     ghcb: AtomicU64,
-    /// How many #VC it has handled.
-    handled_vc: AtomicU64,
+    /// How many #VC and #VE it has handled.
+    reflected: AtomicU64,
     /// 1 in a TD, which leaves by TDCALL.
     in_td: AtomicU64,
 }
@@ -107,7 +107,7 @@ impl Vcpu {
             flushes_promptly: AtomicU64::new(0),
             handling: AtomicU64::new(0),
             ghcb: AtomicU64::new(0),
-            handled_vc: AtomicU64::new(0),
+            reflected: AtomicU64::new(0),
             in_td: AtomicU64::new(0),
         }
     }
@@ -169,14 +169,14 @@ impl Vcpu {
         self.in_td.load(Relaxed) == 1
     }
 
-    /// One more #VC is handled.
-    pub(crate) fn count_vc(&self) {
-        self.handled_vc.fetch_add(1, Relaxed);
+    /// One more #VC or #VE is handled.
+    pub(crate) fn count_reflected(&self) {
+        self.reflected.fetch_add(1, Relaxed);
     }
 
-    /// How many #VC it has handled so far.
-    pub fn handled_vc(&self) -> u64 {
-        self.handled_vc.load(Relaxed)
+    /// How many #VC and #VE it has handled so far.
+    pub fn reflected(&self) -> u64 {
+        self.reflected.load(Relaxed)
     }
 
     /// Stores the fault that a probe caught.
