@@ -42,6 +42,8 @@ fn run_in(dir: &Path, args: &[&str]) -> (Vec<Value>, Value, Option<i32>) {
     let output = privet_in(dir, &[&["run", "--on", "model", "--format", "json"], args].concat());
     let mut lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let summary = lines.pop().unwrap_or_else(|| panic!("{}", stderr(&output)));
+    // What is about to be run comes first.
+    assert_eq!(lines.remove(0)["type"], "run");
     (lines, summary, output.status.code())
 }
 
