@@ -41,7 +41,8 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&[FAULT_PATH, TWO_BACKINGS])
         .upstream(CONVERSIONS)
-        .exceeds("priv_memfd_test: SMSAT"),
+        .exceeds("priv_memfd_test: SMSAT")
+        .exceeds("x86/tdx_shared_mem_test: verify_shared_mem"),
         Row::new(
             "access.private_write_is_invisible",
             Types::KEEPING_PRIVATE_CONTENT,
@@ -106,7 +107,8 @@ pub(crate) fn rows() -> Vec<Row> {
             "What one vCPU writes privately another one reads, and the host does not.",
             vcpus_share_private_memory,
         )
-        .basis(&[FAULT_PATH]),
+        .basis(&[FAULT_PATH])
+        .exceeds("x86/tdx_vm_test: verify_host_reading_private_mem"),
         Row::new(
             "access.private_content_survives_the_slot",
             Types::KEEPING_PRIVATE_CONTENT,

@@ -64,7 +64,8 @@ pub(crate) fn rows() -> Vec<Row> {
                         )
                         .basis(&[HYPERCALL, ATTRIBUTES])
                         .exceeds(CONVERSIONS)
-                        .exceeds("priv_memfd_test: PSPAHCT"),
+                        .exceeds("priv_memfd_test: PSPAHCT")
+                        .exceeds("x86/tdx_upm_test: verify_upm_explicit"),
                     );
                 }
             }
@@ -150,7 +151,8 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[
             "commit 9129633d568e: hugepages while attributes change",
             "arch/x86/kvm/mmu/mmu.c: kvm_arch_pre_set_memory_attributes",
-        ]),
+        ])
+        .exceeds("x86/tdx_upm_test: stress"),
         Row::new(
             "convert.every_vcpu_follows",
             Types::UPM,

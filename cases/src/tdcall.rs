@@ -58,7 +58,8 @@ pub(crate) fn rows() -> Vec<Row> {
              KVM's, by #VE and TDG.VP.VMCALL. Neither exits to user space.",
             cpuid,
         )
-        .basis(&["TDX module ABI: CPUID virtualization", "arch/x86/kvm/vmx/tdx.c: tdx_emulate_cpuid"]),
+        .basis(&["TDX module ABI: CPUID virtualization", "arch/x86/kvm/vmx/tdx.c: tdx_emulate_cpuid"])
+        .exceeds("x86/tdx_vm_test: verify_td_cpuid"),
         Row::new(
             "accept.once",
             Types::TDX,
@@ -82,7 +83,8 @@ pub(crate) fn rows() -> Vec<Row> {
              instruction succeeds.",
             accept_shared,
         )
-        .basis(&[VIOLATION]),
+        .basis(&[VIOLATION])
+        .upstream("x86/tdx_upm_test: verify_upm_implicit"),
         Row::new(
             "access.before_accept",
             Types::TDX,

@@ -1,6 +1,10 @@
 //! Group `tdvmcall`: what a TD asks its host by TDG.VP.VMCALL, how KVM answers, and what user space is asked (GHCI
 //! specification). MMIO and conversions that succeed are in `mmio` and `convert`.
 
+use std::thread;
+use std::time::Duration;
+
+use kvm_bindings::KVM_MP_STATE_HALTED;
 use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::exit::{Direction, Exit};
@@ -13,12 +17,13 @@ use privet_harness::uapi::{HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 use privet_harness::units::{Gpa, PAGE_SIZE};
 use privet_protocol::Op;
 
-use crate::expect::{expect_eq, expect_no_exit_but};
+use crate::expect::{expect_eq, expect_no_exit_but, expect_ok};
 use crate::row::Row;
 use crate::types::Types;
 
 /// Functions, in R11.
 const CPUID: u64 = 10;
+const HLT: u64 = 12;
 const IO: u64 = 30;
 const RDMSR: u64 = 31;
 const WRMSR: u64 = 32;
@@ -55,7 +60,8 @@ pub(crate) fn rows() -> Vec<Row> {
             "ReportFatalError is KVM_EXIT_SYSTEM_EVENT 7 with all 16 registers, of which those are 0 that the TD does not \
              show. Entered again all the same, the TD goes on.",
             fatal_error,
-        ),
+        )
+        .exceeds("x86/tdx_vm_test: verify_report_fatal_error"),
         row(
             "tdvmcall.unknown",
             "A function that there is not is answered with SUBFUNC_UNSUPPORTED, and user space hears nothing of it.",
@@ -66,7 +72,8 @@ pub(crate) fn rows() -> Vec<Row> {
             "GetTdVmCallInfo 0 says that all that is demanded is there, 1 asks user space, which has nothing more unless it \
              says so, and any other is INVALID_OPERAND.",
             info,
-        ),
+        )
+        .exceeds("x86/tdx_vm_test: verify_get_td_vmcall_info"),
         row(
             "tdvmcall.map_gpa.refused",
             "MapGPA of nothing, of what wraps, of addresses that are none, and of both sides of the shared bit is \
@@ -106,23 +113,34 @@ pub(crate) fn rows() -> Vec<Row> {
             "A port access of 1, 2 or 4 bytes reaches user space; of another size, or neither in nor out, it is \
              INVALID_OPERAND.",
             port_sizes,
-        ),
+        )
+        .exceeds("x86/tdx_vm_test: verify_td_ioexit, verify_guest_writes, verify_guest_reads"),
         row(
             "tdvmcall.mmio_sizes",
             "An MMIO access of 1, 2, 4 or 8 bytes reaches user space; of another size, neither load nor store, or at a \
              private address, it is INVALID_OPERAND.",
             mmio_sizes,
-        ),
+        )
+        .exceeds("x86/tdx_vm_test: verify_mmio_reads, verify_mmio_writes"),
         row(
             "tdvmcall.cpuid",
             "CPUID asked of the host is what KVM_SET_CPUID2 has said of the vCPU, without an exit to user space.",
             cpuid,
-        ),
+        )
+        .exceeds("x86/tdx_vm_test: verify_td_cpuid_tdcall"),
         row(
             "tdvmcall.msrs",
             "KVM keeps MTRRdefType for the TD as it is written; an MSR that it has not is INVALID_OPERAND, read or written.",
             msrs,
-        ),
+        )
+        .upstream("x86/tdx_vm_test: verify_guest_msr_writes, verify_guest_msr_reads"),
+        row(
+            "tdvmcall.halt",
+            "A TD that halts stays in the kernel. Interrupted, its vCPU says that it is halted, and is so when it is entered \
+             again; made runnable, the TD goes on.",
+            halt,
+        )
+        .exceeds("x86/tdx_vm_test: verify_guest_hlt"),
     ]
 }
 
@@ -358,4 +376,30 @@ fn msrs(t: &Case) -> Outcome {
     expect_eq("RDMSR", &ask(&g, RDMSR, [MTRR_DEF_TYPE, 0, 0, 0])?, &[DONE, VALUE])?;
     expect_eq("RDMSR of nothing", &ask(&g, RDMSR, [NOTHING, 0, 0, 0])?[0], &INVALID_OPERAND)?;
     expect_eq("WRMSR to nothing", &ask(&g, WRMSR, [NOTHING, 0, 0, 0])?[0], &INVALID_OPERAND)
+}
+
+fn halt(t: &Case) -> Outcome {
+    let g = guest(t)?;
+    let v = g.vcpu(0);
+    let asking = v.start(op(HLT, [0; 4]))?;
+    let interrupted = || {
+        thread::sleep(Duration::from_millis(1));
+        v.kvm().kick()?;
+        asking.expect_exit(&Exit::Interrupted)?;
+        expect_ok("KVM_GET_MP_STATE", v.kvm().kvm()?.get_mp_state().map_err(|error| Errno::from_raw(error.errno())))
+    };
+    // It may be interrupted before it comes to its HLT.
+    let mut state = interrupted()?;
+    for _ in 0..100 {
+        if state.mp_state == KVM_MP_STATE_HALTED {
+            break;
+        }
+        asking.resume()?;
+        state = interrupted()?;
+    }
+    expect_eq("the state of a vCPU that halts", &state.mp_state, &KVM_MP_STATE_HALTED)?;
+    asking.resume()?;
+    expect_eq("its state a moment later", &interrupted()?.mp_state, &KVM_MP_STATE_HALTED)?;
+    v.kvm().set_runnable()?;
+    expect_answer(asking, [DONE, HLT])
 }

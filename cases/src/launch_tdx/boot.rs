@@ -20,7 +20,8 @@ pub(super) fn rows() -> Vec<Row> {
              TDG.VP.INFO tells it its number, how many there are, and where the shared bit is.",
             vcpus,
         )
-        .basis(&["TDX module ABI: TDG.VP.INFO, TDH.VP.INIT", "arch/x86/kvm/vmx/tdx.c: tdx_td_vcpu_init"]),
+        .basis(&["TDX module ABI: TDG.VP.INFO, TDH.VP.INIT", "arch/x86/kvm/vmx/tdx.c: tdx_td_vcpu_init"])
+        .exceeds("x86/tdx_vm_test: verify_td_lifecycle, verify_tdcall_vp_info"),
     ]
 }
 

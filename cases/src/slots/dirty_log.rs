@@ -38,7 +38,8 @@ pub(super) fn rows() -> Vec<Row> {
              asked last; without the flag there is none: ENOENT.",
             written_since,
         )
-        .basis(&[LOG, "Documentation/virt/kvm/api.rst 4.8"]),
+        .basis(&[LOG, "Documentation/virt/kvm/api.rst 4.8"])
+        .exceeds("x86/tdx_vm_test: verify_log_dirty_pages_flag_on_non_gmemfd_slot"),
         Row::new(
             "slots.dirty_log.first_touch",
             Types::ALL,

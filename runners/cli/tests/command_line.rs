@@ -142,7 +142,7 @@ fn bad_input_is_told_in_one_line_that_helps_and_nothing_runs() {
         (vec!["probe", "--on", "model"], "host, rig"),
         (vec!["run", "--format", "yaml"], "ktap-flat"),
         (vec!["run", "--require", "xen"], "sev_es"),
-        (vec!["run", "plain", "--require", "tdx"], "tdx"),
+        (vec!["run", "plain.", "--require", "tdx"], "tdx"),
         (vec!["run", "--module-param", "kvm"], "kvm.mmio_caching=0"),
         (vec!["run", "--on", "host", "--module-param", "kvm.mmio_caching=0"], "--on rig"),
         (vec!["run", "--on", "host", "--vendor", "both"], "--on rig"),

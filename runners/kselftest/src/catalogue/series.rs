@@ -23,7 +23,6 @@ const PRIV_MEMFD: &[Function] = &[
 ];
 
 const ONE_BACKING: &str = "a page of a SEV guest has one backing, so nothing can be allocated twice";
-const NO_TDX: &str = "the table has no rows for TDX VMs yet";
 const INTERRUPTS: &str = "Secure AVIC is about interrupts, not about memory";
 const NO_IN_PLACE: &str = "conversion in place needs KVM_SET_MEMORY_ATTRIBUTES2, which Linux 7.3 does not have";
 
@@ -102,38 +101,38 @@ pub(super) const TESTS: &[Test] = &[
         name: "x86/tdx_vm_test",
         origin: Series("TDX KVM selftests, v6 to v13, 2025-04 to 2026-05"),
         functions: &[
-            open("verify_td_lifecycle", NO_TDX),
-            open("verify_report_fatal_error", NO_TDX),
-            open("verify_td_ioexit", NO_TDX),
-            open("verify_td_cpuid", NO_TDX),
-            open("verify_get_td_vmcall_info", NO_TDX),
-            open("verify_guest_writes", NO_TDX),
-            open("verify_guest_reads", NO_TDX),
-            open("verify_guest_msr_writes", NO_TDX),
-            open("verify_guest_msr_reads", NO_TDX),
-            open("verify_guest_hlt", NO_TDX),
-            open("verify_mmio_reads", NO_TDX),
-            open("verify_mmio_writes", NO_TDX),
-            open("verify_td_cpuid_tdcall", NO_TDX),
-            open("verify_host_reading_private_mem", NO_TDX),
-            open("verify_tdcall_vp_info", NO_TDX),
-            open("verify_log_dirty_pages_flag_on_non_gmemfd_slot", NO_TDX),
+            covered("verify_td_lifecycle"),
+            covered("verify_report_fatal_error"),
+            covered("verify_td_ioexit"),
+            covered("verify_td_cpuid"),
+            covered("verify_get_td_vmcall_info"),
+            covered("verify_guest_writes"),
+            covered("verify_guest_reads"),
+            covered("verify_guest_msr_writes"),
+            covered("verify_guest_msr_reads"),
+            covered("verify_guest_hlt"),
+            covered("verify_mmio_reads"),
+            covered("verify_mmio_writes"),
+            covered("verify_td_cpuid_tdcall"),
+            covered("verify_host_reading_private_mem"),
+            covered("verify_tdcall_vp_info"),
+            covered("verify_log_dirty_pages_flag_on_non_gmemfd_slot"),
         ],
     },
     Test {
         name: "x86/tdx_shared_mem_test",
         origin: Series("TDX KVM selftests, v6, 2025-04"),
-        functions: &[open("verify_shared_mem", NO_TDX)],
+        functions: &[covered("verify_shared_mem")],
     },
     Test {
         name: "x86/tdx_upm_test",
         origin: Series("TDX KVM selftests, v6, 2025-04"),
-        functions: &[open("verify_upm_explicit", NO_TDX), open("verify_upm_implicit", NO_TDX), open("stress", NO_TDX)],
+        functions: &[covered("verify_upm_explicit"), covered("verify_upm_implicit"), covered("stress")],
     },
     Test {
         name: "x86/tdx_in_place_conversions_test",
         origin: Series("verify_conversions, proof of concept, 2026-06"),
-        functions: &[open("verify_conversions", NO_TDX)],
+        functions: &[open("verify_conversions", NO_IN_PLACE)],
     },
     Test {
         name: "x86/guest_memfd_conversions_test",
