@@ -4,6 +4,7 @@ use kvm_bindings::kvm_memory_attributes;
 use nix::errno::Errno;
 
 use crate::errno;
+use crate::host_action::HostAction;
 use crate::outcome::{Outcome, Stop};
 use crate::uapi::MEMORY_ATTRIBUTE_PRIVATE;
 use crate::units::{Gpa, PageCount};
@@ -19,14 +20,7 @@ impl Vm {
             .kvm()
             .set_memory_attributes(kvm_memory_attributes { address: gpa, size, attributes, flags })
             .map_err(errno::of_kvm);
-        self.host_did(&came, || {
-            let what = match attributes {
-                0 => "shared".to_owned(),
-                MEMORY_ATTRIBUTE_PRIVATE => "private".to_owned(),
-                other => format!("attributes {other:#x}"),
-            };
-            format!("SET_MEMORY_ATTRIBUTES {what}, gpa {gpa:#x}, {size:#x} bytes")
-        });
+        self.host_did(HostAction::SetMemoryAttributes { attributes, gpa, bytes: size }, &came);
         came
     }
 

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 
 use crate::errno;
+use crate::host_action::HostAction;
 use crate::mapping::{MapOptions, Mapping};
 use crate::outcome::{Outcome, Stop};
 use crate::trace::Trace;
@@ -78,8 +79,7 @@ impl GuestMemfd {
         // SAFETY: fallocate takes numbers and the descriptor is ours.
         let came = Errno::result(unsafe { libc::fallocate(self.fd(), mode, offset as i64, bytes as i64) }).map(drop);
         if let Some((trace, vm)) = &self.trace {
-            let what = if mode & FALLOC_PUNCH_HOLE != 0 { "PUNCH_HOLE" } else { "fallocate" };
-            trace.host_did(*vm, format!("{what} offset {offset:#x}, {bytes:#x} bytes"), &came);
+            trace.host_did(*vm, HostAction::Fallocate { mode, offset, bytes }, &came);
         }
         came
     }

@@ -21,6 +21,7 @@ pub mod guest;
 pub mod guest_memfd;
 pub mod guest_vcpu;
 pub mod host;
+mod host_action;
 mod ioeventfd;
 pub mod launch;
 pub mod leaks;

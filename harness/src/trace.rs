@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use privet_protocol::Op;
 
 use crate::exit::Exit;
+use crate::host_action::HostAction;
 use crate::measure::EventLog;
 use crate::outcome::Outcome;
 
@@ -46,7 +47,7 @@ struct Entry {
 struct HostStep {
     at_us: u64,
     vm: u64,
-    what: String,
+    action: HostAction,
     errno: Option<Errno>,
 }
 
@@ -136,8 +137,8 @@ impl Trace {
 
     /// Adds what the host has done to the memory of a VM, with what came of it, and drops the oldest if there are too
     /// many.
-    pub(crate) fn host_did(&self, vm: u64, what: String, came: &Result<(), Errno>) {
-        let step = HostStep { at_us: self.now_us(), vm, what, errno: came.err() };
+    pub(crate) fn host_did(&self, vm: u64, action: HostAction, came: &Result<(), Errno>) {
+        let step = HostStep { at_us: self.now_us(), vm, action, errno: came.err() };
         let mut steps = self.host_steps.lock().unwrap_or_else(PoisonError::into_inner);
         if steps.len() == self.depth {
             steps.pop_front();
@@ -163,9 +164,9 @@ impl Trace {
 
 impl HostStep {
     fn line(&self) -> String {
-        let Self { at_us, vm, what, errno } = self;
+        let Self { at_us, vm, action, errno } = self;
         let came = errno.map_or_else(String::new, |errno| format!(": {errno:?}"));
-        format!("host +{at_us} us vm {vm}: {what}{came}")
+        format!("host +{at_us} us vm {vm}: {action}{came}")
     }
 }
 
@@ -237,15 +238,19 @@ mod tests {
         let trace = Trace::new(2);
         let vcpu = VcpuName { vm: 1, vcpu: 0 };
         trace.record(vcpu, None, None, &Ok(Exit::Hlt));
-        for (what, came) in [("first", Ok(())), ("second", Ok(())), ("third", Err(Errno::EINVAL))] {
+        let deletion = |slot| HostAction::SetMemoryRegion { slot, gpa: 0, bytes: 0 };
+        let sharing = HostAction::SetMemoryAttributes { attributes: 0, gpa: 0x1000, bytes: 0x2000 };
+        for (action, came) in [(deletion(1), Ok(())), (deletion(2), Ok(())), (sharing, Err(Errno::EINVAL))] {
             std::thread::sleep(std::time::Duration::from_micros(5));
-            trace.host_did(1, what.to_owned(), &came);
+            trace.host_did(1, action, &came);
         }
         std::thread::sleep(std::time::Duration::from_micros(5));
         trace.record(vcpu, None, None, &Ok(Exit::Shutdown));
         let lines = trace.render(&|_| Vec::new());
         let ends: Vec<&str> = lines.iter().map(|line| line.split_once(": ").unwrap().1).collect();
-        assert_eq!(ends, ["HLT", "second", "third: EINVAL", "SHUTDOWN"], "{lines:?}");
+        let [second, third] =
+            ["SET_USER_MEMORY_REGION deletes slot 2", "SET_MEMORY_ATTRIBUTES shared, gpa 0x1000, 0x2000 bytes: EINVAL"];
+        assert_eq!(ends, ["HLT", second, third, "SHUTDOWN"], "{lines:?}");
         assert!(lines[1].starts_with("host +") && lines[1].contains(" us vm 1: "), "{lines:?}");
     }
 

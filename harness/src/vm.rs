@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use crate::errno;
 use crate::guest_memfd::GuestMemfd;
 use crate::host::Host;
+use crate::host_action::HostAction;
 use crate::mapping::Mapping;
 use crate::measure::EventLog;
 use crate::memslot::{Memslot, SlotSpec};
@@ -204,21 +205,16 @@ impl Vm {
             region.userspace_addr
         );
         let came = ioctl(&self.core.fd).map_err(errno::of_kvm);
-        self.host_did(&came, || {
-            let kvm_userspace_memory_region2 { slot, memory_size, guest_phys_addr, .. } = region;
-            match memory_size {
-                0 => format!("SET_USER_MEMORY_REGION deletes slot {slot}"),
-                size => format!("SET_USER_MEMORY_REGION slot {slot}, gpa {guest_phys_addr:#x}, {size:#x} bytes"),
-            }
-        });
+        let (slot, gpa, bytes) = (region.slot, region.guest_phys_addr, region.memory_size);
+        self.host_did(HostAction::SetMemoryRegion { slot, gpa, bytes }, &came);
         came?;
         slots.accepted(region, backing);
         Ok(())
     }
 
     /// Notes in the trace what the host has done to this VM's memory.
-    pub(crate) fn host_did(&self, came: &Result<(), Errno>, what: impl FnOnce() -> String) {
-        self.core.trace.host_did(self.core.number, what(), came);
+    pub(crate) fn host_did(&self, action: HostAction, came: &Result<(), Errno>) {
+        self.core.trace.host_did(self.core.number, action, came);
     }
 
     /// Makes a guest_memfd of `size` bytes.
