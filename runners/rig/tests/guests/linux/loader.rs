@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use iced_x86::IcedError;
-use iced_x86::code_asm::{CodeAssembler, eax, ecx, edx, qword_ptr, rax, rbp, rbx, rdi, rdx, rsi};
-use privet_harness::units::PAGE_SIZE;
+use iced_x86::code_asm::{CodeAssembler, eax, ecx, edx, rax, rdi, rdx};
+
+use super::unfilled;
 
 const PVALIDATE: [u8; 4] = [0xf2, 0x0f, 0x01, 0xff];
 const VMGEXIT: [u8; 4] = [0xf3, 0x0f, 0x01, 0xd9];
@@ -19,33 +20,18 @@ const TERMINATE: u32 = 0x100;
 /// # Errors
 /// If it does not assemble.
 pub(crate) fn loader(gpa: u64, unvalidated: &[Range<u64>], boot_params: u64, entry: u64) -> Result<Vec<u8>, IcedError> {
-    const TABLE: u64 = 0x800;
     let mut code = CodeAssembler::new(64)?;
-    let [mut next_range, mut next_page, mut done, mut broken] = std::array::from_fn(|_| code.create_label());
+    let mut broken = code.create_label();
     code.cli()?;
-    code.mov(rbx, gpa + TABLE)?;
-    code.set_label(&mut next_range)?;
-    code.mov(rdi, qword_ptr(rbx))?;
-    code.mov(rbp, qword_ptr(rbx + 8))?;
-    code.test(rbp, rbp)?;
-    code.jz(done)?;
-    code.set_label(&mut next_page)?;
-    code.mov(rax, rdi)?;
-    code.xor(ecx, ecx)?;
-    code.mov(edx, 1_u32)?;
-    code.db(&PVALIDATE)?;
-    code.jc(broken)?;
-    code.test(eax, eax)?;
-    code.jnz(broken)?;
-    code.add(rdi, PAGE_SIZE as i32)?;
-    code.cmp(rdi, rbp)?;
-    code.jb(next_page)?;
-    code.add(rbx, 16)?;
-    code.jmp(next_range)?;
-    code.set_label(&mut done)?;
-    code.mov(rsi, boot_params)?;
-    code.mov(rax, entry)?;
-    code.jmp(rax)?;
+    unfilled::walk_and_jump(&mut code, gpa, boot_params, entry, |code| {
+        code.mov(rax, rdi)?;
+        code.xor(ecx, ecx)?;
+        code.mov(edx, 1_u32)?;
+        code.db(&PVALIDATE)?;
+        code.jc(broken)?;
+        code.test(eax, eax)?;
+        code.jnz(broken)
+    })?;
     code.set_label(&mut broken)?;
     code.mov(ecx, GHCB_MSR)?;
     code.mov(eax, TERMINATE)?;
@@ -53,11 +39,5 @@ pub(crate) fn loader(gpa: u64, unvalidated: &[Range<u64>], boot_params: u64, ent
     code.wrmsr()?;
     code.db(&VMGEXIT)?;
     code.jmp(broken)?;
-    let mut page = code.assemble(gpa)?;
-    page.resize(TABLE as usize, 0);
-    for word in unvalidated.iter().flat_map(|range| [range.start, range.end]).chain([0, 0]) {
-        page.extend(word.to_le_bytes());
-    }
-    page.resize(PAGE_SIZE as usize, 0);
-    Ok(page)
+    unfilled::page(&mut code, gpa, unvalidated)
 }

@@ -10,6 +10,7 @@ mod launch;
 mod loader;
 mod td;
 mod td_loader;
+mod unfilled;
 
 use std::fs;
 use std::io::{self, Write};

@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, dword_ptr, eax, ecx, esi, qword_ptr, r10, r10d, r11d, r12, rax, rbp, rbx, rcx, rdi, rsi, word_ptr,
+    CodeAssembler, dword_ptr, eax, ecx, esi, qword_ptr, r10, r10d, r11d, r12, rax, rbx, rcx, rdi, word_ptr,
 };
-use privet_harness::units::PAGE_SIZE;
+
+use super::unfilled;
 
 const TDCALL: [u8; 4] = [0x66, 0x0f, 0x01, 0xcc];
 /// TDG.MEM.PAGE.ACCEPT.
@@ -32,35 +33,20 @@ pub(crate) fn loader(
     entry: u64,
     mailbox: u64,
 ) -> Result<Vec<u8>, IcedError> {
-    const TABLE: u64 = 0x800;
     let mut code = CodeAssembler::new(64)?;
-    let [mut next_range, mut next_page, mut done, mut broken, mut wait] = std::array::from_fn(|_| code.create_label());
+    let [mut broken, mut wait] = std::array::from_fn(|_| code.create_label());
     code.cli()?;
     code.mov(rbx, mailbox)?;
     code.test(esi, esi)?;
     code.jnz(wait)?;
 
-    code.mov(rbx, gpa + TABLE)?;
-    code.set_label(&mut next_range)?;
-    code.mov(rdi, qword_ptr(rbx))?;
-    code.mov(rbp, qword_ptr(rbx + 8))?;
-    code.test(rbp, rbp)?;
-    code.jz(done)?;
-    code.set_label(&mut next_page)?;
-    code.mov(rcx, rdi)?;
-    code.mov(eax, ACCEPT)?;
-    code.db(&TDCALL)?;
-    code.test(rax, rax)?;
-    code.jnz(broken)?;
-    code.add(rdi, PAGE_SIZE as i32)?;
-    code.cmp(rdi, rbp)?;
-    code.jb(next_page)?;
-    code.add(rbx, 16)?;
-    code.jmp(next_range)?;
-    code.set_label(&mut done)?;
-    code.mov(rsi, boot_params)?;
-    code.mov(rax, entry)?;
-    code.jmp(rax)?;
+    unfilled::walk_and_jump(&mut code, gpa, boot_params, entry, |code| {
+        code.mov(rcx, rdi)?;
+        code.mov(eax, ACCEPT)?;
+        code.db(&TDCALL)?;
+        code.test(rax, rax)?;
+        code.jnz(broken)
+    })?;
 
     code.set_label(&mut broken)?;
     code.mov(r12, rax)?;
@@ -82,11 +68,5 @@ pub(crate) fn loader(
     code.mov(word_ptr(rbx), 0)?;
     code.jmp(r10)?;
 
-    let mut page = code.assemble(gpa)?;
-    page.resize(TABLE as usize, 0);
-    for word in unaccepted.iter().flat_map(|range| [range.start, range.end]).chain([0, 0]) {
-        page.extend(word.to_le_bytes());
-    }
-    page.resize(PAGE_SIZE as usize, 0);
-    Ok(page)
+    unfilled::page(&mut code, gpa, unaccepted)
 }
