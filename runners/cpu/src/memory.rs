@@ -13,6 +13,7 @@ use crate::host::{self, Cell};
 use crate::paging::View;
 use crate::place::{MAX_ATTEMPTS, Place};
 use crate::state::cr4;
+use crate::tlb::within_page;
 use crate::word::Word;
 
 /// The places of one write, with their sizes.
@@ -116,28 +117,16 @@ impl Core<'_> {
     #[inline(always)]
     fn replace<T: Cell + Word>(&mut self, linear: u64, lock: bool, change: impl Fn(u64) -> u64) -> Result<u64, Abort> {
         if let Some(at) = self.tlbs.write(self.view, linear, T::BYTES) {
-            if lock {
-                // SAFETY: as in `write`.
-                let mut old = unsafe { T::load(at) };
-                loop {
-                    // SAFETY: as in `write`.
-                    let found = unsafe { T::compare_exchange(at, old, T::cut(change(old.wide()))) };
-                    if found == old {
-                        return Ok(old.wide());
-                    }
-                    old = found;
-                }
-            }
             // SAFETY: as in `write`.
-            unsafe {
-                let old = T::load(at).wide();
-                T::store(at, T::cut(change(old)));
-                return Ok(old);
-            }
+            return Ok(unsafe { exchange::<T>(at, lock, change) });
         }
-        self.prepare_write(linear, T::BYTES)?;
-        if self.tlbs.write(self.view, linear, T::BYTES).is_some() {
-            return self.replace::<T>(linear, lock, change);
+        if !within_page(linear, T::BYTES) {
+            self.prepare_write(linear, T::BYTES)?;
+        } else if let Some(at) = self.place_to_replace(linear, T::BYTES)? {
+            // SAFETY: `place_to_replace` just found the page writable, and the value does not leave it.
+            let old = unsafe { exchange::<T>(at, lock, change) };
+            self.wrote_code(at, T::BYTES);
+            return Ok(old);
         }
         // Across pages, or MMIO, which has no atomic access on hardware either.
         let _guard = lock.then(|| SPLIT_LOCK.lock().unwrap_or_else(PoisonError::into_inner));
@@ -148,14 +137,33 @@ impl Core<'_> {
 
     /// CMPXCHG16B with LOCK: stores `new` if 16 aligned bytes hold `old`; returns what they held.
     pub(crate) fn compare_exchange_wide(&mut self, linear: u64, old: u128, new: u128) -> Result<u128, Abort> {
-        self.prepare_write(linear, 16)?;
         if let Some(at) = self.tlbs.write(self.view, linear, 16) {
             // SAFETY: as in `write`; the caller has checked the alignment.
             return Ok(unsafe { u128::compare_exchange(at, old, new) });
         }
+        if let Some(at) = self.place_to_replace(linear, 16)? {
+            // SAFETY: `place_to_replace` just found the page writable; the caller has checked the alignment.
+            let found = unsafe { u128::compare_exchange(at, old, new) };
+            self.wrote_code(at, 16);
+            return Ok(found);
+        }
         let found = self.read_wide(linear)?;
         self.write_wide(linear, if found == old { new } else { found })?;
         Ok(found)
+    }
+
+    /// Where a value that does not leave its page is read and written; `None` if that is no memory. Both have to happen
+    /// where one look has found it: if the page led elsewhere meanwhile, what was read here would overwrite what is there.
+    #[cold]
+    #[inline(never)]
+    fn place_to_replace(&mut self, linear: u64, size: usize) -> Result<Option<*mut u8>, Abort> {
+        if self.watches_memory {
+            self.watch(linear, size, true);
+        }
+        match self.place(linear, AccessKind::Write, self.view)? {
+            Place::Host(at) | Place::Code(at) => Ok(Some(at)),
+            Place::Mmio(_) | Place::Device(_) => Ok(None),
+        }
     }
 
     /// Raises what a write of `size` bytes would raise, without writing.
@@ -360,6 +368,30 @@ impl Core<'_> {
             Place::Host(at) | Place::Code(at) => Ok(at),
             Place::Mmio(at) | Place::Device(at) => self.exit(CpuExit::NoMemory { gpa: at & !0xfff }),
         }
+    }
+}
+
+/// Replaces the value at a host address by `change` of it and returns the old one. With `lock`, atomically; `change` may
+/// then be called several times.
+///
+/// # Safety
+/// `at` points to as many writable bytes.
+#[inline(always)]
+unsafe fn exchange<T: Cell + Word>(at: *mut u8, lock: bool, change: impl Fn(u64) -> u64) -> u64 {
+    // SAFETY: the caller says that the bytes are there.
+    let mut old = unsafe { T::load(at) };
+    if !lock {
+        // SAFETY: the caller says that the bytes are writable.
+        unsafe { T::store(at, T::cut(change(old.wide()))) };
+        return old.wide();
+    }
+    loop {
+        // SAFETY: as above.
+        let found = unsafe { T::compare_exchange(at, old, T::cut(change(old.wide()))) };
+        if found == old {
+            return old.wide();
+        }
+        old = found;
     }
 }
 

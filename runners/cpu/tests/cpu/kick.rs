@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use privet_cpu::state::gpr;
 use privet_cpu::{
@@ -32,6 +33,52 @@ impl Bus for SwitchingBus<'_> {
         let backing = self.vm.backing.read().expect("not poisoned");
         let gpa = if gpa == PAGE { *backing } else { gpa };
         self.vm.ram.page(gpa).map_or(Resolve::Mmio, Resolve::Page)
+    }
+
+    fn cpuid(&mut self, _: &CpuState, _: u32, _: u32) -> CpuidResult {
+        CpuidResult::default()
+    }
+
+    fn rdmsr(&mut self, _: &CpuState, _: u32) -> Result<u64, Exception> {
+        Err(Exception::gp(0))
+    }
+
+    fn wrmsr(&mut self, _: &mut CpuState, _: u32, _: u64) -> Result<(), Exception> {
+        Err(Exception::gp(0))
+    }
+
+    fn tsc(&mut self, _: &CpuState) -> u64 {
+        0
+    }
+
+    fn intercept(&mut self, _: &mut CpuState, _: Intercept, _: u8) -> Intercepted {
+        Intercepted::Native
+    }
+}
+
+/// A bus that moves `PAGE` to the next of these, and has its CPU flush, whenever it is asked for it, and says where it is
+/// when it is asked again: a VM whose other threads are always quicker.
+struct MovingBus<'a> {
+    ram: &'a Ram,
+    kick: Arc<Kick>,
+    asked: usize,
+}
+
+impl MovingBus<'_> {
+    const PLACES: [u64; 3] = [0x11000, 0x12000, 0x13000];
+}
+
+impl Bus for MovingBus<'_> {
+    fn resolve(&mut self, _: &mut CpuState, gpa: u64, _: Access) -> Resolve {
+        let mut at = gpa;
+        if gpa == PAGE {
+            at = MovingBus::PLACES[self.asked / 2 % 3];
+            if self.asked.is_multiple_of(2) {
+                self.kick.request_flush();
+            }
+            self.asked += 1;
+        }
+        self.ram.page(at).map_or(Resolve::Mmio, Resolve::Page)
     }
 
     fn cpuid(&mut self, _: &CpuState, _: u32, _: u32) -> CpuidResult {
@@ -105,6 +152,37 @@ fn nothing_is_written_to_a_page_that_was_taken_away() {
         kicks.iter().for_each(|kick| kick.stop());
     });
     assert!(progress > 0, "the guests ran");
+}
+
+#[test]
+fn a_value_is_replaced_where_it_was_read_even_if_its_page_moves_all_the_time() {
+    type Assemble = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let programs: [(Assemble, u64); 5] = [
+        (|a| a.inc(qword_ptr(rbx)), 1),
+        (|a| a.lock().inc(qword_ptr(rbx)), 1),
+        (|a| a.lock().xadd(qword_ptr(rbx), rcx), 5),
+        (|a| a.lock().bts(qword_ptr(rbx), 40), 1 << 40),
+        // It holds something else, and so nothing changes.
+        (|a| a.lock().cmpxchg16b(xmmword_ptr(rbx)), 0),
+    ];
+    for (index, (program, more)) in programs.into_iter().enumerate() {
+        let ram = Ram::new(1 << 20);
+        let mut cpu = Cpu::new(Config::default());
+        long_mode(&mut cpu, &ram, 0);
+        for (place, value) in MovingBus::PLACES.into_iter().zip([0x10, 0x2000, 0x30_0000]) {
+            ram.write_u64(place, value);
+        }
+        let mut a = CodeAssembler::new(64).expect("64-bit");
+        program(&mut a).and_then(|()| a.hlt()).expect("the guest assembles");
+        ram.write(0x8000, &a.assemble(0x8000).expect("the guest assembles"));
+        cpu.state.rip = 0x8000;
+        cpu.state.gpr[gpr::RBX] = PAGE;
+        cpu.state.gpr[gpr::RCX] = 5;
+        let kick = Arc::clone(cpu.kick());
+        assert_eq!(cpu.run(&mut MovingBus { ram: &ram, kick, asked: 0 }), CpuExit::Halt);
+        let sum: u64 = MovingBus::PLACES.map(|place| ram.read_u64(place)).iter().sum();
+        assert_eq!(sum, 0x30_2010 + more, "program {index}");
+    }
 }
 
 #[test]
