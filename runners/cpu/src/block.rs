@@ -21,9 +21,13 @@ use crate::exit::MAX_INSTRUCTION_BYTES;
 use crate::host;
 use crate::op::Op;
 use crate::segment::Seg;
+use crate::translate::{self, CodeBuffer, CodeVersion, Translated, Way};
 
 /// A block is at most so long, bytes.
 const MAX_BYTES: usize = 256;
+
+/// Room for translations, of each block that there is room for.
+const CODE_OF_BLOCK: usize = 512;
 
 /// Instructions that execute one after the other.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +35,8 @@ pub(crate) struct Block<'a> {
     /// The last op may change what following code means: mode, privilege, mapping, pending events.
     pub(crate) changes_mode: bool,
     pub(crate) ops: &'a [Op],
+    /// What it was translated to, and where that is.
+    pub(crate) code: Option<(&'a CodeBuffer, Translated)>,
 }
 
 impl Block<'_> {
@@ -50,6 +56,7 @@ struct Known {
     count: u8,
     bits: u8,
     changes_mode: bool,
+    translation: Translation,
     /// The two blocks that came behind it last.
     next: [Link; 2],
 }
@@ -64,6 +71,17 @@ struct Link {
 
 impl Link {
     const NONE: Link = Link { rip: 0, number: NONE, first: NONE };
+}
+
+/// What has become of a block.
+#[derive(Debug, Clone, Copy)]
+enum Translation {
+    /// It is translated when it has executed so often again.
+    After(u32),
+    /// Where the code is.
+    At(Translated),
+    /// There is none: it is not 64-bit code, or the host executes nothing that was written.
+    Never,
 }
 
 /// No block has this number: the cache is full before that.
@@ -92,6 +110,7 @@ pub(crate) struct BlockCache {
     pairs: Box<[[u32; 2]]>,
     /// The block that was found last.
     last: u32,
+    code: Option<CodeBuffer>,
 }
 
 impl BlockCache {
@@ -103,22 +122,66 @@ impl BlockCache {
     /// No blocks, and room for about 2^`bits`.
     pub(crate) fn new(bits: u32) -> BlockCache {
         let pairs = vec![[NONE; 2]; 1 << bits].into();
-        BlockCache { known: Vec::new(), ops: Vec::with_capacity(8 << bits), bytes: Vec::new(), pairs, last: NONE }
+        BlockCache {
+            known: Vec::new(),
+            ops: Vec::with_capacity(8 << bits),
+            bytes: Vec::new(),
+            pairs,
+            last: NONE,
+            code: CodeBuffer::new(CODE_OF_BLOCK << bits),
+        }
     }
 
-    /// The block at RIP.
+    /// The block at RIP, to which translated code came by this way.
     #[inline(always)]
-    pub(crate) fn find(&mut self, core: &mut Core<'_>) -> Result<Block<'_>, Abort> {
+    pub(crate) fn find(&mut self, core: &mut Core<'_>, way: Way) -> Result<Block<'_>, Abort> {
         let number = match self.linked(core)? {
             Some(number) => number,
             None => self.look_up(core)?,
         };
         self.last = number;
+        if let Translation::After(left) = self.known[number as usize].translation {
+            self.warm_up(number, left, core);
+        }
         let known = &self.known[number as usize];
         host::prefetch(self.known.get(known.next[0].number as usize));
         host::prefetch(self.ops.get(known.next[0].first as usize));
         let ops = &self.ops[known.first as usize..known.first as usize + usize::from(known.count)];
-        Ok(Block { changes_mode: known.changes_mode, ops })
+        let code = match (known.translation, &mut self.code) {
+            (Translation::At(translated), Some(code)) => {
+                code.shorten(way, known.rip, translated);
+                Some((&*code, translated))
+            }
+            _ => None,
+        };
+        Ok(Block { changes_mode: known.changes_mode, ops, code })
+    }
+
+    /// Counts an execution of a block that is not translated, and translates it when it is time.
+    fn warm_up(&mut self, number: u32, left: u32, core: &mut Core<'_>) {
+        let known = &mut self.known[number as usize];
+        if left > 0 {
+            known.translation = Translation::After(left - 1);
+            return;
+        }
+        known.translation = Translation::Never;
+        let Some(buffer) = &mut self.code else { return };
+        let ops = &self.ops[known.first as usize..known.first as usize + usize::from(known.count)];
+        let mut code = [0; MAX_BYTES];
+        let code = &mut code[..ops.iter().map(|op| usize::from(op.len)).sum()];
+        let origin = match &known.source {
+            Source::Page { page, version, .. } => Some(CodeVersion { page, version: *version }),
+            Source::Bytes { .. } => None,
+            // Not worth it.
+            Source::TwoPages { .. } => return,
+        };
+        if core.fetch_code(known.rip, code) != Ok(code.len()) {
+            return;
+        }
+        let source = translate::Source { code, rip: known.rip, ops, origin, changes_mode: known.changes_mode };
+        if let Some(translated) = translate::translate(buffer, source) {
+            known.translation = Translation::At(translated);
+        }
     }
 
     /// The block at RIP, if it came behind the last one before.
@@ -143,7 +206,7 @@ impl BlockCache {
             second
         } else {
             let decoded = decode_block(core)?;
-            let number = self.keep(decoded);
+            let number = self.keep(decoded, core.config.translate_after);
             let [first, _] = self.pairs[pair];
             self.pairs[pair] = [number, first];
             number
@@ -156,13 +219,15 @@ impl BlockCache {
     }
 
     /// Puts what was decoded where it stays.
-    fn keep(&mut self, Decoded { rip, bits, changes_mode, origin, ops }: Decoded) -> u32 {
+    fn keep(&mut self, decoded: Decoded, translate_after: u32) -> u32 {
+        let Decoded { rip, bits, changes_mode, origin, ops } = decoded;
         if self.ops.len() + ops.len() > self.ops.capacity() {
             self.pairs.fill([NONE; 2]);
             self.known.clear();
             self.ops.clear();
             self.bytes.clear();
             self.last = NONE;
+            self.code.iter_mut().for_each(CodeBuffer::clear);
         }
         let first = self.bytes.len() as u32;
         let source = match origin {
@@ -178,7 +243,9 @@ impl BlockCache {
         };
         let (first, count) = (self.ops.len() as u32, ops.len() as u8);
         self.ops.extend(ops);
-        self.known.push(Known { rip, source, first, count, bits, changes_mode, next: [Link::NONE; 2] });
+        let is_translated = bits == 64 && translate_after != u32::MAX;
+        let translation = if is_translated { Translation::After(translate_after) } else { Translation::Never };
+        self.known.push(Known { rip, source, first, count, bits, changes_mode, translation, next: [Link::NONE; 2] });
         self.known.len() as u32 - 1
     }
 

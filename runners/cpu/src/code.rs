@@ -37,8 +37,8 @@ struct Inner {
 pub(crate) struct CodePage {
     /// Where it begins.
     address: usize,
-    /// Counts the times that its code was overwritten.
-    version: AtomicU32,
+    /// Counts the times that its code was overwritten. Translated code looks at it, too.
+    pub(crate) version: AtomicU32,
     /// The lines that blocks were decoded from since then.
     lines: AtomicU64,
 }

@@ -28,6 +28,9 @@ pub struct Config {
     pub gigabyte_pages: bool,
     /// Whose processor it is, where the architecture leaves it to the vendor.
     pub vendor: Vendor,
+    /// How often code executes before it is translated for the host's processor; never with `u32::MAX`. What it does
+    /// does not depend on it.
+    pub translate_after: u32,
 }
 
 impl Default for Config {
@@ -39,6 +42,8 @@ impl Default for Config {
             xcr0_allowed: Extensions::of_host().xcr0(),
             gigabyte_pages: true,
             vendor: Vendor::Intel,
+            // A translation takes about as long as so many executions by handlers.
+            translate_after: 32,
         }
     }
 }

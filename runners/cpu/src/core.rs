@@ -1,7 +1,5 @@
 //! The CPU while it runs: what instruction handlers work on.
 
-use std::sync::Arc;
-
 use crate::bus::Bus;
 use crate::code::{CodePages, Seen};
 use crate::completion::Completion;
@@ -41,7 +39,7 @@ pub(crate) struct Core<'a> {
     pub(crate) tlbs: &'a mut Tlbs,
     pub(crate) bus: &'a mut dyn Bus,
     pub(crate) completion: &'a mut Completion,
-    pub(crate) kick: Arc<Kick>,
+    pub(crate) kick: &'a Kick,
     /// Whose writes to code are told, see [`CodePages`]; without, each block is compared with memory.
     pub(crate) code: Option<&'a CodePages>,
     pub(crate) seen_code: &'a mut Seen,

@@ -168,7 +168,7 @@ impl Cpu {
             tlbs: &mut self.tlbs,
             bus,
             completion: &mut self.completion,
-            kick: Arc::clone(&self.kick),
+            kick: &self.kick,
             code: self.code.as_deref(),
             seen_code: &mut self.seen_code,
             config: self.config,

@@ -6,8 +6,8 @@ use crate::core::{Abort, Core, Why};
 use crate::exception::{Exception, vector};
 use crate::exit::CpuExit;
 use crate::flags;
-use crate::op::Op;
 use crate::state::{Injection, Shadow};
+use crate::translate::{self, Ended, Way};
 
 /// DR6: single step.
 const DR6_BS: u64 = 1 << 14;
@@ -122,13 +122,33 @@ impl Core<'_> {
     /// Executes blocks, until something has happened that the loop around has to look at.
     #[inline(always)]
     fn run_blocks<const RECORDS: bool>(&mut self, blocks: &mut BlockCache) -> Result<(), CpuExit> {
+        let mut way = Way::Any;
         loop {
-            let block = match blocks.find(self) {
+            let block = match blocks.find(self, way) {
                 Ok(block) => block,
-                Err(abort) => return self.aborted(abort, None),
+                Err(abort) => return self.aborted(abort, false),
             };
+            way = Way::Any;
             if RECORDS {
                 self.bus.entered(self.s, block.ops.len(), block.bytes());
+            } else if let Some((buffer, code)) = block.code {
+                match translate::enter(self, buffer, code) {
+                    Ended::Done(by) => way = by,
+                    Ended::Changed => {
+                        self.update_mode();
+                        return Ok(());
+                    }
+                    Ended::Aborted { stack } => return self.aborted(Abort, stack),
+                    Ended::Attention => {
+                        self.s.rip = self.next_rip;
+                        self.update_mode();
+                        return self.attend();
+                    }
+                }
+                if self.kick.any() || self.s.instructions >= self.s.turn_ends {
+                    return Ok(());
+                }
+                continue;
             }
             // Only the last op of a block changes where execution goes on.
             let mut rip = self.s.rip;
@@ -140,7 +160,7 @@ impl Core<'_> {
                     if RECORDS && self.why != Why::Switched {
                         self.bus.cut_short(self.s.rip, block.ops.len() - index);
                     }
-                    return self.aborted(abort, Some(op));
+                    return self.aborted(abort, op.mem.stack);
                 }
                 self.s.instructions = self.s.instructions.wrapping_add(1);
                 if self.attention {
@@ -171,9 +191,9 @@ impl Core<'_> {
         if self.instruction_breakpoint(shadow)? {
             return Ok(());
         }
-        let block = match blocks.find(self) {
+        let block = match blocks.find(self, Way::Any) {
             Ok(block) => block,
-            Err(abort) => return self.aborted(abort, None),
+            Err(abort) => return self.aborted(abort, false),
         };
         self.watch_hits = 0;
         self.casts_shadow = false;
@@ -207,7 +227,7 @@ impl Core<'_> {
                 if !matches!(self.why, Why::Exit(_) | Why::Emulate(_)) {
                     self.completion.forget();
                 }
-                self.aborted(abort, Some(op))
+                self.aborted(abort, op.mem.stack)
             }
         }
     }
@@ -247,9 +267,9 @@ impl Core<'_> {
         self.completion.next_write().map_or(Ok(()), Err)
     }
 
-    /// Sees to an instruction that did not complete.
+    /// Sees to an instruction that did not complete, and whose operand is, or is not, relative to the stack.
     #[cold]
-    fn aborted(&mut self, _: Abort, op: Option<&Op>) -> Result<(), CpuExit> {
+    fn aborted(&mut self, _: Abort, stack: bool) -> Result<(), CpuExit> {
         self.attention = false;
         self.exit_after = None;
         self.completion.drop_writes();
@@ -267,7 +287,7 @@ impl Core<'_> {
                 self.enter_world();
                 return Ok(());
             }
-            Why::NonCanonical if op.is_some_and(|op| op.mem.stack) => Exception::ss(0),
+            Why::NonCanonical if stack => Exception::ss(0),
             Why::NonCanonical => Exception::gp(0),
             Why::Exception(exception) => exception,
         };

@@ -67,7 +67,8 @@ impl Patience {
 /// A bus may ask for a flush of its own CPU from inside a call, which then is honoured behind that call.
 #[derive(Debug, Default)]
 pub struct Kick {
-    requests: AtomicU32,
+    /// Translated code looks at it, too.
+    pub(crate) requests: AtomicU32,
     running: AtomicBool,
     parts: Mutex<Vec<Flush>>,
 }

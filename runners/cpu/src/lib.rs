@@ -19,7 +19,9 @@
 //!
 //! ```text
 //! Cpu::run ── execute ── block ── decode          one basic block after the other
-//!                │                  │
+//!                │          │       │
+//!                │      translate   │             what executes often, as the host's own code
+//!                │          │       │
 //!                │       arithmetic, moves, sse ... handlers, one file a family;
 //!                │                  native      the rest is the host's to execute
 //!                │                  │
@@ -78,6 +80,7 @@ mod syscall;
 mod system;
 mod tables;
 mod tlb;
+mod translate;
 mod vmx;
 mod word;
 mod xsave_ops;

@@ -11,20 +11,22 @@ use crate::kick::Flush;
 use crate::paging::View;
 use crate::state::World;
 
-const ENTRIES: usize = 1024;
+pub(crate) const ENTRIES: usize = 1024;
 const PAGE_MASK: u64 = !0xfff;
 /// No context has this number, and so no page this tag.
 const INVALID: u64 = u64::MAX;
 /// Numbers of contexts are smaller than this, and are not 0.
 const NUMBERS: u64 = 0xfff;
 
+/// Of a size that makes an index an offset by a shift: translated code looks entries up, too.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+#[repr(align(32))]
+pub(crate) struct Entry {
     /// Linear page and context for which reads go to `page`, or `INVALID`.
-    read: u64,
+    pub(crate) read: u64,
     /// Linear page and context for which writes go to `page`, or `INVALID`.
-    write: u64,
-    page: *mut u8,
+    pub(crate) write: u64,
+    pub(crate) page: *mut u8,
 }
 
 // SAFETY: the pointers are to guest memory, which no thread owns (`HostPage::new`); the TLB itself only
@@ -89,7 +91,7 @@ impl Tlb {
 }
 
 #[inline(always)]
-fn index(linear: u64) -> usize {
+pub(crate) fn index(linear: u64) -> usize {
     (linear >> 12) as usize % ENTRIES
 }
 
@@ -169,7 +171,7 @@ pub(crate) struct Tlbs {
     next_number: u64,
     context: Context,
     /// The numbers of `context`, and of its guest-physical addresses.
-    number: u64,
+    pub(crate) number: u64,
     physical_number: u64,
     /// By 4 MiB and by 1 GiB.
     large: [Marks; 2],
@@ -205,6 +207,12 @@ impl Tlbs {
     #[inline(always)]
     pub(crate) fn write(&self, view: View, linear: u64, size: usize) -> Option<*mut u8> {
         self.data[view as usize].write(self.number, linear, size)
+    }
+
+    /// The entries for the accesses of a view, and for its fetches; of each [`ENTRIES`].
+    #[inline(always)]
+    pub(crate) fn entries(&self, view: View) -> [*const Entry; 2] {
+        [self.data[view as usize].entries.as_ptr(), self.fetch[usize::from(view == View::User)].entries.as_ptr()]
     }
 
     /// Host address for a fetch.

@@ -1,4 +1,5 @@
-//! Every instruction form against the processor underneath: same registers, defined flags and memory.
+//! Every instruction form against the processor underneath: same registers, defined flags and memory; and as its
+//! handler does it against as it is translated: all of them, undefined flags among them.
 
 use iced_x86::{Code, Encoder, Instruction, OpAccess};
 use privet_cpu::fpu::{self, FpuState};
@@ -79,6 +80,7 @@ struct Comparison {
 }
 
 /// How the interpreter ended.
+#[derive(Debug, PartialEq)]
 enum Interpreted {
     Completed(Box<Registers>),
     /// It raised an exception, which the processor would too.
@@ -91,8 +93,8 @@ impl Comparison {
         Comparison { native: Native::new(), tables: Ram::new(0x10000) }
     }
 
-    fn interpret(&mut self, code: &[u8], registers: &Registers) -> Interpreted {
-        let mut cpu = Cpu::new(Config::default());
+    fn interpret(&mut self, code: &[u8], registers: &Registers, translate_after: u32) -> Interpreted {
+        let mut cpu = Cpu::new(Config { translate_after, ..Config::default() });
         long_mode(&mut cpu, &self.tables, 3);
         cpu.state.gpr = registers.gpr;
         cpu.state.rflags = registers.rflags;
@@ -139,14 +141,19 @@ impl Comparison {
             return Ok(false);
         }
         self.fill(&memory);
-        let interpreted = match self.interpret(&code, &registers) {
+        let interpreted = self.interpret(&code, &registers, u32::MAX);
+        let interpreted_memory = self.native.read(DATA, DATA_SIZE);
+        self.fill(&memory);
+        prop_assert_eq!(&self.interpret(&code, &registers, 0), &interpreted, "translated, {}", &what);
+        let first = self.native.read(DATA, DATA_SIZE).iter().zip(&interpreted_memory).position(|(a, b)| a != b);
+        prop_assert_eq!(first, None, "first byte of memory that differs, translated, after {}", &what);
+        let interpreted = match interpreted {
             Interpreted::Completed(interpreted) => interpreted,
             Interpreted::Raised => return Ok(false),
             Interpreted::Other(exit) => {
                 return Err(TestCaseError::fail(format!("{what}: {exit:?}")));
             }
         };
-        let interpreted_memory = self.native.read(DATA, DATA_SIZE);
         self.fill(&memory);
         let native = self.native.run(&code, &registers);
         let native_memory = self.native.read(DATA, DATA_SIZE);

@@ -74,13 +74,18 @@ fn drive_on_a_board(cpu: &mut Cpu, ram: &Ram) {
     }
 }
 
+/// Code is translated at once, or never.
+fn translate_after() -> impl Strategy<Value = u32> {
+    prop::sample::select(vec![0, u32::MAX])
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_code_in_a_sound_machine(code in prop::collection::vec(any::<u8>(), 64..256), gpr in any::<[u64; 16]>(), cpl in prop::sample::select(vec![0_u16, 3])) {
+    fn random_code_in_a_sound_machine(code in prop::collection::vec(any::<u8>(), 64..256), gpr in any::<[u64; 16]>(), cpl in prop::sample::select(vec![0_u16, 3]), translate_after in translate_after()) {
         let ram = Ram::new(RAM);
-        let mut cpu = Cpu::new(Config::default());
+        let mut cpu = Cpu::new(Config { translate_after, ..Config::default() });
         long_mode(&mut cpu, &ram, cpl);
         with_idt(&mut cpu, &ram);
         ram.write(CODE, &code);
@@ -102,12 +107,13 @@ proptest! {
         rip in prop_oneof![Just(CODE), any::<u64>()],
         rflags in any::<u64>(),
         debug in any::<[u64; 6]>(),
+        translate_after in translate_after(),
     ) {
         let ram = Ram::new(RAM);
         for at in (0..RAM as u64).step_by(0x1000) {
             ram.write(at, &code);
         }
-        let mut cpu = Cpu::new(Config::default());
+        let mut cpu = Cpu::new(Config { translate_after, ..Config::default() });
         let state = &mut cpu.state;
         state.gpr = gpr;
         state.rip = rip;

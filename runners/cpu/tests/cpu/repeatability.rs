@@ -141,6 +141,8 @@ fn program(steps: &[Step]) -> Result<Vec<u8>, IcedError> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Disturbance {
     None,
+    /// It translates what has executed so often, at once in all others.
+    Translates(u32),
     /// It compares code with memory.
     Compares,
     /// Turns of so many instructions at least.
@@ -160,9 +162,15 @@ struct Left {
 fn run(code: &[u8], disturbance: Disturbance) -> Left {
     let ram = Ram::new(DEVICES as usize);
     let pages = Arc::new(CodePages::new());
+    let translate_after = match disturbance {
+        Disturbance::None => u32::MAX,
+        Disturbance::Translates(executions) => executions,
+        _ => 0,
+    };
+    let config = Config { translate_after, ..Config::default() };
     let mut cpu = match disturbance {
-        Disturbance::Compares => Cpu::new(Config::default()),
-        _ => Cpu::sharing(Config::default(), Arc::clone(&pages)),
+        Disturbance::Compares => Cpu::new(config),
+        _ => Cpu::sharing(config, Arc::clone(&pages)),
     };
     long_mode(&mut cpu, &ram, 0);
     with_idt(&mut cpu, &ram);
@@ -201,10 +209,20 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_program_does_not_see_how_it_is_executed(steps in prop::collection::vec(step(), 1..40), length in 1_u64..60) {
+    fn a_program_does_not_see_how_it_is_executed(
+        steps in prop::collection::vec(step(), 1..40),
+        length in 1_u64..60,
+        executions in 0_u32..8,
+    ) {
         let code = program(&steps).expect("the program assembles");
         let undisturbed = run(&code, Disturbance::None);
-        for disturbance in [Disturbance::Compares, Disturbance::Turns(length), Disturbance::Forgets(length)] {
+        let disturbances = [
+            Disturbance::Translates(executions),
+            Disturbance::Compares,
+            Disturbance::Turns(length),
+            Disturbance::Forgets(length),
+        ];
+        for disturbance in disturbances {
             prop_assert_eq!(&run(&code, disturbance), &undisturbed, "{:?}", disturbance);
         }
     }
