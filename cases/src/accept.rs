@@ -21,7 +21,7 @@ pub(crate) const HOST: Pattern = Pattern(0xaa);
 pub(crate) const GUEST: Pattern = Pattern(0xbb);
 
 /// #VC, and its error code for a page that is not validated.
-const NOT_VALIDATED: (u64, u64) = (29, 0x404);
+pub(crate) const NOT_VALIDATED: (u64, u64) = (29, 0x404);
 
 /// How the guest accesses a page.
 #[derive(Clone, Copy, PartialEq, Eq)]

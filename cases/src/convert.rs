@@ -368,13 +368,17 @@ pub(crate) const INVALID_OPERAND: u64 = 1 << 63;
 /// VMGEXIT_PSC_ERROR_GENERIC.
 const PSC_ERROR_GENERIC: u64 = 0x100 << 32;
 
+/// What the guest is told when the host's answer is `ret`: a page state change knows one failure, whatever the host says,
+/// and MapGPA none that is a number of Linux.
+pub(crate) fn told_of_refusal(t: &Case, ret: u64) -> u64 {
+    t.by_type(ByType { plain: ret, upm: ret, sev: ret, sev_es: ret, snp: PSC_ERROR_GENERIC, tdx: INVALID_OPERAND })
+}
+
 fn host_does_not_grant(t: &Case, ret: u64) -> Outcome {
     let g = t.guest().range(RangeSpec::new(3)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), SHARED_1)?;
-    // A page state change knows one failure, whatever the host says, and MapGPA none that is a number of Linux.
-    let told =
-        t.by_type(ByType { plain: ret, upm: ret, sev: ret, sev_es: ret, snp: PSC_ERROR_GENERIC, tdx: INVALID_OPERAND });
+    let told = told_of_refusal(t, ret);
     let entries = page_table_entries(&g, range)?;
     for order in [Order::NotPresentFirst, Order::InPlace] {
         let asking = v.start(convert_op(range, 1..2, Sharing::Private, order))?;

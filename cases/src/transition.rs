@@ -4,11 +4,13 @@
 //! with zeros if it gets a #PF there. So page Q, which is being converted, has to be not present until all of
 //! it is over; else a load from page P before it strays into the window.
 
+mod encrypted;
+
 use std::thread;
 
 use nix::errno::Errno;
 use privet_harness::case::Case;
-use privet_harness::conversion::{Backed, convert_op, expect_answer, grant, hypercall_exit};
+use privet_harness::conversion::{Backed, conversion_exits, convert_op, expect_answer, grant};
 use privet_harness::exit::Exit;
 use privet_harness::guest::Guest;
 use privet_harness::guest_vcpu::{GuestVcpu, Running};
@@ -133,7 +135,11 @@ pub(crate) fn rows() -> Vec<Row> {
         }
     }
     let basis = |row: Row| row.basis(&[PROTOCOL, ZEROPAD, SERIES, ATTRIBUTES]);
-    rows.into_iter().map(|row| basis(row).needs(Need::GuestCode).needs(Need::Hypercall)).collect()
+    rows.into_iter()
+        .map(basis)
+        .chain(encrypted::rows())
+        .map(|row| row.needs(Need::GuestCode).needs(Need::Hypercall))
+        .collect()
 }
 
 fn other(sharing: Sharing) -> Sharing {
@@ -245,19 +251,24 @@ fn without_a_slot(t: &Case) -> Outcome {
 /// The guest's vCPU 0 begins to convert Q and now waits for the host.
 fn ask(g: &Guest, to: Sharing, order: Order) -> Outcome<Running<'_>> {
     let running = g.vcpu(0).start(convert_op(g.range(0), Q..Q + 1, to, order))?;
-    running.expect_exit(&hypercall_exit(g.range(0), Q..Q + 1, to))?;
+    for (_, exit) in conversion_exits(g.platform(), g.range(0), Q..Q + 1, to) {
+        running.expect_exit(&exit)?;
+    }
     Ok(running)
 }
 
-/// The host answers a conversion, and the guest ends it.
-fn answer(g: &Guest, running: Running<'_>, ret: u64) -> Outcome {
+/// The host answers a conversion, and the guest, which is told this of it, ends it.
+fn answer(g: &Guest, running: Running<'_>, ret: u64, told: u64) -> Outcome {
     g.vcpu(0).kvm().set_hypercall_ret(ret)?;
     running.resume()?;
-    expect_answer(running, ret, 1)
+    expect_answer(running, told, 1)
 }
 
-/// What the host does to Q when it grants its conversion.
+/// What the host does to Q when it grants its conversion: nothing where there are no attributes.
 fn host_converts(g: &Guest, to: Sharing) -> Outcome {
+    if !g.platform().has_private_memory() {
+        return Ok(());
+    }
     grant(g.vm(), g.range(0), Q..Q + 1, to, Backed::Leave)
 }
 
@@ -281,7 +292,7 @@ fn pending(t: &Case, to: Sharing) -> Outcome {
         }
     };
     expect_loads(v, q, None)?;
-    answer(&g, running, 0)?;
+    answer(&g, running, 0, 0)?;
     expect_loads(v, q, Some(new))
 }
 
@@ -292,7 +303,7 @@ fn in_place(t: &Case, to: Sharing) -> Outcome {
     expect_loads(v, q, Some(content(other(to))))?;
     host_converts(&g, to)?;
     expect_loads(v, q, Some(content(to)))?;
-    answer(&g, running, 0)?;
+    answer(&g, running, 0, 0)?;
     expect_loads(v, q, Some(content(to)))?;
     expect_contents(&g, to)
 }
@@ -306,14 +317,14 @@ fn refused(t: &Case, to: Sharing, errno: Errno) -> Outcome {
     expect_loads(v, q, None)?;
     host_converts(&g, other(to))?;
     expect_loads(v, q, None)?;
-    answer(&g, running, errno as u64)?;
+    answer(&g, running, errno as u64, errno as u64)?;
     expect_eq("Q's page-table entry", &v.read_entry(q)?, &entry)?;
     expect_loads(v, q, Some(content(other(to))))?;
     expect_contents(&g, other(to))?;
 
     let running = ask(&g, to, Order::NotPresentFirst)?;
     host_converts(&g, to)?;
-    answer(&g, running, 0)?;
+    answer(&g, running, 0, 0)?;
     expect_loads(v, q, Some(content(to)))
 }
 
@@ -326,7 +337,7 @@ fn alias_left_behind(t: &Case) -> Outcome {
     host_converts(&g, Sharing::Private)?;
     expect_loads(v, q, None)?;
     expect_loads(v, alias, Some(PRIVATE))?;
-    answer(&g, running, 0)
+    answer(&g, running, 0, 0)
 }
 
 fn alias_dropped_first(t: &Case) -> Outcome {
@@ -339,7 +350,7 @@ fn alias_dropped_first(t: &Case) -> Outcome {
     host_converts(&g, Sharing::Private)?;
     expect_loads(v, q, None)?;
     expect_loads(v, alias, None)?;
-    answer(&g, running, 0)?;
+    answer(&g, running, 0, 0)?;
     expect_loads(v, q, Some(PRIVATE))?;
     expect_loads(v, alias, None)
 }
@@ -364,10 +375,10 @@ fn hammered(t: &Case, order: Order) -> Outcome {
     expect_contents(&g, Sharing::Shared)
 }
 
-/// vCPU 1 begins to load from `before` bytes before Q, without end, and has begun when this returns.
-fn hammer(g: &Guest, before: u64, allowed: [Option<Pattern>; 3]) -> Outcome<Running<'_>> {
+/// vCPU 1 begins to load from `before` bytes before Q, which is mapped at `q`, without end, and has begun when this returns.
+fn hammer(g: &Guest, q: Gva, before: u64, allowed: [Option<Pattern>; 3]) -> Outcome<Running<'_>> {
     let allowed = allowed.map(|in_q| straddling(before, in_q));
-    g.vcpu(1).hammer(Op::HammerZeropad { gva: mapping(g).0 - before, limit: 0, allowed })
+    g.vcpu(1).hammer(Op::HammerZeropad { gva: q.0 - before, limit: 0, allowed })
 }
 
 /// Converts Q to private and back, again and again.
@@ -391,7 +402,7 @@ fn expect_harmless(values: Values, least: u64) -> Outcome<u64> {
 
 fn hammer_while_converting(t: &Case, g: &Guest, before: u64) -> Outcome<u64> {
     let exits = t.trace().exits();
-    let hammer = hammer(g, before, [Some(SHARED), Some(PRIVATE), None])?;
+    let hammer = hammer(g, mapping(g), before, [Some(SHARED), Some(PRIVATE), None])?;
     convert_repeatedly(g, Order::NotPresentFirst)?;
     g.vcpu(1).stop()?;
     // Each conversion waits until vCPU 1 has flushed its TLB, which it does after each load.
@@ -404,7 +415,7 @@ fn hammer_while_converting(t: &Case, g: &Guest, before: u64) -> Outcome<u64> {
 /// KVM takes the kind of a fault from the attribute and later compares it with the attribute again. If the host
 /// has changed that meanwhile, the stray load is a KVM_EXIT_MEMORY_FAULT, even in a UPM VM.
 fn hammer_in_place(g: &Guest, before: u64) -> Outcome<u64> {
-    let hammer = hammer(g, before, [Some(SHARED), Some(PRIVATE), Some(SHARED)])?;
+    let hammer = hammer(g, mapping(g), before, [Some(SHARED), Some(PRIVATE), Some(SHARED)])?;
     let faults = [true, false].map(|private| Exit::memory_fault(g.range(0).gpa(Q), private));
     thread::scope(|scope| {
         let strays = scope.spawn(move || {

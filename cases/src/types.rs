@@ -21,6 +21,10 @@ impl Types {
     /// Those whose memory KVM can read and write, page tables and code included.
     pub const UNENCRYPTED: Types =
         Types(|platform| !Types::SEV_FAMILY.contain(platform) && !Types::TDX.contain(platform));
+    /// The others: a bit of the guest's page tables says what is private.
+    pub const ENCRYPTED: Types = Types(|platform| !Types::UNENCRYPTED.contain(platform));
+    /// Those in which some memory is the guest's own, by whatever means.
+    pub const ALL_BUT_PLAIN: Types = Types(|platform| !Types::PLAIN.contain(platform));
     /// Those whose registers the host sees, so that KVM can emulate an instruction for them.
     pub const VISIBLE_REGISTERS: Types =
         Types(|platform| !Types::ES_AND_SNP.contain(platform) && !Types::TDX.contain(platform));

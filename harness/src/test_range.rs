@@ -9,6 +9,7 @@ use crate::guest_memfd::GuestMemfd;
 use crate::mapping::{MapOptions, Mapping};
 use crate::memslot::SlotSpec;
 use crate::outcome::{Outcome, Stop};
+use crate::platform::Platform;
 use crate::uapi::{GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP};
 use crate::units::{Gpa, Gva, PAGE_SIZE, PageCount};
 use crate::vm::Vm;
@@ -37,6 +38,13 @@ pub enum Backing {
     HostAndGuestMemfd,
     /// One guest_memfd that the host maps too (`GUEST_MEMFD_FLAG_MMAP | INIT_SHARED`).
     MappedGuestMemfd,
+}
+
+impl Backing {
+    /// What a guest of this platform has its private pages in, and its shared ones.
+    pub fn of(platform: Platform) -> Backing {
+        if platform.has_private_memory() { Backing::HostAndGuestMemfd } else { Backing::HostOnly }
+    }
 }
 
 /// Where a test range lies and what is behind it.
