@@ -21,6 +21,10 @@ const WRAPPED_LENGTH: u32 = 432;
 impl Psp {
     /// SNP_VLEK_LOAD. What the server wraps with is a secret between it and the chips, so nothing that a host can have is
     /// authentic here.
+    ///
+    /// A wrapped key is sealed with AES-256-GCM (56860, 8.30). What the firmware says of one whose tag is wrong is in no
+    /// text that was at hand; Linux passes on whatever it is. BAD_MEASUREMENT is what the other commands say of sealed
+    /// data that does not fit its tag or its MAC, so this says it, too. A row must not hold a host to it.
     pub(in crate::psp) fn snp_vlek_load(&mut self, around: &mut Surroundings<'_>, at: u64) -> Result<(), Status> {
         let parameters: Parameters = around.parameters(at)?;
         self.snp()?;
