@@ -62,6 +62,10 @@ impl KeyedMemory for TestBoard {
         self.memory.flush_page(pa);
     }
 
+    fn flush_large_page(&mut self, pa: u64) {
+        self.memory.flush_large_page(pa);
+    }
+
     fn flush_asid(&mut self, asid: u16) {
         self.memory.flush_asid(asid);
     }

@@ -8,7 +8,7 @@ pub(crate) struct TestMemory {
     pages: Vec<[u8; PAGE_SIZE]>,
     keys: EncryptedPages,
     pub(crate) flushed: Vec<u64>,
-    pub(crate) flushed_asids: Vec<u16>,
+    pub(crate) flushed_large: Vec<u64>,
 }
 
 impl TestMemory {
@@ -18,7 +18,7 @@ impl TestMemory {
             pages: vec![[0; PAGE_SIZE]; pages],
             keys: EncryptedPages::new(pages),
             flushed: Vec::new(),
-            flushed_asids: Vec::new(),
+            flushed_large: Vec::new(),
         }
     }
 
@@ -75,7 +75,9 @@ impl KeyedMemory for TestMemory {
         self.flushed.push(pa);
     }
 
-    fn flush_asid(&mut self, asid: u16) {
-        self.flushed_asids.push(asid);
+    fn flush_large_page(&mut self, pa: u64) {
+        self.flushed_large.push(pa);
     }
+
+    fn flush_asid(&mut self, _: u16) {}
 }

@@ -139,6 +139,11 @@ impl KeyedMemory for Memory {
         }
     }
 
+    fn flush_large_page(&mut self, _: u64) {
+        // All that there is: more than is asked for cannot be noticed, and it is rare.
+        self.processors.iter().for_each(|processor| processor.request_flush());
+    }
+
     fn flush_asid(&mut self, asid: u16) {
         self.flush(Flush::World(World(asid.into())));
     }

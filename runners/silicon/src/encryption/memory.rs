@@ -17,6 +17,10 @@ pub trait KeyedMemory: PhysicalMemory {
     /// The rights to the page at `pa` have changed: no processor may use a translation to it that it remembers.
     fn flush_page(&mut self, pa: u64);
 
+    /// The rights to the 2 MiB around `pa` as one page have changed: no processor may use what it remembers of one
+    /// translation of them all, its own or that of a guest, for any page inside.
+    fn flush_large_page(&mut self, pa: u64);
+
     /// The ASID has another owner: no processor may use a translation of its guest that it remembers.
     fn flush_asid(&mut self, asid: u16);
 }

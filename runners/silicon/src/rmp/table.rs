@@ -9,8 +9,6 @@ use crate::{KeyedMemory, Rule, Rules, read_u64, write_u64};
 const BOOKKEEPING: u64 = 0x4000;
 const ENTRY_SIZE: u64 = 16;
 const GIB_SHIFT: u32 = 30;
-/// The host's translations are those of this ASID.
-const HOST_ASID: u16 = 0;
 /// Where in the second word of the first of 512 entries the number of those is that are assigned.
 const NEARBY_SHIFT: u32 = 48;
 
@@ -202,10 +200,11 @@ impl Rmp {
         if let Some(at) = self.address(memory, pa & !(PageSize::Size2M.bytes() - 1)) {
             let word = read_u64(memory, at + 8);
             write_u64(memory, at + 8, word.wrapping_add(change));
-            // Whatever the host writes to these 2 MiB by one translation of them all is refused from now on, also where
-            // it was allowed before: that translation goes, and with it all that the CPU has made of it (15.36.10).
+            // Whatever the host or a guest writes to these 2 MiB by one shared translation of them all is refused from
+            // now on, also where it was allowed before: that translation goes, and with it all that the CPU has made of
+            // it (15.36.10).
             if word >> NEARBY_SHIFT == 0 && self.rules.hold(Rule::StaleTranslations) {
-                memory.flush_asid(HOST_ASID);
+                memory.flush_large_page(pa);
             }
         }
     }
@@ -294,18 +293,18 @@ mod tests {
 
     /// A write by a translation of 2 MiB was good while all of them were the hypervisor's.
     #[test]
-    fn the_first_page_that_is_assigned_drops_the_hosts_translations_of_all_its_neighbours() {
+    fn the_first_page_that_is_assigned_drops_translations_of_all_its_neighbours() {
         let rmp = Rmp::new(0x10_0000, 0x10_8FFF).unwrap();
         let mut memory = TestMemory::new(0x20_0000);
-        for (pa, state, flushes) in [
-            (0x20_0000, PageState::Firmware, 1),
-            (0x20_5000, PageState::Firmware, 1),
-            (0x20_0000, PageState::Hypervisor, 1),
-            (0x20_5000, PageState::Hypervisor, 1),
-            (0x20_5000, PageState::Firmware, 2),
+        for (pa, state, flushed) in [
+            (0x20_0000, PageState::Firmware, Some(0x20_0000)),
+            (0x20_5000, PageState::Firmware, None),
+            (0x20_0000, PageState::Hypervisor, None),
+            (0x20_5000, PageState::Hypervisor, None),
+            (0x20_5000, PageState::Firmware, Some(0x20_5000)),
         ] {
             rmp.store(&mut memory, pa, &Entry::of(state));
-            assert_eq!(memory.flushed_asids, vec![HOST_ASID; flushes], "{pa:#x} {state:?}");
+            assert_eq!(memory.flushed_large.pop(), flushed, "{pa:#x} {state:?}");
         }
     }
 

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use privet_cpu::state::{cr0, cr4, efer, gpr};
 use privet_cpu::{
     Access, Bus, Call, Cpu, CpuExit, CpuState, CpuidResult, Event, Exception, HostPage, Intercept, Intercepted, Kick,
-    Reaction, Resolve, Seg, Segment,
+    Reaction, Resolve, Seg, Segment, World,
 };
 use privet_silicon::encryption::Key;
-use privet_silicon::rmp::Rmp;
+use privet_silicon::rmp::{Code, Rmp, RmpState, rmpupdate};
 use privet_silicon::svm::{Features, Svm};
 use privet_silicon::{Board, Flush, KeyedMemory, PhysicalMemory, read_u32, read_u64, write_u32, write_u64};
 use privet_silicon::{Pending, Taken, Translation};
@@ -26,6 +26,7 @@ pub(crate) const IOPM: u64 = 0x5000;
 pub(crate) const MSRPM: u64 = 0x8000;
 const HOST_CODE: u64 = 0xa000;
 const NESTED_TABLES: u64 = 0x1_0000;
+const RMP: (u64, u64) = (0x10_0000, 0x10_7fff);
 /// Where the guest's memory is.
 pub(crate) const GUEST_MEMORY: u64 = 0x20_0000;
 
@@ -48,6 +49,8 @@ struct Page(UnsafeCell<[u8; 4096]>);
 pub(crate) struct Surroundings {
     pages: Vec<Page>,
     kick: Arc<Kick>,
+    /// None where there is no SNP.
+    rmp: Option<Rmp>,
 }
 
 impl Surroundings {
@@ -89,18 +92,28 @@ impl KeyedMemory for Surroundings {
         self.write(pa, bytes);
     }
 
-    fn flush_page(&mut self, _: u64) {
-        self.kick.request_flush();
+    fn flush_page(&mut self, pa: u64) {
+        if let Some(page) = self.page(pa) {
+            self.kick.request(privet_cpu::Flush::Backing(page.addr()));
+        }
     }
 
-    fn flush_asid(&mut self, _: u16) {
-        self.kick.request_flush();
+    fn flush_large_page(&mut self, pa: u64) {
+        let first = pa & !0x1f_ffff;
+        (first..first + 0x20_0000).step_by(0x1000).for_each(|page| self.flush_page(page));
+    }
+
+    fn flush_asid(&mut self, asid: u16) {
+        self.kick.request(privet_cpu::Flush::World(World(asid.into())));
     }
 }
 
 impl Board for Surroundings {
-    fn flush(&mut self, _: Flush) {
-        self.kick.request_flush();
+    fn flush(&mut self, what: Flush) {
+        match what {
+            Flush::World(world) => self.kick.request(privet_cpu::Flush::World(world)),
+            Flush::All | Flush::Page(..) => self.kick.request_flush(),
+        }
     }
 
     fn raise_event(&mut self) {
@@ -112,7 +125,7 @@ impl Board for Surroundings {
     }
 
     fn rmp(&self) -> Option<Rmp> {
-        None
+        self.rmp
     }
 
     fn tsc(&self) -> u64 {
@@ -210,7 +223,7 @@ impl Machine {
             ..privet_cpu::Config::default()
         });
         let pages = (0..MEMORY_BYTES >> 12).map(|_| Page(UnsafeCell::new([0; 4096]))).collect();
-        let board = Surroundings { pages, kick: Arc::clone(cpu.kick()) };
+        let board = Surroundings { pages, kick: Arc::clone(cpu.kick()), rmp: None };
         let svm = Svm::new(Features::current());
         let mut bus = TestBus { svm, board, interrupt: None, nmi: false };
         bus.svm.wrmsr(0xc001_0117, HSAVE).expect("SVM's").expect("valid");
@@ -287,6 +300,23 @@ impl Machine {
         let entry = read_u64(&mut self.bus.board, at);
         write_u64(&mut self.bus.board, at, change(entry));
         self.bus.board.write(VMCB + 0x5c, &[3]);
+    }
+}
+
+impl Machine {
+    /// A machine with SNP, whose guest is not encrypted and has its memory by one nested page of 2 MiB.
+    pub(crate) fn with_snp(code: &[u8]) -> Machine {
+        let mut machine = Machine::new(code);
+        machine.bus.board.rmp = Rmp::new(RMP.0, RMP.1);
+        write_u64(&mut machine.bus.board, NESTED_TABLES + 0x2000, GUEST_MEMORY | 0x87);
+        machine
+    }
+
+    /// Has the hypervisor change who owns a page behind the guest's.
+    pub(crate) fn rmpupdate(&mut self, gpa: u64, state: RmpState) {
+        let board = &mut self.bus.board;
+        let rmp = board.rmp.expect("SNP is on");
+        assert_eq!(rmpupdate(&rmp, board, GUEST_MEMORY + gpa, Some(state)), Code::Success);
     }
 }
 

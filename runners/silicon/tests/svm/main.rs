@@ -4,4 +4,5 @@
 mod events;
 mod faults;
 mod instructions;
+mod large_pages;
 mod machine;

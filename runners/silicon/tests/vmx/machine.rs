@@ -123,6 +123,10 @@ impl KeyedMemory for Surroundings {
         self.kick.request_flush();
     }
 
+    fn flush_large_page(&mut self, _: u64) {
+        self.kick.request_flush();
+    }
+
     fn flush_asid(&mut self, _: u16) {
         self.kick.request_flush();
     }
