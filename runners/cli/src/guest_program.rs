@@ -37,6 +37,9 @@ pub struct GuestProgram {
     pub beside: Vec<PathBuf>,
     /// What it shares with this process; the kernel's log is shown as standard error.
     pub attached: Attached,
+    /// Whether the machine is kept as it was before the program started, and the next run goes on from there. It has to be
+    /// ours, and to tell neither a log nor what it executes.
+    pub is_kept: bool,
     /// What is asked about what the machine executes; nothing if it is not ours.
     pub recording: Recording,
 }
@@ -75,7 +78,7 @@ impl GuestProgram {
             sim: self.sim,
             without_rule: None,
             tdx_faults: Vec::new(),
-            keeps_snapshot: true,
+            keeps_snapshot: self.is_kept,
             files: self.files,
             records: recorded.is_some(),
             artifacts: None,

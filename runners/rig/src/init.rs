@@ -77,21 +77,15 @@ fn run_plan<P>(
     port.send(&Message::Ready)?;
     let cases: Vec<CaseRun> = match plan.work {
         Work::Rows(cases) => cases,
-        Work::RowsFromPort => match serde_json::from_str(&port.receive()?)? {
+        Work::FromPort => match serde_json::from_str(&port.receive()?)? {
             Request::Rows(cases) => cases,
             Request::Symbols => {
                 port.send(&Message::Symbols(functions()?))?;
                 return port.send(&Message::Done);
             }
+            Request::Program(program) => return watch_program(&program, &mut watch, port),
         },
-        Work::Program(program) => {
-            run_program(&program, port)?;
-            watch.tell_unattributed(port)?;
-            if program.tells_symbols {
-                port.send(&Message::Symbols(functions()?))?;
-            }
-            return port.send(&Message::Done);
-        }
+        Work::Program(program) => return watch_program(&program, &mut watch, port),
     };
 
     let mut lost = Ok(());
@@ -105,6 +99,16 @@ fn run_plan<P>(
     lost?;
     ran.map_err(panicked)?;
     watch.tell_unattributed(port)?;
+    port.send(&Message::Done)
+}
+
+/// Runs a program, and tells what the kernel said of it.
+fn watch_program(program: &GuestProgram, watch: &mut KernelWatch, port: &mut Port) -> io::Result<()> {
+    run_program(program, port)?;
+    watch.tell_unattributed(port)?;
+    if program.tells_symbols {
+        port.send(&Message::Symbols(functions()?))?;
+    }
     port.send(&Message::Done)
 }
 

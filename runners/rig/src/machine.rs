@@ -149,20 +149,27 @@ impl Machine {
     /// # Errors
     /// If the process cannot be started.
     pub(crate) fn copy(plan: &Plan, saved: &Path) -> Result<Self, RigError> {
+        let mut machine = Self::resume(plan, SimStart::Resume { saved: saved.to_owned() })?;
+        machine.is_copy = true;
+        Ok(machine)
+    }
+
+    /// A machine of ours that goes on from where it was saved with one request for its guest, and ends when that is done.
+    ///
+    /// # Errors
+    /// If the process cannot be started.
+    pub(crate) fn copy_once(plan: &Plan, saved: &Path, request: Request) -> Result<Self, RigError> {
+        Self::resume(plan, SimStart::ResumeOnce { saved: saved.to_owned(), task: task(plan, request, None) })
+    }
+
+    fn resume(plan: &Plan, start: SimStart) -> Result<Self, RigError> {
         let prepare = |console: &File, port: &PipeWriter| {
-            let job = SimJob {
-                console: path_of(console).into(),
-                shows_log: false,
-                records: plan.records,
-                start: SimStart::Resume { saved: saved.to_owned() },
-            };
+            let job = SimJob { console: path_of(console).into(), shows_log: false, records: plan.records, start };
             let mut command = job.command(&plan.worker);
             command.stdout(port.try_clone().map_err(cannot_start_sim)?);
             Ok(Prepared { command, files: Vec::new() })
         };
-        let mut machine = Self::spawn(emulator(plan.machine), prepare)?;
-        machine.is_copy = true;
-        Ok(machine)
+        Self::spawn(emulator(plan.machine), prepare)
     }
 
     /// Has a copy that has nothing to do go on from where it was saved, with a request for its guest and an empty
@@ -171,14 +178,8 @@ impl Machine {
     /// # Errors
     /// If its console cannot be emptied. A copy that has died says so when it is listened to.
     pub(crate) fn ask(&mut self, plan: &Plan, request: Request, schedule: Option<u64>) -> Result<(), RigError> {
-        let limit = match &request {
-            Request::Rows(cases) => cases.iter().map(|case| Duration::from_millis(case.limit_ms)).sum::<Duration>(),
-            Request::Symbols => plan.patience.pause,
-        } + plan.patience.row;
-        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let (without_rule, tdx_faults) = (plan.without_rule, plan.tdx_faults.clone());
-        let task = SimTask { request, schedule, without_rule, tdx_faults, limit_ms };
         self.console.set_len(0).map_err(cannot_start_sim)?;
+        let task = task(plan, request, schedule);
         let stdin = self.child.stdin.as_mut().expect("a copy gets no other input");
         let _ = writeln!(stdin, "{}", serde_json::to_string(&task).expect("a task is data"));
         Ok(())
@@ -268,6 +269,17 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What a copy does, within the patience of the plan.
+fn task(plan: &Plan, request: Request, schedule: Option<u64>) -> SimTask {
+    let limit = match &request {
+        Request::Rows(cases) => cases.iter().map(|case| Duration::from_millis(case.limit_ms)).sum::<Duration>(),
+        Request::Symbols | Request::Program(_) => plan.patience.pause,
+    } + plan.patience.row;
+    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    let (without_rule, tdx_faults) = (plan.without_rule, plan.tdx_faults.clone());
+    SimTask { request, schedule, without_rule, tdx_faults, limit_ms }
 }
 
 /// What the kernel of a machine is told.

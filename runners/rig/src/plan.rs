@@ -220,8 +220,8 @@ pub enum Work {
     /// It runs these rows. Events count them from 0.
     Rows(Vec<CaseRun>),
     /// It does what is asked over the port, in one line, a [`Request`]: a machine that is copied then serves whoever has
-    /// rows.
-    RowsFromPort,
+    /// rows, or another run of its program.
+    FromPort,
     /// It runs a program and tells what that prints.
     Program(GuestProgram),
 }
@@ -234,6 +234,8 @@ pub enum Request {
     Rows(Vec<CaseRun>),
     /// What its kernel's functions are.
     Symbols,
+    /// To run this program.
+    Program(GuestProgram),
 }
 
 /// A program with its arguments, as the guest starts it.

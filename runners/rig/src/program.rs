@@ -8,9 +8,11 @@ use privet_sim::Record;
 use crate::blame::Blame;
 use crate::boot::{Boot, End, News};
 use crate::error::RigError;
+use crate::machine::Machine;
 use crate::machine_kind::MachineKind;
-use crate::plan::{GuestProgram, Plan, Stream, Work};
+use crate::plan::{GuestProgram, Plan, Request, Stream, Work};
 use crate::share::Common;
+use crate::snapshot::Snapshot;
 
 /// How a program ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,8 +46,8 @@ pub enum ProgramNews {
     Logged(Vec<u8>),
 }
 
-/// Runs a program that is among those of the plan, whose rows do not matter, in one machine. `tell` gets what it
-/// prints, as it comes. `interrupt` ends it when it becomes readable or hangs up.
+/// Runs a program that is among those of the plan, whose rows do not matter, in one machine: one that is booted for it, or
+/// a copy of that if the plan keeps it, which has to be ours then, and tells no log. `tell` gets what it prints, as it comes. `interrupt` ends it when it becomes readable or hangs up.
 ///
 /// # Errors
 /// If the machine cannot be started, or ends before the program does.
@@ -57,9 +59,13 @@ pub fn run_program(
     tell: &mut dyn FnMut(ProgramNews),
 ) -> Result<ProgramEnd, RigError> {
     let common = Common::new(plan, interrupt)?;
-    let archive = common.archive(Work::Program(program))?;
-    let mut machine =
-        if attached.log { common.switch_on_and_listen(&archive)? } else { common.switch_on(&archive, None)? };
+    let kept = if plan.keeps_snapshot { Some(Snapshot::of(&common, &mut |_| {})?) } else { None };
+    let mut machine = if let Some(snapshot) = &kept {
+        Machine::copy_once(plan, &snapshot.machine(), Request::Program(program))?
+    } else {
+        let archive = common.archive(Work::Program(program))?;
+        if attached.log { common.switch_on_and_listen(&archive)? } else { common.switch_on(&archive, None)? }
+    };
     if plan.machine == MachineKind::Sim
         && let Some(input) = machine.input()
         && attached.input
@@ -67,7 +73,10 @@ pub fn run_program(
         // It may wait for somebody who types when all is over, and ends with this process.
         std::thread::spawn(move || pass_on_input(input));
     }
-    let mut boot = Boot::new(&[], common.limits());
+    let mut boot = match &kept {
+        Some(_) => Boot::resumed(&[], common.limits(), machine.usable_time()),
+        None => Boot::new(&[], common.limits()),
+    };
     let mut status = None;
     let mut record = None;
     let mut symbols = None;

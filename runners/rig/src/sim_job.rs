@@ -63,6 +63,13 @@ pub(crate) enum SimStart {
         /// The saved machine.
         saved: PathBuf,
     },
+    /// It goes on from where it was saved for one task. Standard input is its guest's program's.
+    ResumeOnce {
+        /// The saved machine.
+        saved: PathBuf,
+        /// What it does.
+        task: SimTask,
+    },
 }
 
 /// What a saved machine does from where it was saved to its guest's last word.

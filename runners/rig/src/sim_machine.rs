@@ -39,6 +39,9 @@ pub fn sim_machine(job: &str) -> Result<(), String> {
             }
             Ok(())
         }
+        SimStart::ResumeOnce { saved, task } => {
+            perform(&mut Rewindable::restore(saved).map_err(one_line)?.machine, &job, task)
+        }
     }
 }
 

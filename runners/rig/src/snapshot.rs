@@ -57,7 +57,7 @@ impl Snapshot {
     /// # Errors
     /// If the machine does not get ready, or the cache cannot be written.
     pub(crate) fn of(common: &Common<'_>, on_booting: &mut dyn FnMut(usize)) -> Result<Self, RigError> {
-        let archive = common.archive(Work::RowsFromPort)?;
+        let archive = common.archive(Work::FromPort)?;
         let cache = cache_dir()?;
         let dir = cache.join(key(common, &archive)?);
         if let Some(snapshot) = Self::open(&dir) {
@@ -97,7 +97,7 @@ impl Snapshot {
     /// # Errors
     /// If the machine does not get ready, or there is no place for it.
     pub(crate) fn once(common: &Common<'_>, on_booting: &mut dyn FnMut(usize)) -> Result<Self, RigError> {
-        let archive = common.archive(Work::RowsFromPort)?;
+        let archive = common.archive(Work::FromPort)?;
         let place = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         on_booting(1);
         let made = make(common, &archive, place.path());

@@ -104,7 +104,7 @@ fn run_in_child(directory: &Path) -> ExitCode {
         sim: SimOptions::default(),
         without_rule: None,
         tdx_faults: Vec::new(),
-        keeps_snapshot: true,
+        keeps_snapshot: false,
         files: Vec::new(),
         records: false,
         artifacts: Some(directory.join("artifacts")),

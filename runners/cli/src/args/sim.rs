@@ -36,6 +36,9 @@ pub struct Sim {
     /// A file that comes along, at the same path; can be given several times
     #[arg(long, value_name = "PATH")]
     pub file: Vec<PathBuf>,
+    /// Keep the machine that is booted with the program in it: whoever runs it with the same options again goes on from there
+    #[arg(long, requires = "program", conflicts_with_all = ["instruction_profile", "coverage"])]
+    pub keep: bool,
     /// What is asked about what the machine executes.
     #[command(flatten)]
     pub recording: Recording,

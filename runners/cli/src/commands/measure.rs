@@ -85,6 +85,7 @@ fn in_rig(args: &Measure, vm: VmType) -> Result<Status, Early> {
         sim: args.rig.sim(vendor),
         beside: Vec::new(),
         attached: Attached::default(),
+        is_kept: false,
         recording: Recording::default(),
     }
     .run(&args.rig)

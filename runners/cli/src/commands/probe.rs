@@ -54,6 +54,7 @@ fn rig(args: &Probe, mut out: impl Write) -> Result<Status, Early> {
         sim: options.sim(options.vendor()),
         beside: Vec::new(),
         attached: Attached::default(),
+        is_kept: false,
         recording: Recording::default(),
     }
     .run(options)

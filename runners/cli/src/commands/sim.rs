@@ -50,6 +50,7 @@ pub fn sim(args: Sim) -> Result<Status, Early> {
         sim,
         beside,
         attached: Attached { input: true, log: is_console },
+        is_kept: args.keep,
         recording: args.recording,
     }
     .run(&options)

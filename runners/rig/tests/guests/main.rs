@@ -137,7 +137,7 @@ impl OnHost {
             sim: self.sim,
             without_rule: None,
             tdx_faults: Vec::new(),
-            keeps_snapshot: true,
+            keeps_snapshot: false,
             records: false,
             artifacts: None,
         };
