@@ -186,8 +186,12 @@ pub(super) fn rows() -> Vec<Row> {
         )
         .basis(&["arch/x86/kvm/svm/sev.c: is_snp_only_vmgexit"]),
     ];
-    let unfit: [(&str, Unfit); 3] =
-        [("without_svme", without_svme), ("without_snp", without_snp), ("of_an_ordinary_page", of_an_ordinary_page)];
+    let unfit: [(&str, Unfit); 4] = [
+        ("without_svme", without_svme),
+        ("without_snp", without_snp),
+        ("with_unknown_features", with_unknown_features),
+        ("of_an_ordinary_page", of_an_ordinary_page),
+    ];
     for (name, make) in unfit {
         rows.push(
             Row::new(
@@ -256,6 +260,11 @@ fn without_svme(g: &Guest) -> Outcome {
 
 fn without_snp(g: &Guest) -> Outcome {
     make_save_area(g, FIRST, &g.save_area(code(g), TERMINATION, SevFeatures::NONE))
+}
+
+fn with_unknown_features(g: &Guest) -> Outcome {
+    let no_such_feature = 1 << 63;
+    make_save_area(g, FIRST, &g.save_area(code(g), TERMINATION, SevFeatures(SevFeatures::SNP.0 | no_such_feature)))
 }
 
 fn of_an_ordinary_page(g: &Guest) -> Outcome {
