@@ -3,6 +3,8 @@
 //! A rule that is off is one that this silicon forgot. At the place of each rule [`Rules::hold`] is asked; real
 //! machines have all of them, and then that costs one comparison.
 
+mod unasked;
+
 use privet_cpu::Vendor;
 use serde::{Deserialize, Serialize};
 

@@ -21,7 +21,7 @@ use crate::rig::sim_plan;
 use crate::selection::select;
 
 /// Runs the rows on the sim, and those that pass again without each rule of its silicon, and writes to `out` what was
-/// caught: `Failed` if a row is red with all rules or a rule goes unmissed.
+/// caught: `Failed` if a row is red with all rules or a rule goes unmissed of which nobody has said why.
 ///
 /// # Errors
 /// If the command line cannot be followed, there is no kernel for the sim, or the run is interrupted.
@@ -75,7 +75,7 @@ pub fn silicon_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ea
         return Err(Early { status: Status::Failed, message: "no row passes on the sim with all rules".to_owned() });
     }
 
-    let mut unmissed = 0;
+    let (mut unmissed, mut judged) = (0, 0);
     let mut useful: BTreeSet<String> = BTreeSet::new();
     for &rule in &rules {
         let (reports, trouble) = machine.run(Some(rule), &green, &interrupt)?;
@@ -84,18 +84,23 @@ pub fn silicon_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ea
         useful.extend(caught.iter().cloned());
         // The kernel itself can be who notices.
         caught.extend(trouble.map(|trouble| format!("({})", one_line(&trouble))));
-        if caught.is_empty() {
-            unmissed += 1;
-            tell(format!("unmissed  {}: {}\n", rule.name(), rule.sentence()))?;
-        } else {
-            tell(format!("caught    {}: {}\n", rule.name(), caught.join(" ")))?;
+        match rule.why_no_row().filter(|_| caught.is_empty()) {
+            Some(why) => {
+                judged += 1;
+                tell(format!("unasked   {}: {} No row: {why}.\n", rule.name(), rule.sentence()))?;
+            }
+            None if caught.is_empty() => {
+                unmissed += 1;
+                tell(format!("unmissed  {}: {}\n", rule.name(), rule.sentence()))?;
+            }
+            None => tell(format!("caught    {}: {}\n", rule.name(), caught.join(" ")))?,
         }
     }
     tell(format!(
-        "on the sim, which is no hardware: {} rules, {} missed, {unmissed} not; {} rows, {} caught something, {} do not \
-         pass with all rules; seed {seed}\n",
+        "on the sim, which is no hardware: {} rules, {} missed, {judged} that no row can miss, {unmissed} not; {} rows, \
+         {} caught something, {} do not pass with all rules; seed {seed}\n",
         rules.len(),
-        rules.len() - unmissed,
+        rules.len() - unmissed - judged,
         green.len(),
         useful.len(),
         red.len(),
