@@ -111,6 +111,8 @@ pub(crate) struct BlockCache {
     /// The block that was found last.
     last: u32,
     code: Option<CodeBuffer>,
+    /// How often all of it was forgotten.
+    emptied: u32,
 }
 
 impl BlockCache {
@@ -129,12 +131,14 @@ impl BlockCache {
             pairs,
             last: NONE,
             code: CodeBuffer::new(CODE_OF_BLOCK << bits),
+            emptied: 0,
         }
     }
 
     /// The block at RIP, to which translated code came by this way.
     #[inline(always)]
     pub(crate) fn find(&mut self, core: &mut Core<'_>, way: Way) -> Result<Block<'_>, Abort> {
+        let emptied = self.emptied;
         let number = match self.linked(core)? {
             Some(number) => number,
             None => self.look_up(core)?,
@@ -149,7 +153,9 @@ impl BlockCache {
         let ops = &self.ops[known.first as usize..known.first as usize + usize::from(known.count)];
         let code = match (known.translation, &mut self.code) {
             (Translation::At(translated), Some(code)) => {
-                code.shorten(way, known.rip, translated);
+                if self.emptied == emptied {
+                    code.shorten(way, known.rip, translated);
+                }
                 Some((&*code, translated))
             }
             _ => None,
@@ -228,6 +234,7 @@ impl BlockCache {
             self.bytes.clear();
             self.last = NONE;
             self.code.iter_mut().for_each(CodeBuffer::clear);
+            self.emptied += 1;
         }
         let first = self.bytes.len() as u32;
         let source = match origin {

@@ -227,3 +227,20 @@ proptest! {
         }
     }
 }
+
+/// More code than is remembered: on the way all of it is forgotten, and with it the links between translations.
+#[test]
+fn a_program_larger_than_what_is_remembered() {
+    const NOPS: u64 = 0x14_0000;
+    let ram = Ram::new(0x20_0000);
+    let mut cpu = Cpu::sharing(Config { translate_after: 0, ..Config::default() }, Arc::new(CodePages::new()));
+    long_mode(&mut cpu, &ram, 0);
+    ram.write(CODE, &vec![0x90; NOPS as usize]);
+    ram.write(CODE + NOPS, &[0xf4]);
+    for _ in 0..2 {
+        let before = cpu.state.instructions;
+        cpu.state.rip = CODE;
+        assert_eq!(cpu.run(&mut Board::new(&ram)), CpuExit::Halt);
+        assert_eq!(cpu.state.instructions - before, NOPS + 1);
+    }
+}
