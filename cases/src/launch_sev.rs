@@ -14,6 +14,7 @@ mod owner;
 mod pages;
 mod races;
 mod region;
+mod send;
 mod start;
 mod vcpus;
 mod vm;
@@ -33,6 +34,7 @@ pub(crate) fn rows() -> Vec<Row> {
         measure::rows(),
         owner::rows(),
         debug::rows(),
+        send::rows(),
         pages::rows(),
         finish::rows(),
         identity::rows(),

@@ -16,7 +16,7 @@ mod platform_command;
 mod policy;
 
 pub use command::{Command, Refused};
-pub use commands::{Commands, Finish, Secret, Session, Update};
+pub use commands::{Commands, Finish, Recipient, Secret, Session, Update};
 pub use device::Device;
 pub use firmware::Firmware;
 pub use memory::Memory;

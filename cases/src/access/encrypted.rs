@@ -6,6 +6,7 @@ use privet_harness::case::Case;
 use privet_harness::conversion::Backed;
 use privet_harness::guest::Guest;
 use privet_harness::outcome::Outcome;
+use privet_harness::platform::Platform;
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::units::PAGE_SIZE;
 use privet_protocol::{Op, Pattern, Sharing, Width};
@@ -46,6 +47,13 @@ pub(super) fn rows() -> Vec<Row> {
         .exceeds("priv_memfd_test: PMSAT")
         .exceeds("x86/sev_priv_memfd_test: PMSAT")
         .exceeds("x86/sev_private_mem_test: guest_conv_test_fn_implicit"),
+        Row::new(
+            "access.sev_status",
+            Types::SEV_FAMILY,
+            "The guest reads in its MSR SEV_STATUS which kind of guest it is: the processor answers, without an exit.",
+            sev_status,
+        )
+        .basis(&["APM volume 2, 15.34.10: SEV_STATUS MSR"]),
         Row::new(
             "access.shared_read_of_mapped_private",
             Types::SNP,
@@ -172,6 +180,21 @@ fn host_sees_none_of(g: &Guest, page: u64, written: Pattern, had: Pattern) -> Ou
     }
     range.host_expect_not(page..page + 1, written)?;
     range.host_expect_not(page..page + 1, had)
+}
+
+fn sev_status(t: &Case) -> Outcome {
+    const SEV_STATUS: u32 = 0xc001_0131;
+    let g = t.guest().boot()?;
+    let exits = t.trace().exits();
+    let [status, ..] = g.vcpu(0).call(Op::ReadMsr { msr: SEV_STATUS })?;
+    let (sev, sev_es, snp) = (1 << 0, 1 << 1, 1 << 2);
+    let expected = match t.platform() {
+        Platform::Snp => sev | sev_es | snp,
+        Platform::SevEs => sev | sev_es,
+        _ => sev,
+    };
+    expect_eq("SEV_STATUS", &status, &expected)?;
+    expect_no_exit_but(t, exits, 1)
 }
 
 fn private_memory_private_access(t: &Case) -> Outcome {

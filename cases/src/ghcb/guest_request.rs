@@ -10,7 +10,10 @@ use privet_harness::sev::{Firmware, SnpPolicy};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
 
 use super::extended_request::EXTENDED_REQUEST;
-use super::message::{ALGORITHM, CONTENT, KEY, MESSAGES, REPORT_RESPONSE, SEQUENCE, key, opened, report_request};
+use super::message::{
+    ALGORITHM, CONTENT, KEY, MESSAGES, REPORT_RESPONSE, SEQUENCE, key, key_of, opened, report_request,
+    report_request_about,
+};
 use super::{image, ram, refuses};
 use crate::expect::{expect_eq, expect_no_exit_but};
 use crate::malformed::{INVALID_EVENT, INVALID_INPUT, MALFORMED};
@@ -45,6 +48,30 @@ pub(super) fn rows() -> Vec<Row> {
             "A message that is none, was changed on its way or comes twice is refused by the firmware; KVM hands the \
              firmware's word to the guest, and KVM_RUN does not fail.",
             refused_by_firmware,
+        )
+        .basis(&[REQUEST, MESSAGES]),
+        Row::new(
+            "ghcb.guest_request.about_another_vmpl",
+            Types::SNP,
+            "With the key of a VMPL there are reports about it and those below it; about one above it the firmware's answer, \
+             which is sealed with that key, is INVALID_PARAM.",
+            |t| {
+                let g = guest(t)?;
+                for of in 1..=3 {
+                    let key = key_of(&g, of)?;
+                    for (about, sequence) in (0..=3).zip((1..).step_by(2)) {
+                        let message = report_request_about(about, (&key, of), sequence, [7; 64])?;
+                        let (answer, response) = send(&g, &message)?;
+                        let what = format!("for VMPL {about} with the key of VMPL {of}");
+                        expect_eq(&format!("the answer {what}"), &answer, &word(Firmware::SUCCESS))?;
+                        let (_, content) = opened(&key, &response)?;
+                        let status = if about < of { Firmware::INVALID_PARAM } else { Firmware::SUCCESS };
+                        let seen = content.get(..4).unwrap_or_default();
+                        expect_eq(&format!("the status {what}"), &seen, &&status.0.to_le_bytes()[..])?;
+                    }
+                }
+                Ok(())
+            },
         )
         .basis(&[REQUEST, MESSAGES]),
         Row::new(

@@ -25,9 +25,14 @@ pub(super) const KEY_RESPONSE: u8 = 4;
 const REPORT_REQUEST: u8 = 5;
 pub(super) const REPORT_RESPONSE: u8 = 6;
 
-/// The guest's first key, which it reads out of its page of secrets.
+/// The guest's key of VMPL 0, which it reads out of its page of secrets.
 pub(super) fn key(g: &Guest) -> Outcome<Aes256Gcm> {
-    let key = g.vcpu(0).read_bytes(Gva(SECRETS.0 + 0x20), 32)?;
+    key_of(g, 0)
+}
+
+/// The guest's key of a VMPL.
+pub(super) fn key_of(g: &Guest, vmpl: u8) -> Outcome<Aes256Gcm> {
+    let key = g.vcpu(0).read_bytes(Gva(SECRETS.0 + 0x20 + u64::from(vmpl) * 0x20), 32)?;
     Aes256Gcm::new_from_slice(&key).map_err(|_| Stop::Error("a key has 32 bytes".into()))
 }
 
@@ -38,25 +43,37 @@ fn nonce(message: &[u8]) -> Nonce<aes_gcm::aead::consts::U12> {
     nonce.into()
 }
 
-/// A request for a report with this sequence number and this data in it.
+/// A request for a report with this sequence number and this data in it, of VMPL 0 about itself.
 pub(super) fn report_request(key: &Aes256Gcm, sequence: u64, data: [u8; 64]) -> Outcome<Vec<u8>> {
+    report_request_about(0, (key, 0), sequence, data)
+}
+
+/// The same of another VMPL, with its key, about any.
+pub(super) fn report_request_about(
+    vmpl: u8,
+    (key, of): (&Aes256Gcm, u8),
+    sequence: u64,
+    data: [u8; 64],
+) -> Outcome<Vec<u8>> {
     // The guest's data, a VMPL, and zeroes.
     let mut content = [0; 96];
     content[..64].copy_from_slice(&data);
-    sealed(key, sequence, REPORT_REQUEST, &content)
+    content[64] = vmpl;
+    sealed((key, of), sequence, REPORT_REQUEST, &content)
 }
 
 /// A request for a key that follows from the guest's root key alone.
 pub(super) fn key_request(key: &Aes256Gcm, sequence: u64) -> Outcome<Vec<u8>> {
-    sealed(key, sequence, KEY_REQUEST, &[0; 32])
+    sealed((key, 0), sequence, KEY_REQUEST, &[0; 32])
 }
 
-fn sealed(key: &Aes256Gcm, sequence: u64, message_type: u8, content: &[u8]) -> Outcome<Vec<u8>> {
+fn sealed((key, of): (&Aes256Gcm, u8), sequence: u64, message_type: u8, content: &[u8]) -> Outcome<Vec<u8>> {
     let mut message = vec![0; PAGE_SIZE as usize];
     message[SEQUENCE..SEQUENCE + 8].copy_from_slice(&sequence.to_le_bytes());
     // AES-256-GCM, version 1 of the header, and its length; then type, version and length of what follows.
     let header = [1, 1, HEADER as u8, 0, message_type, 1, content.len() as u8, 0];
     message[AUTHENTICATED..AUTHENTICATED + 8].copy_from_slice(&header);
+    message[KEY] = of;
     let mut content = content.to_vec();
     let sealed =
         key.encrypt_inout_detached(&nonce(&message), &message[AUTHENTICATED..HEADER], content.as_mut_slice().into());

@@ -5,8 +5,8 @@ use std::os::fd::RawFd;
 
 use kvm_bindings::{
     kvm_enc_region, kvm_sev_dbg, kvm_sev_guest_status, kvm_sev_init, kvm_sev_launch_measure, kvm_sev_launch_secret,
-    kvm_sev_launch_start, kvm_sev_launch_update_data, kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start,
-    kvm_sev_snp_launch_update,
+    kvm_sev_launch_start, kvm_sev_launch_update_data, kvm_sev_send_start, kvm_sev_snp_launch_finish,
+    kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
 };
 use nix::errno::Errno;
 
@@ -43,6 +43,17 @@ pub struct Secret<'a> {
     pub guest: (Memory<'a>, u32),
     /// The encrypted secret.
     pub transport: (Memory<'a>, u32),
+}
+
+/// Whom `SEND_START` shall send a guest to, each as memory and its length in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Recipient<'a> {
+    /// The platform's Diffie-Hellman certificate.
+    pub certificate: (Memory<'a>, u32),
+    /// The three certificates that vouch for that.
+    pub chain: (Memory<'a>, u32),
+    /// AMD's, which vouch for the chip.
+    pub amd: (Memory<'a>, u32),
 }
 
 /// What `SNP_LAUNCH_UPDATE` is told; after a success what is left to be done.
@@ -198,6 +209,27 @@ impl<'a> Commands<'a> {
     /// What KVM and the firmware say.
     pub fn launch_finish(self) -> Result<(), Refused> {
         self.without_argument(Command::LAUNCH_FINISH, 0).inspect(|()| self.vm.launch_ended())
+    }
+
+    /// `SEND_START`, which writes the session that the recipient needs to `session`, so many bytes.
+    ///
+    /// # Errors
+    /// What KVM and the firmware say.
+    pub fn send_start(self, to: Recipient<'_>, session: (Memory<'_>, u32)) -> Result<(), Refused> {
+        let at = |(memory, len): (Memory<'_>, u32)| memory.address(len.into());
+        let mut argument = kvm_sev_send_start {
+            pdh_cert_uaddr: at(to.certificate),
+            pdh_cert_len: to.certificate.1,
+            plat_certs_uaddr: at(to.chain),
+            plat_certs_len: to.chain.1,
+            amd_certs_uaddr: at(to.amd),
+            amd_certs_len: to.amd.1,
+            session_uaddr: at(session),
+            session_len: session.1,
+            ..Default::default()
+        };
+        // SAFETY: `address` has looked at the addresses.
+        unsafe { self.issue(Command::SEND_START, &mut argument) }
     }
 
     /// `GUEST_STATUS`: handle, policy and state (0 none, 1 launch, 2 secret, 3 running).
