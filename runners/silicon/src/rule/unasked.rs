@@ -19,6 +19,9 @@ const SMT: &str =
     "KVM refuses unknown bits itself, and the sim has no SMT, without which snp.launch.start.snp_smt asks for nothing";
 const CHIP: &str = "who checks a signature needs AMD's certificate of the chip";
 const PLATFORM: &str = "Linux sets the platform up as the firmware wants it, and gives back nothing too early";
+const INTERCEPTED: &str = "KVM intercepts them anyway";
+const UNREAD: &str =
+    "KVM tells nobody of an encrypted guest's control registers, and looks at none of its instructions";
 const SOUND: &str = "what KVM gives VMRUN is sound";
 
 impl Rule {
@@ -55,6 +58,8 @@ impl Rule {
             Rule::ReclaimState | Rule::RmpProtected | Rule::InitSetup | Rule::ShutdownIdle | Rule::TcbCommitted => {
                 PLATFORM
             }
+            Rule::SnpIntercepts => INTERCEPTED,
+            Rule::WriteTraps | Rule::DecodeBytes => UNREAD,
             _ => return None,
         })
     }
