@@ -44,6 +44,11 @@ impl Ledger {
         (!trial.fate.is_survivor() || trial.judge == judge).then_some(trial)
     }
 
+    /// All of them.
+    pub fn trials(&self) -> impl Iterator<Item = &Trial> {
+        self.trials.values()
+    }
+
     /// Adds a trial, which is on the disk then.
     ///
     /// # Errors

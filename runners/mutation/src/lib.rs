@@ -5,12 +5,14 @@
 //!                    ├── NamedEdit: one of them with a story
 //!                    ├── Recipe: the module with one of them in it
 //!                    └── Trial ── Ledger: what became of each
+//!                                 Killers: which rows are tried first
 //!                                 Judgements: what people say of survivors
 //! ```
 //!
 //! Nothing here runs a kernel: the command line does.
 
 mod judged;
+mod killers;
 mod ledger;
 mod mutant;
 mod named;
@@ -25,6 +27,7 @@ mod scope;
 mod source;
 
 pub use judged::{Judged, Judgement, Judgements};
+pub use killers::Killers;
 pub use ledger::Ledger;
 pub use mutant::{Fate, Trial, fingerprint};
 pub use named::NamedEdit;

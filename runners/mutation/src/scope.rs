@@ -1,5 +1,7 @@
 //! Which functions of the kernel are the table's business, if nobody says otherwise.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 
 /// The scope as data, with reasons for what is not in it.
@@ -17,6 +19,9 @@ pub struct Part {
     /// Of those, the ones that do not count.
     #[serde(default)]
     pub without: Vec<String>,
+    /// The types of the VMs that it is for, as rows name them; all if there are none.
+    #[serde(default)]
+    pub vms: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -33,6 +38,18 @@ impl Part {
     #[must_use]
     pub fn default_scope() -> Vec<Self> {
         toml::from_str::<Parts>(DEFAULT).expect("scope.toml is a scope").part
+    }
+
+    /// A whole file.
+    #[must_use]
+    pub fn whole(file: &str) -> Self {
+        Self { file: file.to_owned(), functions: Vec::new(), without: Vec::new(), vms: Vec::new() }
+    }
+
+    /// Whether it is for VMs of one of these types.
+    #[must_use]
+    pub fn is_for(&self, vms: &BTreeSet<&str>) -> bool {
+        self.vms.is_empty() || self.vms.iter().any(|vm| vms.contains(vm.as_str()))
     }
 
     /// Whether a function of this file counts.
@@ -71,5 +88,13 @@ mod tests {
         assert!(main.has("kvm_vm_set_mem_attributes") && !main.has("kvm_vcpu_on_spin"));
         let mmu = scope.iter().find(|part| part.file == "arch/x86/kvm/mmu/mmu.c").unwrap();
         assert!(mmu.has("kvm_mmu_page_fault") && !mmu.has("mmu_alloc_shadow_roots"));
+    }
+
+    #[test]
+    fn what_is_for_encrypted_guests_is_no_business_of_others() {
+        let scope = Part::default_scope();
+        let sev = scope.iter().find(|part| part.file == "arch/x86/kvm/svm/sev.c").unwrap();
+        assert!(sev.is_for(&["plain", "snp"].into()) && !sev.is_for(&["plain", "upm"].into()));
+        assert!(Part::whole("virt/kvm/guest_memfd.c").is_for(&["upm"].into()));
     }
 }

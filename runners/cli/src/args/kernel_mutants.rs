@@ -16,8 +16,8 @@ const KERNEL: &str = "With --kernel";
 pub struct KernelMutants {
     /// Not defects of the model but changes of the kernel's source, one at a time: which would no row notice?
     ///
-    /// KVM's modules are built with each change and rows run on them in the sim, those first that are quickest, and only
-    /// rows that execute what is changed. The kernel is the newest Debian source package, or --source.
+    /// KVM's modules are built with each change and rows run on them in the sim, those first that are quick and have noticed
+    /// others, and only rows that execute what is changed. The kernel is the newest Debian source package, or --source.
     #[arg(long, conflicts_with_all = ["defect", "silicon"], group = "beyond_the_model")]
     pub kernel: bool,
     /// A source tree or archive of the kernel, instead of a Debian package
@@ -29,12 +29,16 @@ pub struct KernelMutants {
     /// A file with options that are added to the kernel's, or replace them
     #[arg(long, value_name = "FRAGMENT", requires = "kernel", help_heading = KERNEL)]
     pub config: Option<PathBuf>,
-    /// Only these files of the source, all of their functions [default: what the table is about]
+    /// Only these files of the source: what the table is about in them, or all if that is nothing [default: what the table
+    /// is about, for VMs of the types that rows are of]
     #[arg(long, value_name = "FILE", value_delimiter = ',', requires = "kernel", help_heading = KERNEL)]
     pub files: Vec<String>,
     /// Only functions with these names, in which `*` stands for any text
     #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "kernel", help_heading = KERNEL)]
     pub functions: Vec<String>,
+    /// Only this mutant, as --list names it, in which `*` stands for any text; can be given several times
+    #[arg(long, value_name = "NAME", requires = "kernel", conflicts_with = "named", help_heading = KERNEL)]
+    pub mutant: Vec<String>,
     /// Only lines that this patch adds; it is in the source already
     #[arg(long, value_name = "FILE", requires = "kernel", help_heading = KERNEL)]
     pub patch: Option<PathBuf>,

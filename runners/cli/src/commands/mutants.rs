@@ -104,15 +104,11 @@ fn some_of(ids: &[String]) -> String {
     format!("{}: {}{more}", rows(ids.len()), ids[..ids.len().min(NAMED)].join(" "))
 }
 
-/// The job of a row that passed without a defect. A defect may make it wait for what never comes, and nobody
-/// wants to wait with it for longer than it takes to be sure of that.
+/// The job of a row that passed without a defect. A defect may make it wait for what never comes, and nobody wants to wait
+/// with it for longer than it takes to be sure of that: ten times as long as without, but 3 s at least.
 pub(super) fn with_a_defect(job: &Job, passed: &CaseReport) -> Job {
-    Job { limit: limit_with_a_defect(job.limit, passed.duration_us), ..job.clone() }
-}
-
-/// How long a row may take with a defect: ten times as long as without, but 3 s at least, and not beyond its own limit.
-pub(super) fn limit_with_a_defect(limit: Duration, passed_us: u64) -> Duration {
-    Duration::from_micros(passed_us * 10).max(Duration::from_secs(3)).min(limit)
+    let patience = Duration::from_micros(passed.duration_us * 10).max(Duration::from_secs(3));
+    Job { limit: patience.min(job.limit), ..job.clone() }
 }
 
 /// A machine without defects.

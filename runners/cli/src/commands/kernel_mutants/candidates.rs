@@ -24,7 +24,7 @@ pub(super) struct Candidate {
     pub(super) named: Option<NamedEdit>,
 }
 
-/// All mutants that the options name, in the order in which they are tried.
+/// All mutants that the options name, for these rows, in the order in which they are tried.
 ///
 /// # Errors
 /// If a file or patch cannot be read, or there are none.
@@ -32,6 +32,7 @@ pub(super) fn candidates(
     tree: &BuildTree,
     half: Half,
     options: &KernelMutants,
+    rows: &[String],
     seed: u64,
 ) -> Result<Vec<Candidate>, Early> {
     let mut named = if options.named { named_edits()? } else { Vec::new() };
@@ -41,7 +42,7 @@ pub(super) fn candidates(
         Patch::parse(&text).map_err(|why| Early::usage(format!("{} {why}", path.display())))
     });
     let patch = patch.transpose()?;
-    let scope = scope(options, patch.as_ref(), &named);
+    let scope = scope(options, rows, patch.as_ref(), &named);
 
     let mut all: BTreeMap<String, Candidate> = BTreeMap::new();
     for part in scope.iter().filter(|part| half.has(&part.file)) {
@@ -64,6 +65,7 @@ pub(super) fn candidates(
         (point.unbiased || (options.barriers && point.operator == Operator::Barrier))
             && (options.functions.is_empty() || options.functions.iter().any(|name| matches(name, &point.function)))
             && patch.as_ref().is_none_or(|patch| patch.touches(point))
+            && (options.mutant.is_empty() || options.mutant.iter().any(|name| matches(name, &point.name())))
     };
     // One that is named is meant whatever samples take.
     let is_shown = |candidate: &Candidate| options.show.as_deref() == Some(candidate.point.name().as_str());
@@ -81,17 +83,24 @@ pub(super) fn candidates(
 }
 
 /// The parts of the source in which to look.
-fn scope(options: &KernelMutants, patch: Option<&Patch>, named: &[NamedEdit]) -> Vec<Part> {
-    let whole = |file: &str| Part { file: file.to_owned(), functions: Vec::new(), without: Vec::new() };
+fn scope(options: &KernelMutants, rows: &[String], patch: Option<&Patch>, named: &[NamedEdit]) -> Vec<Part> {
     let is_code = |file: &&str| file.ends_with(".c");
+    let mut default = Part::default_scope();
     match patch {
-        _ if !options.files.is_empty() => options.files.iter().map(|file| whole(file)).collect(),
-        Some(patch) => patch.files().into_iter().filter(is_code).map(whole).collect(),
+        _ if !options.files.is_empty() => {
+            let in_scope = |file: &String| default.iter().find(|part| part.file == *file).cloned();
+            options.files.iter().map(|file| in_scope(file).unwrap_or_else(|| Part::whole(file))).collect()
+        }
+        Some(patch) => patch.files().into_iter().filter(is_code).map(Part::whole).collect(),
         None if options.named => {
             let files: BTreeSet<&str> = named.iter().map(|edit| edit.file.as_str()).collect();
-            files.into_iter().map(whole).collect()
+            files.into_iter().map(Part::whole).collect()
         }
-        None => Part::default_scope(),
+        None => {
+            let vms = rows.iter().filter_map(|id| id.split_once('.')).map(|(vm, _)| vm).collect();
+            default.retain(|part| part.is_for(&vms));
+            default
+        }
     }
 }
 

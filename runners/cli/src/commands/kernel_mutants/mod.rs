@@ -13,12 +13,12 @@ use std::fs;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use privet_harness::vendor::Vendor;
 use privet_kernel::{BuildRequest, BuildTree, KernelError};
-use privet_mutation::{Judgements, Ledger, NamedEdit, Trial, fingerprint};
+use privet_mutation::{Judgements, Killers, Ledger, NamedEdit, Trial, fingerprint};
 
 use self::candidates::{Candidate, candidates};
 use self::clean::Clean;
@@ -50,7 +50,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let half = Half(args.vendor.map_or(Vendor::Amd, Vendor::from));
     let judgements = judgements(options.judged.as_deref())?;
     let tree = tree(args, &interrupt)?;
-    let mut chosen = candidates(&tree, half, options, seed)?;
+    let mut chosen = candidates(&tree, half, options, &selected, seed)?;
     // An edit with a story is for rows that are meant.
     let is_meant = |edit: &NamedEdit| selected.iter().any(|id| row_name(id).is_some_and(|row| edit.names(row)));
     chosen.retain(|candidate| candidate.named.as_ref().is_none_or(is_meant));
@@ -91,7 +91,10 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
         tell(&mut out, &format!("{known} mutants were tried before: {}\n", path.display()))?;
     }
 
-    let bench = Bench::new(&tree, half, &program, &clean, &jobs, &judge)?;
+    let mut killers = Killers::default();
+    ledger.trials().for_each(|trial| killers.add(trial));
+    let killers = RwLock::new(killers);
+    let bench = Bench::new(&tree, half, &program, &clean, &jobs, &judge, &killers)?;
     let until = options.budget.map(|minutes| Instant::now() + Duration::from_secs(minutes * 60));
     let due = Mutex::new(due);
     let next = || {
@@ -118,6 +121,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
             let (candidate, trial) = tried?;
             ledger.add(trial.clone()).map_err(cannot("write", &path))?;
             tell(&mut out, &verdicts.line(&candidate, &trial))?;
+            killers.write().unwrap_or_else(PoisonError::into_inner).add(&trial);
             verdicts.add(&candidate, trial);
             Ok(())
         })

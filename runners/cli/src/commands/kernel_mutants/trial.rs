@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use privet_kernel::{BuildTree, Kernel, strip_debug_info};
-use privet_mutation::{Fate, Made, Recipe, Trial};
+use privet_mutation::{Fate, Killers, Made, Recipe, Trial};
 use privet_report::{CaseReport, Verdict, one_line};
 use privet_rig::{Event, Plan, Progress, RigError};
 
@@ -18,11 +19,13 @@ use super::clean::{Clean, Row};
 use super::half::Half;
 use super::stop::Stop;
 use super::{cannot, failed, row_name};
-use crate::commands::mutants::limit_with_a_defect;
 use crate::exit::Early;
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
 use crate::rig::sim_plan;
+
+/// How long any row may take, by the clock of its guest, which no other work on this machine makes slower.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What all trials share.
 pub(super) struct Bench<'a> {
@@ -32,6 +35,7 @@ pub(super) struct Bench<'a> {
     clean: &'a Clean,
     jobs: &'a [Job],
     judge: &'a str,
+    killers: &'a RwLock<Killers>,
     /// The modules that a boot needs, without debug info.
     modules: tempfile::TempDir,
 }
@@ -48,13 +52,14 @@ impl<'a> Bench<'a> {
         clean: &'a Clean,
         jobs: &'a [Job],
         judge: &'a str,
+        killers: &'a RwLock<Killers>,
     ) -> Result<Self, Early> {
         let modules = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         for module in tree.kernel.load_order_of_parts(&half.modules()).map_err(|error| failed(error.to_string()))? {
             let name = module.path.file_name().unwrap_or_default();
             strip_debug_info(&module.path, &modules.path().join(name)).map_err(|error| failed(error.to_string()))?;
         }
-        Ok(Self { tree, half, program, clean, jobs, judge, modules })
+        Ok(Self { tree, half, program, clean, jobs, judge, killers, modules })
     }
 
     /// Tries a mutant.
@@ -87,6 +92,8 @@ impl<'a> Bench<'a> {
         if rows.is_empty() {
             return Ok(Fate::Unreached);
         }
+        let killers = self.killers.read().unwrap_or_else(PoisonError::into_inner).clone();
+        killers.sort(&candidate.point.name(), &mut rows, |row| (&row.id, row.duration_us));
         let work = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         let point = &candidate.point;
         let recipe = Recipe::of(self.tree, &point.file).map_err(|error| failed(error.to_string()))?;
@@ -106,7 +113,8 @@ impl<'a> Bench<'a> {
     /// The job of a row, which waits no longer for what never comes than it takes to be sure of that.
     fn job(&self, row: &Row) -> Option<Job> {
         let job = self.jobs.iter().find(|job| job.id == row.id)?;
-        Some(Job { limit: limit_with_a_defect(job.limit, row.duration_us), ..job.clone() })
+        let patience = Duration::from_micros(row.duration_us * 10).max(LEAST_PATIENCE);
+        Some(Job { limit: patience.min(job.limit), ..job.clone() })
     }
 
     /// A directory with all modules, one of them changed.
