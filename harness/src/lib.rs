@@ -11,6 +11,7 @@ pub mod coalesced;
 pub mod conversion;
 mod cpu_flags;
 pub mod cpuid_page;
+pub mod dirty_log;
 pub mod dirty_ring;
 mod errno;
 pub mod exit;

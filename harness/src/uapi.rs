@@ -20,6 +20,10 @@ pub const KVM_MEMORY_ENCRYPT_OP: u64 = 0xC008_AEBA;
 pub(crate) const SEV_ISSUE_CMD: u64 = 0xC010_5300;
 /// `KVM_GET_DEVICE_ATTR`, 24 bytes.
 pub(crate) const KVM_GET_DEVICE_ATTR: u64 = 0x4018_AEE2;
+/// `KVM_GET_DIRTY_LOG`, 16 bytes.
+pub(crate) const KVM_GET_DIRTY_LOG: u64 = 0x4010_AE42;
+/// `KVM_CLEAR_DIRTY_LOG`, 24 bytes.
+pub(crate) const KVM_CLEAR_DIRTY_LOG: u64 = 0xC018_AEC0;
 /// `KVM_RESET_DIRTY_RINGS`, of a VM.
 pub(crate) const KVM_RESET_DIRTY_RINGS: u64 = 0xAEC7;
 /// `KVM_SET_MEMORY_ATTRIBUTES`, 32 bytes.
@@ -107,6 +111,8 @@ capabilities! {
     SPLIT_IRQCHIP = 121;
     /// `kvm_run.immediate_exit`.
     IMMEDIATE_EXIT = 136;
+    /// Bit set of the ways in which user space clears dirty logs itself.
+    MANUAL_DIRTY_LOG_PROTECT2 = 168;
     /// A VM takes over the encryption context of another, as its mirror.
     VM_COPY_ENC_CONTEXT_FROM = 197;
     /// `KVM_REGISTER_COALESCED_MMIO` takes ports, too.

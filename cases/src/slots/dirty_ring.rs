@@ -10,12 +10,14 @@ use privet_harness::guest::Guest;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
 use privet_harness::outcome::Outcome;
+use privet_harness::platform::ByType;
 use privet_harness::test_range::{Backing, RangeSpec, TEST_SLOT};
 use privet_harness::uapi::{Capability, MEM_LOG_DIRTY_PAGES};
-use privet_harness::units::PageCount;
+use privet_harness::units::{PAGE_SIZE, PageCount};
+use privet_harness::vm::Vm;
 use privet_protocol::{Op, Pattern, Width};
 
-use crate::expect::{expect_eq, expect_errno, expect_that};
+use crate::expect::{expect_eq, expect_errno, expect_ok, expect_that};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -56,10 +58,24 @@ pub(super) fn rows() -> Vec<Row> {
              the ring is harvested and reset; then it writes the rest, and no page is missing.",
             full,
         ),
-        Row::new("slots.dirty_ring.no_log", Types::ALL, "With rings there is no dirty log: ENXIO.", no_log),
+        Row::new(
+            "slots.dirty_ring.no_log",
+            Types::ALL,
+            "With rings there is no dirty log, to be asked for or cleared: ENXIO.",
+            no_log,
+        ),
     ];
-    let needs = || Need::All(vec![Need::GuestCode, Need::Capability(Capability::DIRTY_LOG_RING_ACQ_REL, MOST_BYTES)]);
-    rows.into_iter().map(|row| row.basis(&[RING, API]).needs(needs())).collect()
+    let without_guest = Row::new(
+        "slots.dirty_ring.refused",
+        Types::ALL,
+        "A ring's size is a power of two, at least a page and more than what is reserved, at most 1 MiB: EINVAL, or E2BIG. \
+         It is told once, before there is a vCPU: EINVAL. Where there are no rings none can be reset: EINVAL.",
+        refused,
+    )
+    .basis(&["virt/kvm/kvm_main.c: kvm_vm_ioctl_enable_dirty_log_ring, kvm_vm_ioctl_reset_dirty_pages", API]);
+    let rings = || Need::Capability(Capability::DIRTY_LOG_RING_ACQ_REL, MOST_BYTES);
+    let rows = rows.into_iter().map(|row| row.basis(&[RING, API]).needs(Need::GuestCode));
+    rows.chain([without_guest]).map(|row| row.needs(rings())).collect()
 }
 
 /// A guest with rings and `pages` of host memory, of which the host has written all; the guest's accesses to them are
@@ -150,5 +166,44 @@ fn full(t: &Case) -> Outcome {
 fn no_log(t: &Case) -> Outcome {
     let g = guest(t, 1, 4)?;
     g.vcpu(0).fill(g.range(0).shared_gva(0), 1, B, 0)?;
-    expect_errno("KVM_GET_DIRTY_LOG", g.vm().dirty_log(TEST_SLOT, PageCount(4)), Errno::ENXIO)
+    expect_errno("KVM_GET_DIRTY_LOG", g.vm().dirty_log(TEST_SLOT, PageCount(4)), Errno::ENXIO)?;
+    expect_errno("KVM_CLEAR_DIRTY_LOG", g.vm().clear_dirty_log(TEST_SLOT, 0, PageCount(4), &[1]), Errno::ENXIO)
+}
+
+fn refused(t: &Case) -> Outcome {
+    let most = MOST_BYTES as u64;
+    let vm = t.vm()?;
+    let rings = |vm: &Vm, bytes| vm.enable_cap(Capability::DIRTY_LOG_RING_ACQ_REL, [bytes, 0, 0, 0]);
+    for bytes in [0, 16, 512, PAGE_SIZE / 2, 3 * PAGE_SIZE, PAGE_SIZE + 16, most - PAGE_SIZE] {
+        expect_errno(&format!("rings of {bytes} bytes"), rings(&vm, bytes), Errno::EINVAL)?;
+    }
+    for bytes in [2 * most, 1 << 31] {
+        expect_errno(&format!("rings of {bytes} bytes"), rings(&vm, bytes), Errno::E2BIG)?;
+    }
+    expect_errno("resetting rings that are not there", vm.reset_dirty_rings(), Errno::EINVAL)?;
+    expect_ok("rings of the greatest size", rings(&vm, most))?;
+    expect_eq("entries of rings without a vCPU", &vm.reset_dirty_rings(), &Ok(0))?;
+    for bytes in [most, BYTES] {
+        expect_errno("rings once more", rings(&vm, bytes), Errno::EINVAL)?;
+    }
+    // A TD has vCPUs only once it is initialized.
+    if t.by_type(ByType { plain: true, upm: true, sev: true, sev_es: true, snp: true, tdx: false }) {
+        let vm = t.vm()?;
+        let _vcpu = vm.create_vcpu(0)?;
+        expect_errno("rings beside a vCPU", rings(&vm, BYTES), Errno::EINVAL)?;
+    }
+
+    // Of the smallest sizes one is refused where processors have a log of their own, whose entries are reserved, too.
+    let vm = t.vm()?;
+    let least = if has_own_log(t) { 4 * PAGE_SIZE } else { PAGE_SIZE };
+    for bytes in [PAGE_SIZE, 2 * PAGE_SIZE].into_iter().filter(|bytes| *bytes < least) {
+        expect_errno(&format!("rings of {bytes} bytes"), rings(&vm, bytes), Errno::EINVAL)?;
+    }
+    expect_ok("rings of the smallest size", rings(&vm, least))
+}
+
+/// Whether KVM has processors log what such a VM's guest writes.
+fn has_own_log(t: &Case) -> bool {
+    let is_on = t.host().modules().parameter("kvm_intel.pml").as_deref() == Some("Y");
+    t.by_type(ByType { plain: is_on, upm: is_on, sev: is_on, sev_es: is_on, snp: is_on, tdx: false })
 }

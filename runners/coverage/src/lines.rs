@@ -1,12 +1,13 @@
 //! Where in the source the instructions of a kernel come from, by its debug info.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use addr2line::Context;
 use gimli::{Dwarf, EndianArcSlice, LittleEndian, SectionId};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SymbolKind};
 
+use crate::executed_lines::SourceLine;
 use crate::symbols::{Function, Symbols};
 
 /// Why debug info cannot be read.
@@ -89,6 +90,12 @@ impl Lines {
         let slide = if module.is_none() { slide(&file, &running) } else { 0 };
         self.objects.insert(module.map(str::to_owned), Debug { context, slide });
         Ok(())
+    }
+
+    /// All lines that have instructions of their own, in the files' names as the compiler was given them.
+    #[must_use]
+    pub fn with_code(&self, symbols: &Symbols) -> BTreeSet<SourceLine> {
+        symbols.functions().flat_map(|function| self.of(function)).map(|line| (line.file, line.line)).collect()
     }
 
     /// The lines of a function, in the order of their addresses; none without debug info.

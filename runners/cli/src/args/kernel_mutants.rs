@@ -54,6 +54,9 @@ pub struct KernelMutants {
     /// Leave barriers out, too, which few machines notice
     #[arg(long, requires = "kernel", help_heading = KERNEL)]
     pub barriers: bool,
+    /// Run no more rows than this on one mutant, those most likely to notice it; who survives them is tried again without
+    #[arg(long, value_name = "N", value_parser = whole::<NonZeroUsize>, allow_negative_numbers = true, requires = "kernel", conflicts_with = "named", help_heading = KERNEL)]
+    pub rows_each: Option<NonZeroUsize>,
     /// Begin no mutant after so many minutes; what was not tried is for the next time
     #[arg(long, value_name = "MINUTES", value_parser = whole::<u64>, allow_negative_numbers = true, requires = "kernel", help_heading = KERNEL)]
     pub budget: Option<u64>,

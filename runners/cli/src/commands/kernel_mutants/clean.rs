@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use privet_coverage::{Coverage, Lines, Symbols, executed_lines};
+use privet_coverage::{Coverage, Lines, SourceLine, Symbols, executed_lines};
 use privet_kernel::BuildTree;
 use privet_mutation::{Point, normal};
 use privet_report::{Verdict, one_line};
@@ -20,13 +21,16 @@ use crate::interrupt::Interrupt;
 use crate::plan::Job;
 use crate::rig::sim_plan;
 
+/// Lines by file, below the top of the source.
+type ByFile = BTreeMap<String, BTreeSet<usize>>;
+
 /// A row that passes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Row {
     pub(super) id: String,
     pub(super) duration_us: u64,
-    /// By file, below the top of the source: the lines.
-    lines: BTreeMap<String, BTreeSet<usize>>,
+    /// The lines that it executes.
+    lines: ByFile,
 }
 
 /// All of them.
@@ -35,6 +39,8 @@ pub(super) struct Clean {
     judge: String,
     /// The quickest first.
     pub(super) rows: Vec<Row>,
+    /// The lines that the compiler has made instructions of.
+    code: ByFile,
 }
 
 /// The rows that can notice a mutant.
@@ -72,19 +78,17 @@ impl Clean {
         Ok(clean)
     }
 
-    /// The rows that execute what a mutant changes: the lines themselves, or if the compiler tells of none, any of its
-    /// function.
+    /// The rows that execute what a mutant changes: the lines themselves, or if the compiler has nothing of them, as it has
+    /// made one of several, any of its function.
     pub(super) fn reaching(&self, point: &Point) -> Reach<'_> {
-        let executing = |lines: &std::ops::Range<usize>| -> Vec<&Row> {
-            let of_row =
-                |row: &&Row| row.lines.get(&point.file).is_some_and(|of| of.range(lines.clone()).next().is_some());
-            self.rows.iter().filter(of_row).collect()
+        let has = |files: &ByFile, lines: &Range<usize>| {
+            files.get(&point.file).is_some_and(|of| of.range(lines.clone()).next().is_some())
         };
-        let rows = executing(&point.lines);
-        if rows.is_empty() {
-            return Reach { rows: executing(&point.function_lines), what: "the function" };
+        let executing = |lines: &Range<usize>| self.rows.iter().filter(|row| has(&row.lines, lines)).collect();
+        if has(&self.code, &point.lines) {
+            return Reach { rows: executing(&point.lines), what: "the changed line" };
         }
-        Reach { rows, what: "the changed line" }
+        Reach { rows: executing(&point.function_lines), what: "the function" }
     }
 }
 
@@ -137,17 +141,24 @@ fn run(
     let mut rows: Vec<Row> = passed
         .into_iter()
         .map(|(id, duration_us)| {
-            let mut lines: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-            for (file, line) in executed.remove(&id).unwrap_or_default() {
-                if let Some(file) = below(tree, &file) {
-                    lines.entry(file).or_default().insert(line as usize);
-                }
-            }
+            let lines = by_file(tree, executed.remove(&id).unwrap_or_default());
             Row { id, duration_us, lines }
         })
         .collect();
     rows.sort_by_key(|row| row.duration_us);
-    Ok(Clean { judge: judge.to_owned(), rows })
+    let code = by_file(tree, lines.with_code(coverage.symbols()));
+    Ok(Clean { judge: judge.to_owned(), rows, code })
+}
+
+/// Those of these lines that are in KVM's files.
+fn by_file(tree: &BuildTree, lines: BTreeSet<SourceLine>) -> ByFile {
+    let mut sorted = ByFile::new();
+    for (file, line) in lines {
+        if let Some(file) = below(tree, &file) {
+            sorted.entry(file).or_default().insert(line as usize);
+        }
+    }
+    sorted
 }
 
 /// The line tables of KVM's modules.

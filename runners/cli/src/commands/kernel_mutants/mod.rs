@@ -94,7 +94,8 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let mut killers = Killers::default();
     ledger.trials().for_each(|trial| killers.add(trial));
     let killers = RwLock::new(killers);
-    let bench = Bench::new(&tree, half, &program, &clean, &jobs, &judge, &killers)?;
+    let most_rows = options.rows_each.map_or(usize::MAX, usize::from);
+    let bench = Bench::new(&tree, half, &program, &clean, &jobs, &judge, &killers, most_rows)?;
     let until = options.budget.map(|minutes| Instant::now() + Duration::from_secs(minutes * 60));
     let due = Mutex::new(due);
     let next = || {

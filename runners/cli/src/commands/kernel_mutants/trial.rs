@@ -36,6 +36,8 @@ pub(super) struct Bench<'a> {
     jobs: &'a [Job],
     judge: &'a str,
     killers: &'a RwLock<Killers>,
+    /// How many rows run on one mutant at most.
+    most_rows: usize,
     /// The modules that a boot needs, without debug info.
     modules: tempfile::TempDir,
 }
@@ -53,13 +55,14 @@ impl<'a> Bench<'a> {
         jobs: &'a [Job],
         judge: &'a str,
         killers: &'a RwLock<Killers>,
+        most_rows: usize,
     ) -> Result<Self, Early> {
         let modules = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         for module in tree.kernel.load_order_of_parts(&half.modules()).map_err(|error| failed(error.to_string()))? {
             let name = module.path.file_name().unwrap_or_default();
             strip_debug_info(&module.path, &modules.path().join(name)).map_err(|error| failed(error.to_string()))?;
         }
-        Ok(Self { tree, half, program, clean, jobs, judge, killers, modules })
+        Ok(Self { tree, half, program, clean, jobs, judge, killers, most_rows, modules })
     }
 
     /// Tries a mutant.
@@ -94,6 +97,7 @@ impl<'a> Bench<'a> {
         }
         let killers = self.killers.read().unwrap_or_else(PoisonError::into_inner).clone();
         killers.sort(&candidate.point.name(), &mut rows, |row| (&row.id, row.duration_us));
+        rows.truncate(self.most_rows);
         let work = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         let point = &candidate.point;
         let recipe = Recipe::of(self.tree, &point.file).map_err(|error| failed(error.to_string()))?;
