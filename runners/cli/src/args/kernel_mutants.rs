@@ -29,8 +29,8 @@ pub struct KernelMutants {
     /// A file with options that are added to the kernel's, or replace them
     #[arg(long, value_name = "FRAGMENT", requires = "kernel", help_heading = KERNEL)]
     pub config: Option<PathBuf>,
-    /// Only these files of the source: what the table is about in them, or all if that is nothing [default: what the table
-    /// is about, for VMs of the types that rows are of]
+    /// Only these files of the source: what the table is about in them, or all if that is nothing or --functions says what
+    /// [default: what the table is about, for VMs of the types that rows are of]
     #[arg(long, value_name = "FILE", value_delimiter = ',', requires = "kernel", help_heading = KERNEL)]
     pub files: Vec<String>,
     /// Only functions with these names, in which `*` stands for any text

@@ -268,12 +268,13 @@ impl Memory {
                 let mut map = self.write();
                 self.flush();
                 map.sequence += 1;
-                if slot.dirty.is_none() {
-                    self.zap(&mut map, slot.range());
-                } else if !initially_dirty {
+                if slot.dirty.is_some() {
                     // What is mapped stays so, by small pages and protected against writing.
+                    self.remove_huge(&mut map, slot.range());
                     let all = vec![u64::MAX; slot.pages.div_ceil(64) as usize];
                     self.protect(&mut map, slot.range(), 0, &all);
+                } else {
+                    self.zap(&mut map, slot.range());
                 }
                 map.slots.insert(slot);
                 self.next_generation(&mut map);
@@ -508,20 +509,12 @@ impl Memory {
         Ok((Arc::clone(log), slot.range()))
     }
 
-    /// Protects the pages of set bits against writing, and maps none of them by 2 MiB; the next write faults and is logged.
+    /// Protects the pages of set bits against writing; the next write faults and is logged.
     fn protect(&self, map: &mut Map, range: Range<u64>, first: u64, bits: &[u64]) {
-        let is_set = |bit: u64| bits.get((bit / 64) as usize).is_some_and(|word| word & 1 << (bit % 64) != 0);
-        let huge: Vec<u64> = map.huge.keys().copied().collect();
-        for pages in huge.into_iter().map(|number| huge_range(number * HUGE_PAGES)) {
-            let mut logged = pages.filter(|gfn| range.contains(gfn));
-            if let Some(gfn) = logged.find(|gfn| gfn.checked_sub(range.start + first).is_some_and(is_set)) {
-                self.remove_huge(map, gfn..gfn + 1);
-            }
-        }
         for (gfn, entry) in &mut map.entries {
             let Spte::Present { writable, .. } = entry else { continue };
             let Some(bit) = gfn.checked_sub(range.start + first).filter(|_| *gfn < range.end) else { continue };
-            if is_set(bit) {
+            if bits.get((bit / 64) as usize).is_some_and(|word| word & 1 << (bit % 64) != 0) {
                 *writable = false;
             }
         }

@@ -88,7 +88,8 @@ fn scope(options: &KernelMutants, rows: &[String], patch: Option<&Patch>, named:
     let mut default = Part::default_scope();
     match patch {
         _ if !options.files.is_empty() => {
-            let in_scope = |file: &String| default.iter().find(|part| part.file == *file).cloned();
+            let is_narrowed = options.functions.is_empty();
+            let in_scope = |file: &String| default.iter().find(|part| is_narrowed && part.file == *file).cloned();
             options.files.iter().map(|file| in_scope(file).unwrap_or_else(|| Part::whole(file))).collect()
         }
         Some(patch) => patch.files().into_iter().filter(is_code).map(Part::whole).collect(),
