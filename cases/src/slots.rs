@@ -6,6 +6,7 @@ mod creation;
 mod deletion;
 mod dirty_log;
 mod dirty_ring;
+mod huge_attributes;
 mod huge_pages;
 mod manual_dirty_log;
 mod parts;
@@ -21,6 +22,7 @@ pub(crate) fn rows() -> Vec<Row> {
     let mut rows: Vec<Row> = guest_rows.map(|row| row.needs(Need::GuestCode)).collect();
     rows.extend([creation::rows(), changes::rows(), binding::rows(), races::rows()].into_iter().flatten());
     let of_pages = [dirty_log::rows(), manual_dirty_log::rows(), dirty_ring::rows(), huge_pages::rows()];
+    rows.extend(huge_attributes::rows());
     rows.extend(of_pages.into_iter().flatten());
     rows.into_iter().map(|row| row.needs(Need::GuestMemfd)).collect()
 }

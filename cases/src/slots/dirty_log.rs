@@ -97,6 +97,14 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[EMULATOR, "arch/x86/kvm/x86.c: emulator_cmpxchg_emulated"])
         .needs(Need::Parameter("kvm.force_emulation_prefix", "1")),
     ];
+    let refused_move = Row::new(
+        "slots.dirty_log.refused_move",
+        Types::ALL,
+        "A logged slot that cannot be moved to where no CPU reaches keeps its log, with what is in it and what comes.",
+        refused_move,
+    )
+    .basis(&["virt/kvm/kvm_main.c: kvm_prepare_memory_region frees no bitmap that it has not allocated"])
+    .needs(Need::GuestCode);
     let without_guest = Row::new(
         "slots.dirty_log.of_no_slot",
         Types::ALL,
@@ -105,7 +113,7 @@ pub(super) fn rows() -> Vec<Row> {
         of_no_slot,
     )
     .basis(&[LOG]);
-    rows.into_iter().map(|row| row.needs(Need::GuestCode)).chain([without_guest]).collect()
+    rows.into_iter().map(|row| row.needs(Need::GuestCode)).chain([refused_move, without_guest]).collect()
 }
 
 /// A guest with a range of memory beside the logged one, for code and the like.
@@ -170,6 +178,23 @@ fn of_no_slot(t: &Case) -> Outcome {
     }
     expect_ok("deleting the slot", parts.delete(LAST))?;
     none("which is deleted", LAST, Errno::ENOENT)
+}
+
+fn refused_move(t: &Case) -> Outcome {
+    let g = guest(t, 4)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    log_from_the_start(&g)?;
+    let logged = Region { flags: MEM_LOG_DIRTY_PAGES, ..range.slots()[0].region() };
+    v.fill(range.shared_gva(1), 1, A, 1)?;
+    for _ in 0..4 {
+        let away = Region { guest_phys_addr: 1 << 52, ..logged };
+        let moved = g.vm().set_user_memory_region2_raw(&away, Some(range.host()));
+        expect_errno("moving the slot to where no CPU reaches", moved, Errno::EINVAL)?;
+    }
+    v.fill(range.shared_gva(2), 1, A, 2)?;
+    expect_dirty(&g, PAGE_1 | PAGE_2)?;
+    v.fill(range.shared_gva(2), 1, B, 2)?;
+    expect_dirty(&g, PAGE_2)
 }
 
 fn first_touch(t: &Case) -> Outcome {

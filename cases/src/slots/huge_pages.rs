@@ -73,7 +73,7 @@ pub(super) fn rows() -> Vec<Row> {
 }
 
 /// So many pages of host memory that begin with a huge page, which is there if the host gives any.
-fn huge_memory(pages: u64) -> Outcome<Arc<Mapping>> {
+pub(super) fn huge_memory(pages: u64) -> Outcome<Arc<Mapping>> {
     let (bytes, huge) = (PageCount(pages).bytes(), PageCount(LARGE).bytes());
     let memory = Arc::new(Mapping::anonymous_with(bytes, MapOptions::new().huge_pages(true).aligned(huge))?);
     memory.fill(0, bytes, 0)?;
@@ -81,7 +81,7 @@ fn huge_memory(pages: u64) -> Outcome<Arc<Mapping>> {
 }
 
 /// What a row does on a host that gave none.
-fn no_huge_page() -> Stop {
+pub(super) fn no_huge_page() -> Stop {
     let reason = "this host did not give a huge page; free memory, or enable transparent huge pages".into();
     Stop::Skip(Lack { of: LackOf::Resource, reason })
 }

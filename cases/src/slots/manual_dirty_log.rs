@@ -6,15 +6,16 @@ use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::dirty_log::{INITIALLY_SET, MANUAL_PROTECT};
 use privet_harness::guest::Guest;
-use privet_harness::mapping::{MapOptions, Mapping};
+use privet_harness::mapping::Mapping;
 use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
-use privet_harness::outcome::{Lack, LackOf, Outcome, Stop};
+use privet_harness::outcome::Outcome;
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::uapi::{Capability, MEM_LOG_DIRTY_PAGES, USER_MEM_SLOTS};
 use privet_harness::units::PageCount;
 use privet_protocol::{Pattern, Width};
 
+use super::huge_pages::{huge_memory, no_huge_page};
 use super::parts::{Parts, Region, SLOT, bytes};
 use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_errno, expect_ok};
@@ -176,9 +177,7 @@ fn huge_page(t: &Case) -> Outcome {
     const BEFORE: u64 = 32;
     let g = guest(t, 2 * LARGE, MANUAL_PROTECT | INITIALLY_SET)?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    let options = MapOptions::new().huge_pages(true).aligned(bytes(LARGE));
-    let memory = Arc::new(Mapping::anonymous_with(bytes(2 * LARGE), options)?);
-    memory.fill(0, bytes(2 * LARGE), 0)?;
+    let memory = huge_memory(2 * LARGE)?;
     let whole = range.slots()[0].clone();
     let first = LARGE - BEFORE;
     let slot = SlotSpec {
@@ -194,8 +193,7 @@ fn huge_page(t: &Case) -> Outcome {
     let before = counters.get("pages_2m")?;
     v.write(range.shared_gva(LARGE), Width::B8, 1)?;
     if counters.get("pages_2m")? == before {
-        let reason = "this host did not give a huge page; free memory, or enable transparent huge pages".into();
-        return Err(Stop::Skip(Lack { of: LackOf::Resource, reason }));
+        return Err(no_huge_page());
     }
     counters.expect_growth("pages_2m", 0, || {
         with(MEM_LOG_DIRTY_PAGES)?;

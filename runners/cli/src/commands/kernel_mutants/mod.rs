@@ -95,7 +95,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     ledger.trials().for_each(|trial| killers.add(trial));
     let killers = RwLock::new(killers);
     let most_rows = options.rows_each.map_or(usize::MAX, usize::from);
-    let bench = Bench::new(&tree, half, &program, &clean, &jobs, &judge, &killers, most_rows)?;
+    let bench = Bench::new(&tree, half, &program, &clean, &jobs, &judge, &killers)?.with_most_rows(most_rows);
     let until = options.budget.map(|minutes| Instant::now() + Duration::from_secs(minutes * 60));
     let due = Mutex::new(due);
     let next = || {

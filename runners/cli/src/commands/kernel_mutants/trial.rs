@@ -55,14 +55,18 @@ impl<'a> Bench<'a> {
         jobs: &'a [Job],
         judge: &'a str,
         killers: &'a RwLock<Killers>,
-        most_rows: usize,
     ) -> Result<Self, Early> {
         let modules = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         for module in tree.kernel.load_order_of_parts(&half.modules()).map_err(|error| failed(error.to_string()))? {
             let name = module.path.file_name().unwrap_or_default();
             strip_debug_info(&module.path, &modules.path().join(name)).map_err(|error| failed(error.to_string()))?;
         }
-        Ok(Self { tree, half, program, clean, jobs, judge, killers, most_rows, modules })
+        Ok(Self { tree, half, program, clean, jobs, judge, killers, most_rows: usize::MAX, modules })
+    }
+
+    /// The same, where no more rows run on a mutant.
+    pub(super) fn with_most_rows(self, most_rows: usize) -> Self {
+        Self { most_rows, ..self }
     }
 
     /// Tries a mutant.
