@@ -307,7 +307,10 @@ fn wrap_and_length(t: &Case) -> Outcome {
         let region = Region { guest_phys_addr, memory_size, userspace_addr: 0, ..parts.shared_region() };
         parts.refuses(what, region, Errno::EINVAL)?;
     }
-    parts.accepts("an ordinary range", parts.region())
+    parts.accepts("an ordinary range", parts.region())?;
+    // Nothing has to be mapped in the host there.
+    let longest = Region { memory_size: bytes((1 << 31) - 1), userspace_addr: PAGE_SIZE, ..parts.shared_region() };
+    parts.accepts("2^31 - 1 pages", longest)
 }
 
 fn above_maxphyaddr(t: &Case) -> Outcome {

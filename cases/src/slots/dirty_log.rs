@@ -13,6 +13,7 @@ use privet_protocol::{Op, Pattern, Width};
 
 use super::parts::{Parts, Region, SIZE};
 use crate::clocks::{SYSTEM_TIME, WALL_CLOCK};
+use crate::counters::Counters;
 use crate::expect::{expect_eq, expect_errno, expect_ok};
 use crate::row::Row;
 use crate::types::Types;
@@ -105,6 +106,15 @@ pub(super) fn rows() -> Vec<Row> {
     )
     .basis(&["virt/kvm/kvm_main.c: kvm_prepare_memory_region frees no bitmap that it has not allocated"])
     .needs(Need::GuestCode);
+    let neighbours = Row::new(
+        "slots.dirty_log.and_its_neighbours",
+        Types::ALL_BUT_TDX,
+        "Where the slot between two others gets a log, and is asked for it, the guest's pages right beside it stay writable: \
+         it writes them without a fault.",
+        neighbours,
+    )
+    .basis(&["arch/x86/kvm/mmu/tdp_mmu.c: wrprot_gfn_range, clear_dirty_gfn_range"])
+    .needs(Need::GuestCode);
     let without_guest = Row::new(
         "slots.dirty_log.of_no_slot",
         Types::ALL,
@@ -113,7 +123,7 @@ pub(super) fn rows() -> Vec<Row> {
         of_no_slot,
     )
     .basis(&[LOG]);
-    rows.into_iter().map(|row| row.needs(Need::GuestCode)).chain([refused_move, without_guest]).collect()
+    rows.into_iter().map(|row| row.needs(Need::GuestCode)).chain([refused_move, neighbours, without_guest]).collect()
 }
 
 /// A guest with a range of memory beside the logged one, for code and the like.
@@ -178,6 +188,35 @@ fn of_no_slot(t: &Case) -> Outcome {
     }
     expect_ok("deleting the slot", parts.delete(LAST))?;
     none("which is deleted", LAST, Errno::ENOENT)
+}
+
+fn neighbours(t: &Case) -> Outcome {
+    const EACH: u64 = 4;
+    let elsewhere = RangeSpec::new(1).backing(Backing::HostOnly).at(Gpa(0x2_0000_0000));
+    let three = RangeSpec::new(3 * EACH).slots(3).backing(Backing::HostOnly);
+    let g = t.guest().range(three).range(elsewhere).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let between = range.slots()[1].clone();
+    let faults = Counters::of_vcpu(&g)?;
+    let beside = |pattern| {
+        faults.expect_growth("pf_taken", 0, || {
+            v.fill(range.shared_gva(EACH - 1), 1, pattern, EACH - 1)?;
+            v.fill(range.shared_gva(2 * EACH), 1, pattern, 2 * EACH)
+        })
+    };
+    v.fill(range.shared_gva(0), 3 * EACH, A, 0)?;
+    beside(B)?;
+    let logged = Region { flags: MEM_LOG_DIRTY_PAGES, ..between.region() };
+    expect_ok("logging the slot", g.vm().set_user_memory_region2_raw(&logged, Some(range.host())))?;
+    beside(A)?;
+    let expect_log = |pages: u64| {
+        let log = g.vm().dirty_log(between.slot, PageCount(EACH));
+        expect_eq("the dirty pages", &expect_ok("KVM_GET_DIRTY_LOG", log)?, &vec![pages])
+    };
+    v.fill(range.shared_gva(EACH), EACH, B, EACH)?;
+    expect_log(0xf)?;
+    beside(B)?;
+    expect_log(0)
 }
 
 fn refused_move(t: &Case) -> Outcome {

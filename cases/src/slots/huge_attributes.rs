@@ -72,16 +72,24 @@ pub(super) fn rows() -> Vec<Row> {
             "slots.huge_page.attributes.before_the_slot",
             Types::UPM,
             "A slot that is made over shared and private pages has 2 MiB pages where all is shared, and nowhere else.",
-            |t| before_the_slot(t, 0..PAGES),
+            |t| before_the_first_touch(t, 0..PAGES, Order::AttributesFirst),
         )
         .basis(&[INIT]),
         Row::new(
             "slots.huge_page.attributes.before_a_part",
             Types::UPM,
             "The same for a slot that begins and ends in the middle of huge pages.",
-            |t| before_the_slot(t, LARGE / 2..PAGES - LARGE / 2),
+            |t| before_the_first_touch(t, LARGE / 2..PAGES - LARGE / 2, Order::AttributesFirst),
         )
         .basis(&[INIT]),
+        Row::new(
+            "slots.huge_page.attributes.before_the_first_touch",
+            Types::UPM,
+            "A slot some of whose pages become private before anything is mapped gets 2 MiB pages where all is shared, right \
+             beside the private ones, too, and nowhere else.",
+            |t| before_the_first_touch(t, 0..PAGES, Order::SlotFirst),
+        )
+        .basis(&[POST]),
     ];
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
 }
@@ -175,7 +183,14 @@ fn piece_by_piece(t: &Case) -> Outcome {
     })
 }
 
-fn before_the_slot(t: &Case, slot_pages: Range<u64>) -> Outcome {
+/// What is there first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    AttributesFirst,
+    SlotFirst,
+}
+
+fn before_the_first_touch(t: &Case, slot_pages: Range<u64>, order: Order) -> Outcome {
     let (g, slot) = huge(t, &slot_pages)?;
     let (vm, range) = (g.vm(), g.range(0));
     let counters = Counters::of_vm(&g)?;
@@ -188,10 +203,15 @@ fn before_the_slot(t: &Case, slot_pages: Range<u64>) -> Outcome {
     }
     vm.delete_slot(slot.slot)?;
     for changed in RANGES {
-        range.set_private(vm, changed.clone())?;
         let left = all.iter().filter(|huge| !meet(huge, &changed)).count() as i64;
         counters.expect_growth("pages_2m", left, || {
+            if order == Order::AttributesFirst {
+                range.set_private(vm, changed.clone())?;
+            }
             vm.add_slot(slot.clone())?;
+            if order == Order::SlotFirst {
+                range.set_private(vm, changed.clone())?;
+            }
             touch(&g, &slot_pages, &changed)
         })?;
         vm.delete_slot(slot.slot)?;

@@ -96,9 +96,6 @@ impl<'a> Bench<'a> {
             rows.retain(|row| row_name(&row.id).is_some_and(|name| edit.names(name)));
             named = self.jobs.iter().filter_map(|job| row_name(&job.id)).filter(is_named).map(str::to_owned).collect();
         }
-        if rows.is_empty() {
-            return Ok(Fate::Unreached);
-        }
         let killers = self.killers.read().unwrap_or_else(PoisonError::into_inner).clone();
         killers.sort(&candidate.point.name(), &mut rows, |row| (&row.id, row.duration_us));
         rows.truncate(self.most_rows);
@@ -110,6 +107,8 @@ impl<'a> Bench<'a> {
         let module = match made {
             Made::Same => return Ok(Fate::Same),
             Made::Rejected(complaint) => return Ok(Fate::Rejected { complaint }),
+            // What no row executes may still be nothing to the compiler.
+            Made::Module(_) if rows.is_empty() => return Ok(Fate::Unreached),
             Made::Module(module) => module,
         };
         let modules = self.modules_with(&module, work.path())?;
