@@ -108,12 +108,11 @@ impl Image {
 }
 
 fn call(image: &mut Image) {
-    // SAFETY: `entry` is code that `Form` has checked to touch nothing but the registers of FXSAVE, R8 to
-    // R11 and the memory at RDI up to the size of `memory`, and to return; all of these are in the image
-    // or named as clobbered. The host's x87 stack is empty between functions of Rust, so that its control
-    // word is all there is to restore. Exceptions of the guest's x87 are pending at most before FNINIT
-    // drops them: no instruction that would report one runs until then, because those that wait come
-    // here with none pending. MXCSR masks all of its own (see `quiet`).
+    // The host's x87 stack is empty between functions of Rust, so that its control word is all there is to restore.
+    // Exceptions of the guest's x87 are pending at most before FNINIT drops them: no instruction that would report one
+    // runs until then, because those that wait come here with none pending. MXCSR masks all of its own (see `quiet`).
+    // SAFETY: `entry` is code that `Form` has checked to touch nothing but the registers of FXSAVE, R8 to R11 and the
+    // memory at RDI up to the size of `memory`, and to return; all of these are in the image or named as clobbered.
     unsafe {
         asm!(
             "stmxcsr [rdi + {host_mxcsr}]",
