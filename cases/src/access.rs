@@ -333,7 +333,7 @@ fn content_survives_the_slot(t: &Case) -> Outcome {
 
 fn straddle(t: &Case, width: Width, private_first: bool) -> Outcome {
     let apart = t.platform().has_private_memory();
-    let g = t.guest().range(RangeSpec::new(2).backing(Backing::of(t.platform()))).boot()?;
+    let g = t.guest().range(RangeSpec::new(2).backing(t.platform().backing())).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let [private, shared] = if private_first { [0, 1] } else { [1, 0] };
     g.make_private(0, private..private + 1)?;

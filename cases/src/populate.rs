@@ -47,7 +47,7 @@ pub(crate) fn rows() -> Vec<Row> {
     let guest_rows = [
         Row::new(
             "populate.one_memory",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "Guest and host see each other's writes to a guest_memfd that the host maps, whoever touched a page \
              first.",
             one_memory,
@@ -56,14 +56,14 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream(UPSTREAM_GUEST),
         Row::new(
             "populate.before_the_slot_exists",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "What the host writes into the file before any slot has it is what the guest finds.",
             before_the_slot_exists,
         )
         .basis(&[USER_FAULT, GMEM_ONLY]),
         Row::new(
             "populate.slot_without_a_host_address",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "A slot over a mappable guest_memfd serves what the guest itself accesses without any memory at its host \
              address; what KVM accesses for it is another matter (populate.emulated).",
             slot_without_a_host_address,
@@ -71,7 +71,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[GMEM_ONLY, FAULTIN]),
         Row::new(
             "populate.every_mapping_is_the_file",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "Two mappings of the file, one of them from an offset on, and the guest see one memory; giving up \
              pages of a mapping (MADV_DONTNEED) loses nothing.",
             every_mapping_is_the_file,
@@ -79,7 +79,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[USER_FAULT]),
         Row::new(
             "populate.hole_zeroes_every_view",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "A hole takes its pages out of the guest and out of the host's mapping: both find zeros, and then \
              each other's writes again.",
             hole_zeroes_every_view,
@@ -87,7 +87,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[PUNCH]),
         Row::new(
             "populate.hole_under_a_busy_guest",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "100 holes under a page that a vCPU keeps incrementing and that the host has mapped: the guest never \
              exits, and both see the same number in the end.",
             hole_under_a_busy_guest,
@@ -95,7 +95,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[PUNCH, "virt/kvm/guest_memfd.c: kvm_gmem_get_invalidate_filter"]),
         Row::new(
             "populate.prefault",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "Pages of a mappable guest_memfd are mapped ahead for the guest, which then reads and writes them \
              without a fault.",
             prefault,
@@ -104,7 +104,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
         Row::new(
             "populate.file_that_cannot_be_mapped",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "A guest_memfd without the flag MMAP is never used in a VM without private memory: the guest's \
              accesses reach the host's memory.",
             |t| host_memory_is_used(t, INIT_SHARED),
@@ -112,7 +112,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .basis(&[FAULTIN, GMEM_ONLY]),
         Row::new(
             "populate.private_file_serves_the_guest",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "A file with MMAP and without INIT_SHARED serves the guest of a plain VM too; the host's mapping of \
              it ends in SIGBUS.",
             private_file_serves_the_guest,
@@ -134,7 +134,7 @@ pub(crate) fn rows() -> Vec<Row> {
         ),
         Row::new(
             "populate.view_outlives_the_vm",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "The host's mapping keeps what the guest wrote when slot, file and VM are closed.",
             view_outlives_the_vm,
         )
@@ -178,7 +178,7 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.extend([
         Row::new(
             "populate.past_the_end_is_sigbus",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "A mapping may be longer than its file: the last page of the file is there, the page after it and \
              all others are SIGBUS at the address that was touched.",
             past_the_end_is_sigbus,
@@ -187,7 +187,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream(UPSTREAM_SIGBUS),
         Row::new(
             "populate.fresh_pages_are_zero",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "The host finds zeros in pages of a mappable guest_memfd that nobody has written, and in those that \
              were allocated beforehand.",
             fresh_pages_are_zero,
@@ -196,7 +196,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream("guest_memfd_test: test_mmap_supported"),
         Row::new(
             "populate.no_huge_pages",
-            Types::PLAIN,
+            Types::WITHOUT_PRIVATE_MEMORY,
             "The pages of a guest_memfd cannot be made a huge one: MADV_COLLAPSE is EINVAL where it works for \
              ordinary memory, and nothing is lost.",
             no_huge_pages,
@@ -256,15 +256,15 @@ fn one_memory(t: &Case) -> Outcome {
     let g = guest(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(0..4, A)?;
-    v.fill(range.private_gva(4), 4, B, 4)?;
-    v.expect(range.private_gva(0), 4, A, 0)?;
+    v.fill(range.shared_gva(4), 4, B, 4)?;
+    v.expect(range.shared_gva(0), 4, A, 0)?;
     range.host_expect(4..8, B)?;
-    v.fill(range.private_gva(0), 4, B, 0)?;
+    v.fill(range.shared_gva(0), 4, B, 0)?;
     range.host_fill(4..8, A)?;
     range.host_expect(0..4, B)?;
-    v.expect(range.private_gva(4), 4, A, 4)?;
+    v.expect(range.shared_gva(4), 4, A, 4)?;
     for (at, width) in [(8, Width::B1), (16, Width::B2), (24, Width::B4), (32, Width::B8)] {
-        v.write(range.private_gva(2) + at, width, 0x1122_3344_5566_7788)?;
+        v.write(range.shared_gva(2) + at, width, 0x1122_3344_5566_7788)?;
         let low = width.truncate(0x1122_3344_5566_7788);
         let high = B.word(2) & !width.truncate(u64::MAX);
         expect_eq("the word that the host sees", &range.host().read_u64(2 * PAGE_SIZE + at)?, &(high | low))?;
@@ -292,8 +292,8 @@ fn before_the_slot_exists(t: &Case) -> Outcome {
     }
     g.vm().add_slot(slot)?;
     for page in 0..PAGES {
-        v.expect_read(range.private_gva(page), Width::B8, A.word(page))?;
-        v.expect_read(range.private_gva(page) + 8, Width::B8, 0)?;
+        v.expect_read(range.shared_gva(page), Width::B8, A.word(page))?;
+        v.expect_read(range.shared_gva(page) + 8, Width::B8, 0)?;
     }
     Ok(())
 }
@@ -303,8 +303,8 @@ fn slot_without_a_host_address(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().add_slot(SlotSpec { mapping: None, ..slot })?;
     let exits = t.trace().exits();
-    v.fill(range.private_gva(0), PAGES, B, 0)?;
-    v.expect(range.private_gva(0), PAGES, B, 0)?;
+    v.fill(range.shared_gva(0), PAGES, B, 0)?;
+    v.expect(range.shared_gva(0), PAGES, B, 0)?;
     expect_no_exit_but(t, exits, 2)?;
     let view = map(&file, 0, BYTES)?;
     for page in 0..PAGES {
@@ -317,14 +317,14 @@ fn every_mapping_is_the_file(t: &Case) -> Outcome {
     let g = guest(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let tail = map(range.gmem()?, 3 * PAGE_SIZE, BYTES - 3 * PAGE_SIZE)?;
-    v.fill(range.private_gva(0), PAGES, B, 0)?;
+    v.fill(range.shared_gva(0), PAGES, B, 0)?;
     expect_eq("the word in the second mapping", &tail.read_u64(0)?, &B.word(3))?;
     tail.write_u64(PAGE_SIZE, 0x5a5a)?;
-    v.expect_read(range.private_gva(4), Width::B8, 0x5a5a)?;
+    v.expect_read(range.shared_gva(4), Width::B8, 0x5a5a)?;
     expect_eq("the word in the first mapping", &range.host().read_u64(4 * PAGE_SIZE)?, &0x5a5a)?;
     tail.discard(0, 2 * PAGE_SIZE)?;
     range.host().discard(0, BYTES)?;
-    v.expect_read(range.private_gva(4), Width::B8, 0x5a5a)?;
+    v.expect_read(range.shared_gva(4), Width::B8, 0x5a5a)?;
     expect_eq("the word in the second mapping", &tail.read_u64(PAGE_SIZE)?, &0x5a5a)?;
     range.host_expect(0..4, B)
 }
@@ -332,16 +332,16 @@ fn every_mapping_is_the_file(t: &Case) -> Outcome {
 fn hole_zeroes_every_view(t: &Case) -> Outcome {
     let g = guest(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
-    v.fill(range.private_gva(0), PAGES, B, 0)?;
+    v.fill(range.shared_gva(0), PAGES, B, 0)?;
     range.host_expect(range.all(), B)?;
     Counters::of_vm(&g)?.expect_growth("pages_4k", -3, || range.punch(2..5))?;
     range.host_expect(0..2, B)?;
     range.host_expect(2..4, Pattern::ZERO)?;
-    v.expect(range.private_gva(2), 3, Pattern::ZERO, 2)?;
-    v.expect(range.private_gva(5), 3, B, 5)?;
+    v.expect(range.shared_gva(2), 3, Pattern::ZERO, 2)?;
+    v.expect(range.shared_gva(5), 3, B, 5)?;
     range.host_fill(2..3, A)?;
-    v.expect(range.private_gva(2), 1, A, 2)?;
-    v.fill(range.private_gva(4), 1, A, 4)?;
+    v.expect(range.shared_gva(2), 1, A, 2)?;
+    v.fill(range.shared_gva(4), 1, A, 4)?;
     range.host_expect(4..5, A)
 }
 
@@ -349,7 +349,7 @@ fn hole_under_a_busy_guest(t: &Case) -> Outcome {
     let g = t.guest().vcpus(2).range(RangeSpec::new(PAGES).backing(Backing::MappedGuestMemfd)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let exits = t.trace().exits();
-    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.private_gva(1).0, pages: 1, limit: 0 })?;
+    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.shared_gva(1).0, pages: 1, limit: 0 })?;
     for _ in 0..100 {
         range.host().write_u64(PAGE_SIZE + 8, 0x5a5a)?;
         range.punch(1..2)?;
@@ -359,23 +359,23 @@ fn hole_under_a_busy_guest(t: &Case) -> Outcome {
     busy.done()?;
     expect_no_exit_but(t, exits, 1)?;
     let counted = range.host().read_u64(PAGE_SIZE)?;
-    v.expect_read(range.private_gva(1), Width::B8, counted)
+    v.expect_read(range.shared_gva(1), Width::B8, counted)
 }
 
 fn prefault(t: &Case) -> Outcome {
     let g = guest(t)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.host_fill(range.all(), A)?;
-    v.fill(range.private_gva(0), 1, A, 0)?;
-    v.expect(range.private_gva(0), 1, A, 0)?;
+    v.fill(range.shared_gva(0), 1, A, 0)?;
+    v.expect(range.shared_gva(0), 1, A, 0)?;
     let faults = Counters::of_vcpu(&g)?;
     faults.expect_growth("pf_taken", 0, || {
         Counters::of_vm(&g)?.expect_growth("pages_4k", PAGES as i64 - 1, || {
             let done = v.kvm().pre_fault(range.gpa(1), PageCount(PAGES - 1))?;
             expect_eq("KVM_PRE_FAULT_MEMORY", &(done.result, done.gpa, done.size), &(Ok(()), range.gpa(PAGES), 0))
         })?;
-        v.expect(range.private_gva(1), PAGES - 1, A, 1)?;
-        v.fill(range.private_gva(1), PAGES - 1, B, 1)
+        v.expect(range.shared_gva(1), PAGES - 1, A, 1)?;
+        v.fill(range.shared_gva(1), PAGES - 1, B, 1)
     })?;
     range.host_expect(1..PAGES, B)
 }
@@ -385,10 +385,10 @@ fn host_memory_is_used(t: &Case, flags: u64) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().add_slot(slot)?;
     range.host_fill(range.all(), A)?;
-    v.expect(range.private_gva(0), PAGES, A, 0)?;
-    v.fill(range.private_gva(0), PAGES, B, 0)?;
+    v.expect(range.shared_gva(0), PAGES, A, 0)?;
+    v.fill(range.shared_gva(0), PAGES, B, 0)?;
     file.punch(0, BYTES)?;
-    v.expect(range.private_gva(0), PAGES, B, 0)?;
+    v.expect(range.shared_gva(0), PAGES, B, 0)?;
     range.host_expect(range.all(), B)?;
     expect_errno("mmap of the file", file.mmap(0, BYTES, MapOptions::new().shared()), Errno::ENODEV)
 }
@@ -398,17 +398,17 @@ fn private_file_serves_the_guest(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().add_slot(slot)?;
     range.host_fill(range.all(), A)?;
-    v.expect(range.private_gva(0), PAGES, Pattern::ZERO, 0)?;
-    v.fill(range.private_gva(0), PAGES, B, 0)?;
+    v.expect(range.shared_gva(0), PAGES, Pattern::ZERO, 0)?;
+    v.fill(range.shared_gva(0), PAGES, B, 0)?;
     let view = map(&file, 0, BYTES)?;
     expect_sigbus(&view, PAGE_SIZE)?;
-    v.expect(range.private_gva(0), PAGES, B, 0)?;
+    v.expect(range.shared_gva(0), PAGES, B, 0)?;
     range.host_expect(range.all(), A)
 }
 
 fn view_outlives_the_vm(t: &Case) -> Outcome {
     let g = guest(t)?;
-    g.vcpu(0).fill(g.range(0).private_gva(0), PAGES, B, 0)?;
+    g.vcpu(0).fill(g.range(0).shared_gva(0), PAGES, B, 0)?;
     let view = map(g.range(0).gmem()?, 0, BYTES)?;
     drop(g);
     for page in 0..PAGES {
@@ -427,7 +427,7 @@ fn mappable_file_serves_shared_faults(t: &Case) -> Outcome {
     v.expect(range.shared_gva(0), PAGES, Pattern::ZERO, 0)?;
     v.fill(range.shared_gva(0), PAGES, B, 0)?;
     range.set_private(g.vm(), 2..6)?;
-    v.expect(range.private_gva(0), PAGES, B, 0)?;
+    v.expect(range.shared_gva(0), PAGES, B, 0)?;
     range.set_shared(g.vm(), range.all())?;
     v.expect(range.shared_gva(0), PAGES, B, 0)?;
     file.punch(0, BYTES)?;
@@ -440,12 +440,12 @@ fn private_pages_are_sigbus(t: &Case) -> Outcome {
     let (v, range) = (g.vcpu(0), g.range(0));
     g.vm().add_slot(slot)?;
     range.set_private(g.vm(), 0..4)?;
-    v.fill(range.private_gva(0), PAGES, B, 0)?;
+    v.fill(range.shared_gva(0), PAGES, B, 0)?;
     let view = map(&file, 0, BYTES)?;
     for page in 0..PAGES {
         expect_sigbus(&view, page * PAGE_SIZE + 8)?;
     }
-    v.expect(range.private_gva(0), PAGES, B, 0)
+    v.expect(range.shared_gva(0), PAGES, B, 0)
 }
 
 /// `MSR_KVM_WALL_CLOCK_NEW`
@@ -457,7 +457,7 @@ fn kvm_itself_writes_the_shared_view(t: &Case) -> Outcome {
     range.set_private(g.vm(), 0..1)?;
     for page in 0..2 {
         range.host_fill(page..page + 1, Pattern::ZERO)?;
-        v.fill(range.private_gva(page), 1, if page == 0 { B } else { Pattern::ZERO }, page)?;
+        v.fill(range.shared_gva(page), 1, if page == 0 { B } else { Pattern::ZERO }, page)?;
         v.call(Op::WriteMsr { msr: MSR_KVM_WALL_CLOCK, value: range.gpa(page).0 })?;
         // Version, seconds, nanoseconds, of 4 bytes each; the version is even once the rest is there.
         let version = range.host().read_u64(page * PAGE_SIZE)? as u32;
@@ -466,8 +466,8 @@ fn kvm_itself_writes_the_shared_view(t: &Case) -> Outcome {
         }
         expect_eq("the rest of the host's view", &range.host().read_u64(page * PAGE_SIZE + 16)?, &0)?;
     }
-    v.expect(range.private_gva(0), 1, B, 0)?;
-    let seen_by_the_guest = v.read(range.private_gva(1), Width::B8)?;
+    v.expect(range.shared_gva(0), 1, B, 0)?;
+    let seen_by_the_guest = v.read(range.shared_gva(1), Width::B8)?;
     expect_eq("the clock in the shared page", &seen_by_the_guest, &range.host().read_u64(PAGE_SIZE)?)
 }
 
@@ -478,7 +478,7 @@ fn kvm_keeps_writing_the_shared_view(t: &Case) -> Outcome {
     let g = t.guest().range(RangeSpec::new(1)).boot()?;
     let (v, range) = (g.vcpu(0), g.range(0));
     range.set_private(g.vm(), 0..1)?;
-    v.fill(range.private_gva(0), 1, B, 0)?;
+    v.fill(range.shared_gva(0), 1, B, 0)?;
     let written = |when: &str| {
         range.host_fill(0..1, Pattern::ZERO)?;
         v.call(Op::WriteMsr { msr: MSR_KVM_SYSTEM_TIME, value: range.gpa(0).0 | 1 })?;
@@ -489,14 +489,14 @@ fn kvm_keeps_writing_the_shared_view(t: &Case) -> Outcome {
         expect_that(is_there, || format!("{when}: the host's view has version {version} of the system time"))
     };
     written("private")?;
-    v.expect(range.private_gva(0), 1, B, 0)?;
+    v.expect(range.shared_gva(0), 1, B, 0)?;
     range.set_shared(g.vm(), 0..1)?;
     written("shared")?;
-    let seen = v.read(range.private_gva(0), Width::B4)?;
+    let seen = v.read(range.shared_gva(0), Width::B4)?;
     expect_eq("the version that the guest sees", &seen, &(range.host().read_u64(0)? & 0xffff_ffff))?;
     range.set_private(g.vm(), 0..1)?;
     written("private again")?;
-    v.expect(range.private_gva(0), 1, B, 0)?;
+    v.expect(range.shared_gva(0), 1, B, 0)?;
     v.call(Op::WriteMsr { msr: MSR_KVM_SYSTEM_TIME, value: 0 }).map(drop)
 }
 

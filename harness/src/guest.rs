@@ -46,6 +46,7 @@ pub struct GuestBuilder<'a> {
     firmware_pages: Option<Vec<CpuidFunction>>,
     td_attributes: u64,
     certificates_exit: bool,
+    own_memory_in_a_file: bool,
 }
 
 impl<'a> GuestBuilder<'a> {
@@ -69,6 +70,7 @@ impl<'a> GuestBuilder<'a> {
             firmware_pages: None,
             td_attributes: 0,
             certificates_exit: false,
+            own_memory_in_a_file: false,
         }
     }
 
@@ -124,6 +126,11 @@ impl<'a> GuestBuilder<'a> {
         Self { certificates_exit: true, ..self }
     }
 
+    /// The guest's own memory is one guest_memfd that the host maps, too, where all memory is the host's.
+    pub fn own_memory_in_a_file(self) -> Self {
+        Self { own_memory_in_a_file: true, ..self }
+    }
+
     /// Creates the VM, loads the payload and waits until every vCPU has rung its doorbell.
     ///
     /// # Errors
@@ -166,6 +173,9 @@ impl<'a> GuestBuilder<'a> {
         if self.certificates_exit && !self.platform.has_firmware_pages() {
             return Err(Stop::Error(format!("a {} guest asks for no certificates", self.platform.vm_type())));
         }
+        if self.own_memory_in_a_file && self.platform.has_private_memory() {
+            return Err(Stop::Error(format!("a {} guest's memory is not the host's", self.platform.vm_type())));
+        }
         let make_vcpu = |index: u64| {
             let vcpu = vm.create_vcpu(index)?;
             let registers = long_mode::registers(payload.entry, (MAILBOXES + PageCount(index)).0, index);
@@ -186,6 +196,7 @@ impl<'a> GuestBuilder<'a> {
             entry,
             td_attributes,
             certificates_exit,
+            in_a_file: self.own_memory_in_a_file,
         };
         let Launched { own, vcpus, firmware } = self.platform.launch(&launch)?;
 

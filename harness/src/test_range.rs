@@ -6,11 +6,9 @@ use std::sync::Arc;
 use privet_protocol::{Pattern, Sharing};
 
 use crate::guest_memfd::GuestMemfd;
-use crate::mapping::{MapOptions, Mapping};
+use crate::mapping::Mapping;
 use crate::memslot::SlotSpec;
 use crate::outcome::{Outcome, Stop};
-use crate::platform::Platform;
-use crate::uapi::{GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP};
 use crate::units::{Gpa, Gva, PAGE_SIZE, PageCount};
 use crate::vm::Vm;
 
@@ -38,13 +36,6 @@ pub enum Backing {
     HostAndGuestMemfd,
     /// One guest_memfd that the host maps too (`GUEST_MEMFD_FLAG_MMAP | INIT_SHARED`).
     MappedGuestMemfd,
-}
-
-impl Backing {
-    /// What a guest of this platform has its private pages in, and its shared ones.
-    pub fn of(platform: Platform) -> Backing {
-        if platform.has_private_memory() { Backing::HostAndGuestMemfd } else { Backing::HostOnly }
-    }
 }
 
 /// Where a test range lies and what is behind it.
@@ -270,10 +261,7 @@ fn backings(vm: &Vm, spec: RangeSpec) -> Outcome<(Arc<Mapping>, Option<Arc<Guest
         Backing::HostOnly => (Arc::new(Mapping::anonymous(bytes)?), None),
         Backing::HostAndGuestMemfd => (Arc::new(Mapping::anonymous(bytes)?), Some(vm.create_guest_memfd(bytes, 0)?)),
         Backing::MappedGuestMemfd => {
-            let file = vm.create_guest_memfd(bytes, GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)?;
-            let mapping = file
-                .mmap(0, bytes, MapOptions::new().shared())
-                .map_err(|errno| Stop::Fail(format!("mmap of a guest_memfd of {bytes:#x} bytes: {errno:?}")))?;
+            let (mapping, file) = vm.mapped_guest_memfd(bytes)?;
             (Arc::new(mapping), Some(file))
         }
     })

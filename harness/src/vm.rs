@@ -12,14 +12,14 @@ use crate::errno;
 use crate::guest_memfd::GuestMemfd;
 use crate::host::Host;
 use crate::host_action::HostAction;
-use crate::mapping::Mapping;
+use crate::mapping::{MapOptions, Mapping};
 use crate::measure::EventLog;
 use crate::memslot::{Memslot, SlotSpec};
 use crate::outcome::{Outcome, Stop};
 use crate::raw;
 use crate::stats::Stats;
 use crate::trace::Trace;
-use crate::uapi::{Capability, HC_MAP_GPA_RANGE};
+use crate::uapi::{Capability, GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, HC_MAP_GPA_RANGE};
 use crate::units::PageCount;
 use crate::vcpu::Vcpu;
 use crate::vm_core::Core;
@@ -215,6 +215,18 @@ impl Vm {
     /// Notes in the trace what the host has done to this VM's memory.
     pub(crate) fn host_did(&self, action: HostAction, came: &Result<(), Errno>) {
         self.core.trace.host_did(self.core.number, action, came);
+    }
+
+    /// A guest_memfd of `size` bytes that the host maps too (`MMAP | INIT_SHARED`), and all of it mapped.
+    ///
+    /// # Errors
+    /// [`Stop::Fail`] if KVM refuses the file or the mapping.
+    pub fn mapped_guest_memfd(&self, size: u64) -> Outcome<(Mapping, Arc<GuestMemfd>)> {
+        let file = self.create_guest_memfd(size, GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)?;
+        let mapping = file
+            .mmap(0, size, MapOptions::new().shared())
+            .map_err(|errno| Stop::Fail(format!("mmap of a guest_memfd of {size:#x} bytes: {errno:?}")))?;
+        Ok((mapping, file))
     }
 
     /// Makes a guest_memfd of `size` bytes.

@@ -5,6 +5,7 @@ use privet_harness::guest::Guest;
 use privet_harness::launch::{OWN_BASE, Part, Piece};
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
+use privet_harness::uapi::{Capability, GUEST_MEMFD_FLAG_MMAP};
 use privet_harness::units::{Gva, PAGE_SIZE};
 
 use crate::expect::{expect_eq, expect_that};
@@ -41,6 +42,16 @@ pub(super) fn rows() -> Vec<Row> {
         )
         .basis(&[UPDATE_DATA]),
         Row::new(
+            "populate.own_memory_is_a_mapped_file",
+            Types::WITHOUT_PRIVATE_MEMORY,
+            "A guest runs whose own memory, with its code and page tables, is one guest_memfd that the host maps, too: the \
+             guest reads its code as it was loaded, and the host what it loaded, or ciphertext of all that was encrypted.",
+            own_memory_is_a_mapped_file,
+        )
+        .basis(&["virt/kvm/guest_memfd.c: kvm_gmem_fault_user_mapping, of which sev_pin_memory pins pages", UPDATE_DATA])
+        .needs(Need::GuestMemfd)
+        .needs(Need::Capability(Capability::GUEST_MEMFD_FLAGS, GUEST_MEMFD_FLAG_MMAP as i32)),
+        Row::new(
             "populate.source_keeps_its_content",
             Types::SNP,
             "The memory that a launch copies from keeps its content, and is not the guest's: what the host writes there \
@@ -59,21 +70,28 @@ fn code(g: &Guest) -> impl Iterator<Item = &Piece> {
 
 /// Expects the guest to read its own code as it was planned.
 fn expect_code(g: &Guest) -> Outcome {
-    for piece in code(g) {
-        for page in (0..piece.bytes.len()).step_by(PAGE_SIZE as usize) {
-            let end = piece.bytes.len().min(page + PAGE_SIZE as usize);
-            for at in [page, end.saturating_sub(SAMPLE).max(page)] {
-                let planned = &piece.bytes[at..(at + SAMPLE).min(end)];
-                let seen = g.vcpu(0).read_bytes(Gva(piece.gpa.0 + at as u64), planned.len())?;
-                expect_eq(&format!("the code at gpa {}", piece.gpa + at as u64), &seen.as_slice(), &planned)?;
-            }
+    code(g).try_for_each(|piece| expect_read(g, piece))
+}
+
+/// Expects the guest to read a piece as it was planned.
+fn expect_read(g: &Guest, piece: &Piece) -> Outcome {
+    for page in (0..piece.bytes.len()).step_by(PAGE_SIZE as usize) {
+        let end = piece.bytes.len().min(page + PAGE_SIZE as usize);
+        for at in [page, end.saturating_sub(SAMPLE).max(page)] {
+            let planned = &piece.bytes[at..(at + SAMPLE).min(end)];
+            let seen = g.vcpu(0).read_bytes(Gva(piece.gpa.0 + at as u64), planned.len())?;
+            expect_eq(&format!("the code at gpa {}", piece.gpa + at as u64), &seen.as_slice(), &planned)?;
         }
     }
     Ok(())
 }
 
 fn host_sees_ciphertext(t: &Case) -> Outcome {
-    let g = t.guest().boot()?;
+    expect_ciphertext(&t.guest().boot()?)
+}
+
+/// Expects nothing that is private and not zero to be in the host's view of the guest's own memory.
+fn expect_ciphertext(g: &Guest) -> Outcome {
     for piece in g.plan().private() {
         let mut seen = vec![0; piece.bytes.len()];
         g.own_memory().read(piece.gpa.0 - OWN_BASE.0, &mut seen)?;
@@ -83,6 +101,24 @@ fn host_sees_ciphertext(t: &Case) -> Outcome {
         expect_that(same.is_none(), || {
             format!("block {same:?} of {:?} at gpa {} is no ciphertext", piece.part, piece.gpa)
         })?;
+    }
+    Ok(())
+}
+
+fn own_memory_is_a_mapped_file(t: &Case) -> Outcome {
+    let g = t.guest().own_memory_in_a_file().boot()?;
+    expect_ciphertext(&g)?;
+    let code = g.plan().pieces().iter().filter(|piece| piece.part == Some(Part::Code));
+    for piece in code.clone() {
+        expect_read(&g, piece)?;
+    }
+    if g.plan().private().next().is_some() {
+        return Ok(());
+    }
+    for piece in code {
+        let mut seen = vec![0; piece.bytes.len()];
+        g.own_memory().read(piece.gpa.0 - OWN_BASE.0, &mut seen)?;
+        expect_that(seen == piece.bytes, || format!("the host's view of the code at gpa {} has changed", piece.gpa))?;
     }
     Ok(())
 }

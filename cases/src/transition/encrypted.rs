@@ -6,7 +6,7 @@ use privet_harness::case::Case;
 use privet_harness::exit::Exit;
 use privet_harness::guest::Guest;
 use privet_harness::outcome::Outcome;
-use privet_harness::test_range::{Backing, RangeSpec};
+use privet_harness::test_range::RangeSpec;
 use privet_harness::units::Gva;
 use privet_protocol::{Op, Order, Sharing};
 
@@ -84,7 +84,7 @@ struct DirectMap {
 impl DirectMap {
     /// P is private and holds [`IN_P`]; Q is as `sharing` says, and holds what [`content`] says.
     fn new(t: &Case, sharing: Sharing) -> Outcome<DirectMap> {
-        let g = t.guest().vcpus(2).range(RangeSpec::new(2).backing(Backing::of(t.platform()))).boot()?;
+        let g = t.guest().vcpus(2).range(RangeSpec::new(2).backing(t.platform().backing())).boot()?;
         let (v, range) = (g.vcpu(0), g.range(0));
         range.host_fill(range.all(), SHARED)?;
         g.make_private(0, P..P + 1)?;

@@ -49,6 +49,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) entry: Entry,
     /// Whether an SNP guest's requests for certificates lead to userspace.
     pub(crate) certificates_exit: bool,
+    /// Whether what would be host memory is a guest_memfd that the host maps.
+    pub(crate) in_a_file: bool,
 }
 
 /// A guest whose vCPUs can run.
@@ -63,13 +65,20 @@ impl Launch<'_> {
     /// Host memory with the content of the plan, and the slot that it will be behind.
     ///
     /// # Errors
-    /// `Stop::Error` if the host has no memory.
+    /// `Stop::Error` if the host has no memory, `Stop::Fail` if KVM refuses the file.
     pub(crate) fn content(&self) -> Outcome<(Arc<Mapping>, SlotSpec)> {
-        let view = Arc::new(Mapping::anonymous(Plan::length().bytes())?);
+        let (view, file) = if self.in_a_file {
+            let (view, file) = self.vm.mapped_guest_memfd(Plan::length().bytes())?;
+            (view, Some(file))
+        } else {
+            (Mapping::anonymous(Plan::length().bytes())?, None)
+        };
+        let view = Arc::new(view);
         for piece in self.plan.pieces() {
             view.write(piece.gpa.0 - OWN_BASE.0, &piece.bytes)?;
         }
         let slot = SlotSpec::shared(OWN_SLOT, OWN_BASE, Plan::length(), &view);
+        let slot = file.iter().fold(slot, |slot, file| slot.with_gmem(file, 0));
         Ok((view, slot))
     }
 
