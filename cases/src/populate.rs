@@ -178,7 +178,7 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.extend([
         Row::new(
             "populate.past_the_end_is_sigbus",
-            Types::WITHOUT_PRIVATE_MEMORY,
+            Types::PLAIN,
             "A mapping may be longer than its file: the last page of the file is there, the page after it and \
              all others are SIGBUS at the address that was touched.",
             past_the_end_is_sigbus,
@@ -187,7 +187,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream(UPSTREAM_SIGBUS),
         Row::new(
             "populate.fresh_pages_are_zero",
-            Types::WITHOUT_PRIVATE_MEMORY,
+            Types::PLAIN,
             "The host finds zeros in pages of a mappable guest_memfd that nobody has written, and in those that \
              were allocated beforehand.",
             fresh_pages_are_zero,
@@ -196,7 +196,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .upstream("guest_memfd_test: test_mmap_supported"),
         Row::new(
             "populate.no_huge_pages",
-            Types::WITHOUT_PRIVATE_MEMORY,
+            Types::PLAIN,
             "The pages of a guest_memfd cannot be made a huge one: MADV_COLLAPSE is EINVAL where it works for \
              ordinary memory, and nothing is lost.",
             no_huge_pages,
