@@ -21,7 +21,7 @@ pub(crate) struct OwnMemory {
     /// The host's view. Of private pieces it holds what was loaded, which the guest does not see, or what encryption has
     /// made of it.
     pub(crate) host: Arc<Mapping>,
-    /// Where private pieces are, if they are in a guest_memfd.
+    /// Where private pieces are, or all of it, if that is a guest_memfd.
     pub(crate) gmem: Option<Arc<GuestMemfd>>,
 }
 
@@ -65,21 +65,34 @@ impl Launch<'_> {
     /// Host memory with the content of the plan, and the slot that it will be behind.
     ///
     /// # Errors
-    /// `Stop::Error` if the host has no memory, `Stop::Fail` if KVM refuses the file.
+    /// `Stop::Error` if the host has no memory.
     pub(crate) fn content(&self) -> Outcome<(Arc<Mapping>, SlotSpec)> {
-        let (view, file) = if self.in_a_file {
-            let (view, file) = self.vm.mapped_guest_memfd(Plan::length().bytes())?;
-            (view, Some(file))
-        } else {
-            (Mapping::anonymous(Plan::length().bytes())?, None)
-        };
-        let view = Arc::new(view);
+        self.filled(Mapping::anonymous(Plan::length().bytes())?)
+    }
+
+    fn filled(&self, view: Mapping) -> Outcome<(Arc<Mapping>, SlotSpec)> {
         for piece in self.plan.pieces() {
             view.write(piece.gpa.0 - OWN_BASE.0, &piece.bytes)?;
         }
+        let view = Arc::new(view);
         let slot = SlotSpec::shared(OWN_SLOT, OWN_BASE, Plan::length(), &view);
-        let slot = file.iter().fold(slot, |slot, file| slot.with_gmem(file, 0));
         Ok((view, slot))
+    }
+
+    /// The guest's own memory in its slot, with the content of the plan, where all of it is the host's.
+    ///
+    /// # Errors
+    /// What KVM refuses.
+    pub(crate) fn host_memory(&self) -> Outcome<OwnMemory> {
+        if !self.in_a_file {
+            let (host, slot) = self.content()?;
+            self.vm.add_slot(slot)?;
+            return Ok(OwnMemory { host, gmem: None });
+        }
+        let (view, file) = self.vm.mapped_guest_memfd(Plan::length().bytes())?;
+        let (host, slot) = self.filled(view)?;
+        self.vm.add_slot(slot.with_gmem(&file, 0))?;
+        Ok(OwnMemory { host, gmem: Some(file) })
     }
 
     /// The slot without any private piece, and then the vCPUs.
@@ -87,8 +100,6 @@ impl Launch<'_> {
     /// # Errors
     /// What KVM refuses.
     pub(crate) fn all_shared(&self) -> Outcome<Launched> {
-        let (host, slot) = self.content()?;
-        self.vm.add_slot(slot)?;
-        Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus: (self.make_vcpus)()?, firmware: None })
+        Ok(Launched { own: self.host_memory()?, vcpus: (self.make_vcpus)()?, firmware: None })
     }
 }

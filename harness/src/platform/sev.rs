@@ -3,7 +3,7 @@
 use privet_protocol::{AliasBits, Conversion, Doorbell};
 
 use super::Facts;
-use crate::launch::{Launch, Launched, OwnMemory, Part, sev};
+use crate::launch::{Launch, Launched, Part, sev};
 use crate::outcome::Outcome;
 use crate::sev::{Device, SevPolicy};
 use crate::test_range::Backing;
@@ -26,12 +26,11 @@ pub(super) const FACTS: Facts = Facts {
 fn launch(launch: &Launch<'_>) -> Outcome<Launched> {
     let device = Device::open()?;
     let mut steps = sev::Launch::create(launch.vm, &device, Default::default())?.start(SevPolicy::NONE)?;
-    let (host, slot) = launch.content()?;
-    launch.vm.add_slot(slot)?;
+    let own = launch.host_memory()?;
     for piece in launch.plan.private() {
-        steps.encrypt(&host, piece)?;
+        steps.encrypt(&own.host, piece)?;
     }
     let vcpus = (launch.make_vcpus)()?;
     steps.measure()?.finish()?;
-    Ok(Launched { own: OwnMemory { host, gmem: None }, vcpus, firmware: Some(device) })
+    Ok(Launched { own, vcpus, firmware: Some(device) })
 }
