@@ -104,7 +104,8 @@ fn run_in_child(directory: &Path) -> ExitCode {
         sim: SimOptions::default(),
         without_rule: None,
         tdx_faults: Vec::new(),
-        keeps_snapshot: false,
+        // Rows go on from where a machine was saved; the program of a test boots one of its own.
+        keeps_snapshot: !directory.join("program").exists(),
         files: Vec::new(),
         records: false,
         artifacts: Some(directory.join("artifacts")),
