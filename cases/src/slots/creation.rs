@@ -313,14 +313,24 @@ fn wrap_and_length(t: &Case) -> Outcome {
         return Ok(());
     }
     let longest = Region { memory_size: bytes((1 << 31) - 1), userspace_addr: PAGE_SIZE, ..parts.shared_region() };
+    if longest.guest_phys_addr + longest.memory_size > end_of_gpas(t)? {
+        return parts.refuses("2^31 - 1 pages, more than the host's CPUs can address", longest, Errno::EINVAL);
+    }
     parts.accepts("2^31 - 1 pages", longest)
+}
+
+/// The first GPA that the host's CPUs cannot address.
+fn end_of_gpas(t: &Case) -> Outcome<u64> {
+    let leaf = t.host().supported_cpuid()?.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
+    match leaf {
+        Some(leaf) => Ok(1 << (leaf.eax & 0xff)),
+        None => Err(Stop::Error("KVM_GET_SUPPORTED_CPUID has no leaf 0x80000008".into())),
+    }
 }
 
 fn above_maxphyaddr(t: &Case) -> Outcome {
     let parts = Parts::new(t)?;
-    let leaf = t.host().supported_cpuid()?.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
-    let Some(leaf) = leaf else { return Err(Stop::Error("KVM_GET_SUPPORTED_CPUID has no leaf 0x80000008".into())) };
-    let end = 1 << (leaf.eax & 0xff);
+    let end = end_of_gpas(t)?;
     for region in [parts.region(), parts.shared_region()] {
         let at = |guest_phys_addr| Region { guest_phys_addr, ..region };
         for gpa in [end - SIZE + PAGE_SIZE, end - PAGE_SIZE, end, 1 << 52, 1 << 63] {
