@@ -1,6 +1,6 @@
 //! The loop that executes blocks, and what it looks at between them.
 
-use crate::block::BlockCache;
+use crate::block::{Block, BlockCache};
 use crate::bus::Event;
 use crate::core::{Abort, Core, Why};
 use crate::exception::{Exception, vector};
@@ -128,59 +128,57 @@ impl Core<'_> {
                 Ok(block) => block,
                 Err(abort) => return self.aborted(abort, false),
             };
-            way = Way::Any;
-            if RECORDS {
-                self.bus.entered(self.s, block.ops.len(), block.bytes());
-            } else if let Some((buffer, code)) = block.code {
-                match translate::enter(self, buffer, code) {
-                    Ended::Done(by) => way = by,
-                    Ended::Changed => {
-                        self.update_mode();
-                        return Ok(());
-                    }
-                    Ended::Aborted { stack } => return self.aborted(Abort, stack),
-                    Ended::Attention => {
-                        self.s.rip = self.next_rip;
-                        self.update_mode();
-                        return self.attend();
-                    }
-                }
-                if self.kick.any() || self.s.instructions >= self.s.turn_ends {
+            let ended = match block.code {
+                Some((buffer, code)) if !RECORDS => translate::enter(self, buffer, code),
+                _ => self.run_handlers::<RECORDS>(&block),
+            };
+            match ended {
+                Ended::Done(by) => way = by,
+                Ended::Changed => {
+                    self.update_mode();
                     return Ok(());
                 }
-                continue;
-            }
-            // Only the last op of a block changes where execution goes on.
-            let mut rip = self.s.rip;
-            for (index, op) in block.ops.iter().enumerate() {
-                self.s.rip = rip;
-                rip = rip.wrapping_add(u64::from(op.len));
-                self.next_rip = rip;
-                if let Err(abort) = (op.run)(self, op) {
-                    if RECORDS && self.why != Why::Switched {
-                        self.bus.cut_short(self.s.rip, block.ops.len() - index);
-                    }
-                    return self.aborted(abort, op.mem.stack);
-                }
-                self.s.instructions = self.s.instructions.wrapping_add(1);
-                if self.attention {
-                    if RECORDS {
-                        self.bus.cut_short(self.next_rip, block.ops.len() - index - 1);
-                    }
+                Ended::Aborted { stack } => return self.aborted(Abort, stack),
+                Ended::Attention => {
                     self.s.rip = self.next_rip;
                     self.update_mode();
                     return self.attend();
                 }
             }
-            self.s.rip = self.next_rip;
-            if block.changes_mode {
-                self.update_mode();
-                return Ok(());
-            }
             if self.kick.any() || self.s.instructions >= self.s.turn_ends {
                 return Ok(());
             }
         }
+    }
+
+    /// Has the handlers of its ops execute a block.
+    #[inline(always)]
+    fn run_handlers<const RECORDS: bool>(&mut self, block: &Block<'_>) -> Ended {
+        if RECORDS {
+            self.bus.entered(self.s, block.ops.len(), block.bytes());
+        }
+        // Only the last op of a block changes where execution goes on.
+        let mut rip = self.s.rip;
+        for (index, op) in block.ops.iter().enumerate() {
+            self.s.rip = rip;
+            rip = rip.wrapping_add(u64::from(op.len));
+            self.next_rip = rip;
+            if let Err(Abort) = (op.run)(self, op) {
+                if RECORDS && self.why != Why::Switched {
+                    self.bus.cut_short(self.s.rip, block.ops.len() - index);
+                }
+                return Ended::Aborted { stack: op.mem.stack };
+            }
+            self.s.instructions = self.s.instructions.wrapping_add(1);
+            if self.attention {
+                if RECORDS {
+                    self.bus.cut_short(self.next_rip, block.ops.len() - index - 1);
+                }
+                return Ended::Attention;
+            }
+        }
+        self.s.rip = self.next_rip;
+        if block.changes_mode { Ended::Changed } else { Ended::Done(Way::Any) }
     }
 
     /// Executes one instruction, with everything that may come between two.

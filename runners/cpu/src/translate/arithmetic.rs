@@ -39,10 +39,6 @@ macro_rules! sized {
 }
 
 pub(super) fn emit(emitter: &mut Emitter<'_>, instruction: &Instruction, op: &Op) -> Option<()> {
-    let has_memory = [op.a, op.b].contains(&Operand::Mem);
-    if has_memory && !Emitter::knows_address(&op.mem) {
-        return None;
-    }
     let size = operand_size(instruction, 0);
     match instruction.mnemonic() {
         Mnemonic::Add | Mnemonic::Adc | Mnemonic::Sub | Mnemonic::Sbb => {

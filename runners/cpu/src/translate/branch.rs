@@ -27,7 +27,7 @@ fn is_cmovcc(instruction: &Instruction) -> bool {
 
 pub(super) fn emit(emitter: &mut Emitter<'_>, instruction: &Instruction, op: &Op, next: u64) -> Option<Next> {
     if let Some(condition) = condition(instruction) {
-        return on_condition(emitter, instruction, op, next, condition);
+        return Some(on_condition(emitter, instruction, op, next, condition));
     }
     match instruction.code() {
         Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Some(Next::Known(op.imm)),
@@ -36,11 +36,11 @@ pub(super) fn emit(emitter: &mut Emitter<'_>, instruction: &Instruction, op: &Op
             Some(Next::Known(op.imm))
         }
         Code::Jmp_rm64 => {
-            target(emitter, op)?;
+            target(emitter, op);
             Some(Next::Target)
         }
         Code::Call_rm64 => {
-            target(emitter, op)?;
+            target(emitter, op);
             push_constant(emitter, next);
             Some(Next::Target)
         }
@@ -57,21 +57,12 @@ pub(super) fn emit(emitter: &mut Emitter<'_>, instruction: &Instruction, op: &Op
     }
 }
 
-fn on_condition(
-    emitter: &mut Emitter<'_>,
-    instruction: &Instruction,
-    op: &Op,
-    next: u64,
-    condition: u8,
-) -> Option<Next> {
-    if [op.a, op.b].contains(&Operand::Mem) && !Emitter::knows_address(&op.mem) {
-        return None;
-    }
+fn on_condition(emitter: &mut Emitter<'_>, instruction: &Instruction, op: &Op, next: u64, condition: u8) -> Next {
     if !emitter.has_condition() {
         flags::evaluate(emitter, condition);
     }
     if instruction.is_jcc_short_or_near() {
-        return Some(Next::Either(next, op.imm));
+        return Next::Either(next, op.imm);
     }
     if is_setcc(instruction) {
         if op.a == Operand::Mem {
@@ -79,7 +70,7 @@ fn on_condition(
         }
         dynasm!(emitter.asm; mov eax, r8d);
         moves::put(emitter, op.a, 1);
-        return Some(Next::Following);
+        return Next::Following;
     }
     let size = operand_size(instruction, 0);
     moves::get(emitter, op, op.b, size, 1);
@@ -89,17 +80,13 @@ fn on_condition(
         ; cmovne rax, rcx
     );
     moves::put(emitter, op.a, size);
-    Some(Next::Following)
+    Next::Following
 }
 
 /// The target of an indirect branch in rax.
-fn target(emitter: &mut Emitter<'_>, op: &Op) -> Option<()> {
-    if op.a == Operand::Mem && !Emitter::knows_address(&op.mem) {
-        return None;
-    }
+fn target(emitter: &mut Emitter<'_>, op: &Op) {
     moves::get(emitter, op, op.a, 8, 0);
     check_canonical(emitter);
-    Some(())
 }
 
 /// Leaves an address in rax that may not be canonical (one that is so with 5-level paging only among them) to the handler.

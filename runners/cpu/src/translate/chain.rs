@@ -46,13 +46,15 @@ pub(crate) enum Way {
     Link(u32),
 }
 
-const TARGET: i32 = 1;
+/// The ways in edx that are no links.
+const ANY: u32 = 0;
+const TARGET: u32 = 1;
 
 impl Way {
     pub(super) fn of_code(ended: u64) -> Way {
         match (ended >> 32) as u32 {
-            0 => Way::Any,
-            1 => Way::Target,
+            ANY => Way::Any,
+            TARGET => Way::Target,
             link => Way::Link(link),
         }
     }
@@ -140,7 +142,7 @@ pub(super) fn go_on_at_target(emitter: &mut Emitter<'_>) {
         ; shl ecx, 4
         ; mov rsi, QWORD targets as i64
         ; add rsi, rcx
-        ; mov edx, TARGET
+        ; mov edx, TARGET as i32
         ; cmp rax, [rsi]
         ; jne =>out
         ; jmp QWORD [rsi + 8]

@@ -118,7 +118,8 @@ impl<'a> Emitter<'a> {
     fn in_place(&mut self, next: u64) -> Option<Next> {
         let (instruction, op) = (&self.instructions[self.index], &self.source.ops[self.index]);
         let is_last = self.index + 1 == self.source.ops.len();
-        if op.lock || is_last && self.source.changes_mode {
+        let address_is_strange = [op.a, op.b].contains(&Operand::Mem) && !Emitter::knows_address(&op.mem);
+        if op.lock || address_is_strange || is_last && self.source.changes_mode {
             return None;
         }
         if moves::emit(self, instruction, op).or_else(|| arithmetic::emit(self, instruction, op)).is_some() {

@@ -41,7 +41,7 @@ use crate::op::Op;
 use crate::state::CpuState;
 use crate::tlb::{Entry, Tlbs};
 
-/// How translated code ended.
+/// How a block ended, and what translated code went on to from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// All that was begun has executed. RIP is where it goes on, by this way.

@@ -9,10 +9,6 @@ use super::memory::For;
 use crate::op::{Op, Operand, operand_size};
 
 pub(super) fn emit(emitter: &mut Emitter<'_>, instruction: &Instruction, op: &Op) -> Option<()> {
-    let has_memory = [op.a, op.b].contains(&Operand::Mem);
-    if has_memory && !Emitter::knows_address(&op.mem) {
-        return None;
-    }
     let size = operand_size(instruction, 0);
     match instruction.mnemonic() {
         Mnemonic::Nop | Mnemonic::Endbr64 => {}
