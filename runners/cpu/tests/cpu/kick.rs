@@ -8,7 +8,8 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use privet_cpu::state::gpr;
 use privet_cpu::{
-    Access, Bus, Config, Cpu, CpuExit, CpuState, CpuidResult, Exception, Intercept, Intercepted, Kick, Resolve,
+    Access, Bus, Config, Cpu, CpuExit, CpuState, CpuidResult, Exception, HostPage, Intercept, Intercepted, Kick,
+    Resolve,
 };
 
 use crate::machine::{Ram, TestBus, long_mode};
@@ -24,15 +25,12 @@ const PAGE: u64 = 0x10000;
 /// The two backings of `PAGE`.
 const BACKINGS: [u64; 2] = [0x11000, 0x12000];
 
-struct SwitchingBus<'a> {
-    vm: &'a Vm,
-}
+/// A bus of which a test says where pages are.
+struct Pages<F>(F);
 
-impl Bus for SwitchingBus<'_> {
+impl<F: FnMut(u64) -> Option<HostPage>> Bus for Pages<F> {
     fn resolve(&mut self, _: &mut CpuState, gpa: u64, _: Access) -> Resolve {
-        let backing = self.vm.backing.read().expect("not poisoned");
-        let gpa = if gpa == PAGE { *backing } else { gpa };
-        self.vm.ram.page(gpa).map_or(Resolve::Mmio, Resolve::Page)
+        self.0(gpa).map_or(Resolve::Mmio, Resolve::Page)
     }
 
     fn cpuid(&mut self, _: &CpuState, _: u32, _: u32) -> CpuidResult {
@@ -56,49 +54,10 @@ impl Bus for SwitchingBus<'_> {
     }
 }
 
-/// A bus that moves `PAGE` to the next of these, and has its CPU flush, whenever it is asked for it, and says where it is
-/// when it is asked again: a VM whose other threads are always quicker.
-struct MovingBus<'a> {
-    ram: &'a Ram,
-    kick: Arc<Kick>,
-    asked: usize,
-}
-
-impl MovingBus<'_> {
-    const PLACES: [u64; 3] = [0x11000, 0x12000, 0x13000];
-}
-
-impl Bus for MovingBus<'_> {
-    fn resolve(&mut self, _: &mut CpuState, gpa: u64, _: Access) -> Resolve {
-        let mut at = gpa;
-        if gpa == PAGE {
-            at = MovingBus::PLACES[self.asked / 2 % 3];
-            if self.asked.is_multiple_of(2) {
-                self.kick.request_flush();
-            }
-            self.asked += 1;
-        }
-        self.ram.page(at).map_or(Resolve::Mmio, Resolve::Page)
-    }
-
-    fn cpuid(&mut self, _: &CpuState, _: u32, _: u32) -> CpuidResult {
-        CpuidResult::default()
-    }
-
-    fn rdmsr(&mut self, _: &CpuState, _: u32) -> Result<u64, Exception> {
-        Err(Exception::gp(0))
-    }
-
-    fn wrmsr(&mut self, _: &mut CpuState, _: u32, _: u64) -> Result<(), Exception> {
-        Err(Exception::gp(0))
-    }
-
-    fn tsc(&mut self, _: &CpuState) -> u64 {
-        0
-    }
-
-    fn intercept(&mut self, _: &mut CpuState, _: Intercept, _: u8) -> Intercepted {
-        Intercepted::Native
+impl Vm {
+    fn page(&self, gpa: u64) -> Option<HostPage> {
+        let backing = self.backing.read().expect("not poisoned");
+        self.ram.page(if gpa == PAGE { *backing } else { gpa })
     }
 }
 
@@ -133,7 +92,7 @@ fn nothing_is_written_to_a_page_that_was_taken_away() {
     std::thread::scope(|scope| {
         for cpu in &mut cpus {
             let vm = &vm;
-            scope.spawn(move || assert_eq!(cpu.run(&mut SwitchingBus { vm }), CpuExit::Stopped));
+            scope.spawn(move || assert_eq!(cpu.run(&mut Pages(|gpa| vm.page(gpa))), CpuExit::Stopped));
         }
         for round in 1..=100 {
             let retired = BACKINGS[(round + 1) % 2];
@@ -165,11 +124,12 @@ fn a_value_is_replaced_where_it_was_read_even_if_its_page_moves_all_the_time() {
         // It holds something else, and so nothing changes.
         (|a| a.lock().cmpxchg16b(xmmword_ptr(rbx)), 0),
     ];
+    const PLACES: [u64; 3] = [0x11000, 0x12000, 0x13000];
     for (index, (program, more)) in programs.into_iter().enumerate() {
         let ram = Ram::new(1 << 20);
         let mut cpu = Cpu::new(Config::default());
         long_mode(&mut cpu, &ram, 0);
-        for (place, value) in MovingBus::PLACES.into_iter().zip([0x10, 0x2000, 0x30_0000]) {
+        for (place, value) in PLACES.into_iter().zip([0x10, 0x2000, 0x30_0000]) {
             ram.write_u64(place, value);
         }
         let mut a = CodeAssembler::new(64).expect("64-bit");
@@ -179,8 +139,22 @@ fn a_value_is_replaced_where_it_was_read_even_if_its_page_moves_all_the_time() {
         cpu.state.gpr[gpr::RBX] = PAGE;
         cpu.state.gpr[gpr::RCX] = 5;
         let kick = Arc::clone(cpu.kick());
-        assert_eq!(cpu.run(&mut MovingBus { ram: &ram, kick, asked: 0 }), CpuExit::Halt);
-        let sum: u64 = MovingBus::PLACES.map(|place| ram.read_u64(place)).iter().sum();
+        let mut asked = 0;
+        // The page moves, and its CPU has to flush, whenever it is asked for; where it is then, it says when it is asked
+        // again: a VM whose other threads are always quicker.
+        let moving = |gpa| {
+            if gpa != PAGE {
+                return ram.page(gpa);
+            }
+            let place = PLACES[asked / 2 % 3];
+            if asked % 2 == 0 {
+                kick.request_flush();
+            }
+            asked += 1;
+            ram.page(place)
+        };
+        assert_eq!(cpu.run(&mut Pages(moving)), CpuExit::Halt);
+        let sum: u64 = PLACES.map(|place| ram.read_u64(place)).iter().sum();
         assert_eq!(sum, 0x30_2010 + more, "program {index}");
     }
 }
