@@ -339,7 +339,7 @@ fn straddle(t: &Case, width: Width, private_first: bool) -> Outcome {
     g.make_private(0, private..private + 1)?;
     // Where the guest says what is private, it says it of each page of one mapping.
     let entry = v.read_entry(range.private_gva(private))?;
-    v.call(Op::WriteEntry { gva: range.shared_gva(private).0, entry })?;
+    v.write_entry(range.shared_gva(private), entry)?;
     for before in 1..width.bytes() {
         let start = PAGE_SIZE - before;
         let value = width.truncate(0x1122_3344_5566_7788_u64.rotate_left(before as u32 * 4));

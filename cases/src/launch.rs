@@ -169,9 +169,9 @@ fn guest_edits_its_tables(t: &Case) -> Outcome {
     range.host_fill(range.all(), A)?;
     v.expect(range.private_gva(0), 1, A, 0)?;
     let (first, second) = (v.read_entry(range.private_gva(0))?, v.read_entry(range.private_gva(1))?);
-    v.call(Op::WriteEntry { gva: range.private_gva(0).0, entry: second })?;
+    v.write_entry(range.private_gva(0), second)?;
     v.expect(range.private_gva(0), 1, A, 1)?;
-    v.call(Op::WriteEntry { gva: range.private_gva(0).0, entry: first })?;
+    v.write_entry(range.private_gva(0), first)?;
     v.expect(range.private_gva(0), 1, A, 0)?;
     for piece in g.plan().private() {
         let mut seen = vec![0; piece.bytes.len()];

@@ -192,6 +192,11 @@ impl GuestVcpu {
         Ok(self.call(Op::ReadEntry { gva: gva.0 })?[0])
     }
 
+    /// The guest writes the page-table entry (4 KiB) that maps `gva`, and flushes the TLBs of all its vCPUs.
+    pub fn write_entry(&self, gva: Gva, entry: u64) -> Outcome {
+        self.call(Op::WriteEntry { gva: gva.0, entry }).map(drop)
+    }
+
     /// Tells an operation that goes on until it is stopped to end.
     pub fn stop(&self) -> Outcome {
         self.mailbox()?.stop();

@@ -369,9 +369,9 @@ fn walks_are_always_private(t: &Case) -> Outcome {
     // Both pages behind one address, by an entry that the guest itself writes and the CPU walks.
     let (first, second) = (v.read_entry(range.shared_gva(0))?, v.read_entry(range.shared_gva(1))?);
     expect_that(first != second, || "two pages have the same entry".into())?;
-    v.call(Op::WriteEntry { gva: range.shared_gva(0).0, entry: second })?;
+    v.write_entry(range.shared_gva(0), second)?;
     v.expect(range.shared_gva(0), 1, A, 1)?;
-    v.call(Op::WriteEntry { gva: range.shared_gva(0).0, entry: first })?;
+    v.write_entry(range.shared_gva(0), first)?;
     v.expect(range.shared_gva(0), 1, A, 0)
 }
 

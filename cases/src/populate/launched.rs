@@ -65,22 +65,19 @@ pub(super) fn rows() -> Vec<Row> {
 
 /// The pieces that nobody changes while the guest runs.
 fn code(g: &Guest) -> impl Iterator<Item = &Piece> {
-    g.plan().private().filter(|piece| piece.part == Some(Part::Code))
+    g.plan().pieces().iter().filter(|piece| piece.part == Some(Part::Code))
 }
 
 /// Expects the guest to read its own code as it was planned.
 fn expect_code(g: &Guest) -> Outcome {
-    code(g).try_for_each(|piece| expect_read(g, piece))
-}
-
-/// Expects the guest to read a piece as it was planned.
-fn expect_read(g: &Guest, piece: &Piece) -> Outcome {
-    for page in (0..piece.bytes.len()).step_by(PAGE_SIZE as usize) {
-        let end = piece.bytes.len().min(page + PAGE_SIZE as usize);
-        for at in [page, end.saturating_sub(SAMPLE).max(page)] {
-            let planned = &piece.bytes[at..(at + SAMPLE).min(end)];
-            let seen = g.vcpu(0).read_bytes(Gva(piece.gpa.0 + at as u64), planned.len())?;
-            expect_eq(&format!("the code at gpa {}", piece.gpa + at as u64), &seen.as_slice(), &planned)?;
+    for piece in code(g) {
+        for page in (0..piece.bytes.len()).step_by(PAGE_SIZE as usize) {
+            let end = piece.bytes.len().min(page + PAGE_SIZE as usize);
+            for at in [page, end.saturating_sub(SAMPLE).max(page)] {
+                let planned = &piece.bytes[at..(at + SAMPLE).min(end)];
+                let seen = g.vcpu(0).read_bytes(Gva(piece.gpa.0 + at as u64), planned.len())?;
+                expect_eq(&format!("the code at gpa {}", piece.gpa + at as u64), &seen.as_slice(), &planned)?;
+            }
         }
     }
     Ok(())
@@ -108,14 +105,11 @@ fn expect_ciphertext(g: &Guest) -> Outcome {
 fn own_memory_is_a_mapped_file(t: &Case) -> Outcome {
     let g = t.guest().own_memory_in_a_file().boot()?;
     expect_ciphertext(&g)?;
-    let code = g.plan().pieces().iter().filter(|piece| piece.part == Some(Part::Code));
-    for piece in code.clone() {
-        expect_read(&g, piece)?;
-    }
+    expect_code(&g)?;
     if g.plan().private().next().is_some() {
         return Ok(());
     }
-    for piece in code {
+    for piece in code(&g) {
         let mut seen = vec![0; piece.bytes.len()];
         g.own_memory().read(piece.gpa.0 - OWN_BASE.0, &mut seen)?;
         expect_that(seen == piece.bytes, || format!("the host's view of the code at gpa {} has changed", piece.gpa))?;
