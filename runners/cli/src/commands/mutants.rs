@@ -105,10 +105,14 @@ fn some_of(ids: &[String]) -> String {
 }
 
 /// The job of a row that passed without a defect. A defect may make it wait for what never comes, and nobody wants to wait
-/// with it for longer than it takes to be sure of that: ten times as long as without, but 3 s at least.
+/// with it for longer than it takes to be sure of that.
 pub(super) fn with_a_defect(job: &Job, passed: &CaseReport) -> Job {
-    let patience = Duration::from_micros(passed.duration_us * 10).max(Duration::from_secs(3));
-    Job { limit: patience.min(job.limit), ..job.clone() }
+    Job { limit: limit_with_a_defect(job.limit, passed.duration_us, Duration::from_secs(3)), ..job.clone() }
+}
+
+/// How long a row may take with a defect: ten times as long as without, but this at least, and not beyond its own limit.
+pub(super) fn limit_with_a_defect(limit: Duration, passed_us: u64, least: Duration) -> Duration {
+    Duration::from_micros(passed_us * 10).max(least).min(limit)
 }
 
 /// A machine without defects.

@@ -19,6 +19,7 @@ use super::clean::{Clean, Row};
 use super::half::Half;
 use super::stop::Stop;
 use super::{cannot, failed, row_name};
+use crate::commands::mutants::limit_with_a_defect;
 use crate::exit::Early;
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
@@ -96,8 +97,9 @@ impl<'a> Bench<'a> {
             rows.retain(|row| row_name(&row.id).is_some_and(|name| edit.names(name)));
             named = self.jobs.iter().filter_map(|job| row_name(&job.id)).filter(is_named).map(str::to_owned).collect();
         }
-        let killers = self.killers.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let killers = self.killers.read().unwrap_or_else(PoisonError::into_inner);
         killers.sort(&candidate.point.name(), &mut rows, |row| (&row.id, row.duration_us));
+        drop(killers);
         rows.truncate(self.most_rows);
         let work = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         let point = &candidate.point;
@@ -120,8 +122,7 @@ impl<'a> Bench<'a> {
     /// The job of a row, which waits no longer for what never comes than it takes to be sure of that.
     fn job(&self, row: &Row) -> Option<Job> {
         let job = self.jobs.iter().find(|job| job.id == row.id)?;
-        let patience = Duration::from_micros(row.duration_us * 10).max(LEAST_PATIENCE);
-        Some(Job { limit: patience.min(job.limit), ..job.clone() })
+        Some(Job { limit: limit_with_a_defect(job.limit, row.duration_us, LEAST_PATIENCE), ..job.clone() })
     }
 
     /// A directory with all modules, one of them changed.
