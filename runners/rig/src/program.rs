@@ -47,7 +47,8 @@ pub enum ProgramNews {
 }
 
 /// Runs a program that is among those of the plan, whose rows do not matter, in one machine: one that is booted for it, or
-/// a copy of that if the plan keeps it, which has to be ours then, and tells no log. `tell` gets what it prints, as it comes. `interrupt` ends it when it becomes readable or hangs up.
+/// a copy of that if the plan keeps it, which has to be ours then, and tells no log. `tell` gets what it prints, as it
+/// comes. `interrupt` ends it when it becomes readable or hangs up.
 ///
 /// # Errors
 /// If the machine cannot be started, or ends before the program does.
@@ -59,12 +60,17 @@ pub fn run_program(
     tell: &mut dyn FnMut(ProgramNews),
 ) -> Result<ProgramEnd, RigError> {
     let common = Common::new(plan, interrupt)?;
-    let kept = if plan.keeps_snapshot { Some(Snapshot::of(&common, &mut |_| {})?) } else { None };
-    let mut machine = if let Some(snapshot) = &kept {
-        Machine::copy_once(plan, &snapshot.machine(), Request::Program(program))?
+    // The snapshot is in use, and so stays, as long as this is here.
+    let (_kept, mut machine, mut boot) = if plan.keeps_snapshot {
+        let snapshot = Snapshot::of(&common, &mut |_| {})?;
+        let mut machine = Machine::copy_once(plan, &snapshot.machine(), Request::Program(program))?;
+        let boot = Boot::resumed(&[], common.limits(), machine.usable_time());
+        (Some(snapshot), machine, boot)
     } else {
         let archive = common.archive(Work::Program(program))?;
-        if attached.log { common.switch_on_and_listen(&archive)? } else { common.switch_on(&archive, None)? }
+        let machine =
+            if attached.log { common.switch_on_and_listen(&archive)? } else { common.switch_on(&archive, None)? };
+        (None, machine, Boot::new(&[], common.limits()))
     };
     if plan.machine == MachineKind::Sim
         && let Some(input) = machine.input()
@@ -73,10 +79,6 @@ pub fn run_program(
         // It may wait for somebody who types when all is over, and ends with this process.
         std::thread::spawn(move || pass_on_input(input));
     }
-    let mut boot = match &kept {
-        Some(_) => Boot::resumed(&[], common.limits(), machine.usable_time()),
-        None => Boot::new(&[], common.limits()),
-    };
     let mut status = None;
     let mut record = None;
     let mut symbols = None;
