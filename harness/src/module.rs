@@ -39,6 +39,12 @@ impl Modules {
         Some(value.trim_end().to_owned())
     }
 
+    /// Whether the module of a parameter as in `kvm.mmio_caching` is loaded, and has no such parameter.
+    pub(crate) fn has_no(&self, name: &str) -> bool {
+        let module = name.split_once('.').map_or(name, |(module, _)| module);
+        self.parameter(name).is_none() && self.root.join(module).is_dir()
+    }
+
     /// Whether a boolean parameter exists and is off.
     pub(crate) fn is_off(&self, name: &str) -> bool {
         matches!(self.parameter(name).as_deref(), Some("N" | "0"))
@@ -63,6 +69,9 @@ mod tests {
         assert!(modules.is_off("kvm.tdp_mmu"));
         assert!(!modules.is_off("kvm_amd.npt"));
         assert!(!modules.is_off("kvm.no_such"));
+        assert!(modules.has_no("kvm.no_such"));
+        assert!(!modules.has_no("kvm.tdp_mmu"));
+        assert!(!modules.has_no("kvm_intel.ept"), "the module is not loaded");
     }
 
     #[test]

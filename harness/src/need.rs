@@ -54,13 +54,15 @@ impl Need {
                 let reasons: Vec<&str> = lacks.iter().map(|lack| lack.reason.as_str()).collect();
                 Some(Lack { of: of(&lacks)?, reason: reasons.join("; or ") })
             }
-            one => one.reason_against(host, vm).map(|reason| Lack { of: one.about(), reason }),
+            one => one.reason_against(host, vm).map(|reason| Lack { of: one.about(host), reason }),
         }
     }
 
     /// What a place lacks that does not meet it.
-    fn about(&self) -> LackOf {
+    fn about(&self, host: &Host) -> LackOf {
         match self {
+            // What has no such parameter cannot be loaded with another value.
+            Need::Parameter(name, _) if host.modules().has_no(name) => LackOf::Feature,
             Need::Parameter(..) => LackOf::Setting,
             Need::Vendor(..) => LackOf::Vendor,
             Need::NoDecodeAssists => LackOf::Cpu,

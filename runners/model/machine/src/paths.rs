@@ -51,8 +51,7 @@ fn parameters(module: &str, options: &Options) -> Option<Vec<(&'static str, &'st
             ("mmio_caching", truth(options.mmio_caching)),
             ("tdp_mmu", truth(options.tdp_mmu)),
             ("nx_huge_pages", "N\n"),
-            // It has no huge page at all once a slot is logged.
-            ("eager_page_split", "N\n"),
+            // No eager_page_split: nothing is huge here once a slot is logged.
             ("ignore_msrs", "N\n"),
             ("report_ignored_msrs", "Y\n"),
             ("enable_pmu", "N\n"),
