@@ -31,7 +31,7 @@ mod worker;
 
 pub use compare::{Compare, CompareFormat, KselftestWorker, Kselftests, KselftestsBuild};
 pub use fleet::{Fleet, FleetLava, FleetSlurm, KeyIds};
-pub use kernel_mutants::KernelMutants;
+pub use kernel_mutants::{KernelMutants, With};
 pub use measure::{Measure, MeasureOn};
 pub use model::{Model, Mutants, OneVendor};
 pub use probe::{Probe, ProbeFormat, ProbeOn};

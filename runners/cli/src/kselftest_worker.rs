@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use privet_harness::vendor::Vendor;
-use privet_kselftest::reading::{End, Observation};
+use privet_kselftest::reading::{self, End, Observation, Reading};
 use privet_report::{CaseReport, Verdict};
 
 use crate::args::KselftestWorker;
@@ -86,8 +86,28 @@ fn observe(args: &KselftestWorker) -> io::Result<Observation> {
     )
 }
 
-/// What the worker saw, from the report that its runner made; the report's own words if it broke.
-pub fn observation(report: &CaseReport) -> Result<Observation, String> {
-    let seen = report.details.first().and_then(|line| serde_json::from_str(line).ok());
-    seen.ok_or_else(|| report.reason.clone())
+/// What a test said, with what the kernel said meanwhile, from the report that the runner of its worker made. A test that
+/// brought its worker or the machine down has said nothing.
+pub fn reading(report: &CaseReport) -> Reading {
+    let seen = report.details.first().and_then(|line| serde_json::from_str::<Observation>(line).ok());
+    match seen {
+        Some(observation) => {
+            let mut reading = observation.read();
+            if report.verdict != Verdict::Pass {
+                let meanwhile = &report.reason;
+                reading.reason =
+                    format!("{}{}{meanwhile}", reading.reason, if reading.reason.is_empty() { "" } else { "; " });
+            }
+            reading
+        }
+        None => {
+            let verdict = match report.verdict {
+                Verdict::Fail => reading::Verdict::Fail,
+                Verdict::Timeout => reading::Verdict::Timeout,
+                Verdict::Skip => reading::Verdict::Skip,
+                Verdict::Pass | Verdict::Error => reading::Verdict::Error,
+            };
+            Reading { verdict, reason: report.reason.clone(), subtests: Vec::new() }
+        }
+    }
 }

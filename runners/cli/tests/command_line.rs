@@ -284,7 +284,9 @@ fn an_interrupt_reports_what_ran_and_exits_with_130() {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     // Its first job has started, so that it listens to signals.
     while !artifacts.join("run.json").exists() || fs::read_dir(&artifacts).unwrap().count() < 2 {
-        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        if child.try_wait().unwrap().is_some() {
+            panic!("it ended by itself: {:?}", child.wait_with_output().unwrap());
+        }
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();

@@ -27,6 +27,8 @@ pub enum Fate {
     },
     /// No row reaches it.
     Unreached,
+    /// Somebody has said why no row can notice it, and so none was asked.
+    Judged,
     /// The compiler makes the same of it as of the unchanged source.
     Same,
     /// It does not compile.
@@ -46,6 +48,7 @@ impl Fate {
             Self::Survived => "survived",
             Self::Overlooked { .. } => "overlooked",
             Self::Unreached => "unreached",
+            Self::Judged => "judged",
             Self::Same => "same",
             Self::Rejected { .. } => "rejected",
         }
@@ -54,7 +57,7 @@ impl Fate {
     /// Whether nobody noticed it who could have.
     #[must_use]
     pub const fn is_survivor(&self) -> bool {
-        matches!(self, Self::Survived | Self::Overlooked { .. } | Self::Unreached)
+        matches!(self, Self::Survived | Self::Overlooked { .. } | Self::Unreached | Self::Judged)
     }
 }
 

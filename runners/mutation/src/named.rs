@@ -24,6 +24,10 @@ pub struct NamedEdit {
     pub ordinal: Option<usize>,
     /// What is broken, for people.
     pub about: String,
+    /// The VM types whose rows have to be red, where KVM does it otherwise for the others: `["sev_es", "snp"]`. All, if there
+    /// are none.
+    #[serde(default)]
+    pub vms: Vec<String>,
     /// The names of the rows that have to be red, as in their ids behind the VM type; `*` stands for any text.
     pub red: Vec<String>,
 }
@@ -42,10 +46,11 @@ impl NamedEdit {
         toml::from_str::<File>(text).map(|file| file.edit).map_err(|error| error.message().to_owned())
     }
 
-    /// Whether a row of this name has to be red.
+    /// Whether the row of this name has to be red for VMs of this type.
     #[must_use]
-    pub fn names(&self, row: &str) -> bool {
-        self.red.iter().any(|name| matches(name, row))
+    pub fn names(&self, vm: &str, row: &str) -> bool {
+        (self.vms.is_empty() || self.vms.iter().any(|other| other == vm))
+            && self.red.iter().any(|name| matches(name, row))
     }
 
     /// Whether it is this point.

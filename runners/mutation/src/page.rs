@@ -33,9 +33,9 @@ article { margin: 1rem 0 } h3 { font: 600 14px/1.4 ui-monospace, monospace; marg
 mark { background: #d9770055; color: inherit } ins { text-decoration: none; background: #2da44e44 }
 ";
 
-/// The page: a table of files, and every survivor with what is around it. It needs no network and no script.
+/// The page: a table of files, and every survivor with what is around it, which no `noun` (row, test) was red for. It needs no network and no script.
 #[must_use]
-pub fn page<'a>(kernel: &str, lines: impl Iterator<Item = PageLine<'a>>) -> String {
+pub fn page<'a>(kernel: &str, noun: &str, lines: impl Iterator<Item = PageLine<'a>>) -> String {
     let mut files: BTreeMap<&str, Vec<PageLine<'a>>> = BTreeMap::new();
     for line in lines {
         files.entry(line.point.file.as_str()).or_default().push(line);
@@ -54,7 +54,7 @@ pub fn page<'a>(kernel: &str, lines: impl Iterator<Item = PageLine<'a>>) -> Stri
             }
             body {
                 h1 { "Mutants of " (kernel) }
-                p { "Rows on the real kernel in a simulated machine, which is no hardware. What is below was changed, and no row was red." }
+                p { "The real kernel in a simulated machine, which is no hardware. What is below was changed, and no " (noun) " was red." }
                 table {
                     tr { th { "file" } th { "killed" } th { "survived" } th { "unreached" } th { "judged" } th { "no difference" } th { "not compiled" } }
                     @for (file, lines) in &files { (counts(file, lines)) }
@@ -141,7 +141,7 @@ mod tests {
             })
             .collect();
         let line = |(point, trial)| PageLine { point, text: &source.text, trial, opinion: String::new() };
-        let page = page("Linux <7>", points.iter().zip(&trials).map(line));
+        let page = page("Linux <7>", "row", points.iter().zip(&trials).map(line));
         assert!(page.contains("Linux &lt;7&gt;"), "{page}");
         assert!(page.contains("if (a <mark>&lt;</mark><ins> → &lt;=</ins> b)"), "{page}");
         assert_eq!(page.matches("<article>").count(), 1);

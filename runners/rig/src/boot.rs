@@ -43,6 +43,8 @@ pub(crate) enum End {
 pub(crate) enum News {
     /// This is what came last from the console, before the guest is ready.
     Console(String),
+    /// The guest has set these page frames aside for modules.
+    Room(Vec<u64>),
     /// The guest is about to run rows.
     Ready,
     /// A row ended because its time was over, but the machine could not use so much of it: the guest's clock went on
@@ -257,11 +259,12 @@ impl<'a> Boot<'a> {
         };
         self.last = now;
         match message {
+            Message::Room(frames) if !self.ready => on_news(News::Room(frames)),
             Message::Ready if !self.ready => {
                 self.ready = true;
                 on_news(News::Ready);
             }
-            Message::Ready => return Some(garbage(line)),
+            Message::Ready | Message::Room(_) => return Some(garbage(line)),
             Message::Event(Event::Started(case)) if self.may_start(case) => {
                 self.running = Some(Running { case, since: now, started: Instant::now() });
                 on_news(News::Row(Event::Started(case)));

@@ -10,16 +10,17 @@ use std::path::Path;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 
-use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::kmod::{ModuleInitFlags, finit_module, init_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use privet_report::kernel_log::{KernelLog, judge};
 use privet_report::{CaseReport, Place};
 
 use crate::console::start_mark;
+use crate::module_room::{Placed, Room};
 use crate::plan::{
-    CaseRun, Event, GuestPlan, GuestProgram, Input, Message, ModuleLoad, PROGRAMS, Request, Stream, Work, to_bytes,
-    to_text,
+    CaseRun, Event, GuestModules, GuestPlan, GuestProgram, Input, Message, ModuleLoad, PROGRAMS, Request, Stream, Work,
+    to_bytes, to_text,
 };
 use crate::port::Port;
 
@@ -70,7 +71,10 @@ fn run_plan<P>(
     port: &mut Port,
 ) -> io::Result<()> {
     let mut watch = KernelWatch::new()?;
-    load_all(&plan.modules)?;
+    match &plan.modules {
+        GuestModules::Files(modules) => load_all(modules)?,
+        GuestModules::Memory(bytes) => load_from_memory(*bytes, port)?,
+    }
     let panicked = |_| io::Error::other("the worker panicked as init: see the console");
     let prepared = mapping_single_pages(|| catch_unwind(AssertUnwindSafe(prepare))).map_err(panicked)??;
     watch.tell_unattributed(port)?;
@@ -216,6 +220,19 @@ fn load(path: &str, params: &str) -> io::Result<()> {
     let file = File::open(path).map_err(saying(format!("open {path}")))?;
     let arguments = CString::new(params).map_err(io::Error::other)?;
     finit_module(&file, &arguments, ModuleInitFlags::empty()).map_err(saying(format!("load {path} with \"{params}\"")))
+}
+
+/// Sets memory aside, waits until there are modules in it, and loads them.
+fn load_from_memory(bytes: usize, port: &mut Port) -> io::Result<()> {
+    let room = Room::set_aside(bytes).map_err(saying(format!("set {bytes} bytes aside for modules")))?;
+    port.send(&Message::Room(room.frames()?))?;
+    let modules: Vec<Placed> = serde_json::from_str(&port.receive()?)?;
+    for (number, module) in (1..).zip(&modules) {
+        let arguments = CString::new(module.params.as_str()).map_err(io::Error::other)?;
+        let loaded = init_module(room.module(module)?, &arguments);
+        loaded.map_err(saying(format!("load module {number} of {} with \"{}\"", modules.len(), module.params)))?;
+    }
+    Ok(())
 }
 
 fn saying<E: Into<io::Error>>(what: String) -> impl FnOnce(E) -> io::Error {

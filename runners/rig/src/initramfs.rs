@@ -13,7 +13,7 @@ use goblin::elf::Elf;
 use crate::error::{RigError, cannot};
 use crate::init;
 use crate::libraries;
-use crate::plan::{GuestPlan, Program};
+use crate::plan::{GuestModules, GuestPlan, Program};
 use privet_kernel::Module;
 
 /// Where the worker lies in the guest.
@@ -22,10 +22,13 @@ pub(crate) const WORKER: &str = "/privet";
 /// What every boot of one run has in common. Only the plan differs.
 pub(crate) struct Initramfs {
     files: Vec<(PathBuf, Vec<u8>)>,
+    /// KVM's modules, which a guest may get otherwise.
+    modules: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl Initramfs {
-    /// The root file system with `worker` as init, and `programs`, `others`, which are files, and `modules` in it.
+    /// The root file system with `worker` as init, and `programs`, `others`, which are files, `drivers` of the guest's port and KVM's
+    /// `modules` in it.
     ///
     /// # Errors
     /// If the worker, a program, a file, a library or a module cannot be read.
@@ -33,7 +36,7 @@ impl Initramfs {
         worker: &Path,
         programs: &[Program],
         others: &[PathBuf],
-        modules: &[Module],
+        (drivers, modules): (&[Module], &[Module]),
     ) -> Result<Self, RigError> {
         let read = |path: &Path| fs::read(path).map_err(cannot("read", path));
         let mut files = Vec::new();
@@ -50,21 +53,30 @@ impl Initramfs {
         for file in others {
             files.push((file.clone(), read(file)?));
         }
-        for module in modules {
-            files.push((guest_path(module).into(), module.read()?));
-        }
+        let in_guest = |module: &Module| Ok::<_, RigError>((guest_path(module).into(), module.read()?));
+        files.extend(drivers.iter().map(in_guest).collect::<Result<Vec<_>, _>>()?);
         files.push((WORKER.into(), without_debug_info(read(worker)?)));
-        Ok(Self { files })
+        Ok(Self { files, modules: modules.iter().map(in_guest).collect::<Result<_, _>>()? })
     }
 
-    /// Writes the archive for one boot.
+    /// KVM's modules in the order in which they were given.
+    pub(crate) fn modules(&self) -> impl Iterator<Item = &[u8]> {
+        self.modules.iter().map(|(_, bytes)| bytes.as_slice())
+    }
+
+    /// Writes the archive for one boot: with KVM's modules, if the guest has them as files.
     ///
     /// # Errors
     /// Of `write(2)`.
     pub(crate) fn write(&self, plan: &GuestPlan, output: &mut impl Write) -> io::Result<()> {
+        let modules: &[_] = match plan.modules {
+            GuestModules::Files(_) => &self.modules,
+            GuestModules::Memory(_) => &[],
+        };
         let plan = serde_json::to_vec(plan)?;
         let plan = (Path::new(init::PLAN), plan.as_slice());
-        let files = self.files.iter().map(|(path, bytes)| (path.as_path(), bytes.as_slice())).chain([plan]);
+        let files = self.files.iter().chain(modules).map(|(path, bytes)| (path.as_path(), bytes.as_slice()));
+        let files = files.chain([plan]);
 
         let mut archive = Archive { output, entries: 0, directories: BTreeSet::new() };
         for (path, bytes) in files {
@@ -157,7 +169,12 @@ mod tests {
     }
 
     fn plan() -> GuestPlan {
-        GuestPlan { work: Work::Rows(Vec::new()), drivers: Vec::new(), modules: Vec::new(), port: GuestPort::Virtio }
+        GuestPlan {
+            work: Work::Rows(Vec::new()),
+            drivers: Vec::new(),
+            modules: GuestModules::Files(Vec::new()),
+            port: GuestPort::Virtio,
+        }
     }
 
     #[test]
@@ -168,7 +185,7 @@ mod tests {
         let worker = std::env::current_exe().unwrap();
         let program = Program { path: worker.clone(), guest_path: "/programs/x86/another".into() };
         let mut archive = Vec::new();
-        Initramfs::new(&worker, &[program], &[], &[module]).unwrap().write(&plan(), &mut archive).unwrap();
+        Initramfs::new(&worker, &[program], &[], (&[], &[module])).unwrap().write(&plan(), &mut archive).unwrap();
 
         let entries = unpack(&archive);
         let mut seen = BTreeMap::new();

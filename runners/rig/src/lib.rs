@@ -18,6 +18,7 @@ mod libraries;
 mod long_rows;
 mod machine;
 mod machine_kind;
+mod module_room;
 mod modules;
 mod plan;
 mod port;
@@ -35,8 +36,8 @@ pub use init::{init, is_init};
 pub use machine_kind::MachineKind;
 pub use modules::check_module_params;
 pub use plan::{
-    CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleLoad, ModuleParam, PROGRAMS, Patience, Plan, Program,
-    Progress, Request, SimOptions, Stream, Work, profile_of, vendor_of,
+    CaseRun, Event, GuestModules, GuestPlan, GuestPort, GuestProgram, ModuleLoad, ModuleParam, PROGRAMS, Patience,
+    Plan, Program, Progress, Request, SimOptions, Stream, Work, profile_of, vendor_of,
 };
 pub use privet_sim::{Profile, Record, Rule, TdxFault, Vendor as SiliconVendor, Without};
 pub use program::{Attached, ProgramEnd, ProgramNews, run_program};

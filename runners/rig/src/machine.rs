@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Seek, Write, pipe};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,8 @@ use crate::bochs::BOCHS;
 use crate::error::RigError;
 use crate::initramfs::WORKER;
 use crate::machine_kind::MachineKind;
-use crate::plan::{GuestPort, Plan, Request, SimOptions};
+use crate::module_room::Placed;
+use crate::plan::{GuestPort, Patience, Plan, Request, SimOptions};
 use crate::qemu::QEMU;
 use crate::sim_job::{SIM, SimJob, SimStart, SimTask};
 use crate::usable_time::UsableTime;
@@ -77,6 +78,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) sim: &'a SimOptions,
     /// Where the machine is saved once its guest is ready, if it can be.
     pub(crate) save_to: Option<&'a Path>,
+    /// How long it may take.
+    pub(crate) patience: Patience,
     /// Whether it tells what it executes, if it can.
     pub(crate) records: bool,
     /// Whether it tells what comes over its console, if it can.
@@ -134,6 +137,7 @@ impl Machine {
                 worker: &plan.worker,
                 sim: &plan.sim,
                 save_to,
+                patience: plan.patience,
                 // What is saved is the same in any case.
                 records: plan.records && save_to.is_none(),
                 shows_log,
@@ -160,6 +164,21 @@ impl Machine {
     /// If the process cannot be started.
     pub(crate) fn copy_once(plan: &Plan, saved: &Path, request: Request) -> Result<Self, RigError> {
         Self::resume(plan, SimStart::ResumeOnce { saved: saved.to_owned(), task: task(plan, request, None) })
+    }
+
+    /// A machine of ours that goes on from where it was saved without KVM's modules: it gets these `contents`, and is saved
+    /// again once its guest is ready.
+    ///
+    /// # Errors
+    /// If the process cannot be started.
+    pub(crate) fn copy_with_modules(
+        plan: &Plan,
+        (saved, frames): (PathBuf, PathBuf),
+        (contents, modules): (PathBuf, Vec<Placed>),
+        save_to: PathBuf,
+    ) -> Result<Self, RigError> {
+        let limit_ms = u64::try_from(plan.patience.boot.as_millis()).unwrap_or(u64::MAX);
+        Self::resume(plan, SimStart::ResumeWithModules { saved, frames, contents, modules, limit_ms, save_to })
     }
 
     fn resume(plan: &Plan, start: SimStart) -> Result<Self, RigError> {

@@ -159,7 +159,8 @@ pub struct Plan {
     pub without_rule: Option<Rule>,
     /// What the TDX module of those machines answers for once while rows run.
     pub tdx_faults: Vec<TdxFault>,
-    /// Whether the booted machine of ours is kept for the next run.
+    /// Whether the booted machine of ours is kept for the next run. If it is not, rows go on from one that is kept as it was
+    /// before KVM's modules were loaded, so that kernels of which only these differ share it.
     pub keeps_snapshot: bool,
     /// Whether it is told what they execute while rows or a program run; only ours can.
     pub records: bool,
@@ -207,10 +208,21 @@ pub struct GuestPlan {
     pub work: Work,
     /// The modules without which there is no port, in this order.
     pub drivers: Vec<ModuleLoad>,
-    /// KVM's modules, likewise.
-    pub modules: Vec<ModuleLoad>,
+    /// KVM's.
+    pub modules: GuestModules,
     /// Where to report.
     pub port: GuestPort,
+}
+
+/// Where a guest has KVM's modules from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestModules {
+    /// They are in its root file system, and loaded in this order.
+    Files(Vec<ModuleLoad>),
+    /// They come from outside, into memory that it sets aside, so many bytes: once it has said where that is, it waits for
+    /// one line over the port that tells what is in there.
+    Memory(usize),
 }
 
 /// What init does once it is ready.
@@ -310,6 +322,8 @@ pub enum Progress {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Message {
+    /// Init has set memory aside for modules: the numbers of its page frames.
+    Room(Vec<u64>),
     /// Init has loaded the modules and is about to run the rows.
     Ready,
     /// Something happened to a row of this boot's [`GuestPlan`].

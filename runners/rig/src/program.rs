@@ -88,7 +88,7 @@ pub fn run_program(
         News::Exited(code) => status = Some(code),
         News::Recorded(_, executed) => drop(record.get_or_insert(executed)),
         News::Symbols(text) => symbols = Some(text),
-        News::Console(_) | News::Ready | News::Starved(..) | News::Row(_) => {}
+        News::Console(_) | News::Room(_) | News::Ready | News::Starved(..) | News::Row(_) => {}
     })?;
     match (status, end) {
         (_, End::Interrupted) => Err(RigError::Interrupted),

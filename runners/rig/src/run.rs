@@ -90,6 +90,8 @@ fn side_by_side<T: Send>(
                     on_progress(Progress::Recorded(row, record));
                     continue;
                 }
+                // Only a machine that is saved then has one.
+                Told::Room(_) => continue,
             }
             on_progress(Progress::Booting(booting));
         }

@@ -16,8 +16,9 @@ use crate::boot::{Boot, End, Limits, News};
 use crate::error::{RigError, cannot};
 use crate::initramfs::Initramfs;
 use crate::machine::{Boots, Emulator, Machine, emulator};
+use crate::module_room::Layout;
 use crate::modules::{check_module_params, module_loads, modules};
-use crate::plan::{CaseRun, Event, GuestPlan, ModuleLoad, Plan, Work};
+use crate::plan::{CaseRun, Event, GuestModules, GuestPlan, ModuleLoad, Plan, Work};
 
 /// How many boots in a row may end before any row has a verdict.
 const FRUITLESS_BOOTS: usize = 2;
@@ -59,6 +60,8 @@ pub(crate) enum Told {
     Booting,
     /// One of them wrote this to its console.
     Console(String),
+    /// One has set these page frames aside for modules.
+    Room(Vec<u64>),
     /// One less is.
     Booted,
     /// Something happened to a row of the [`Plan`].
@@ -93,8 +96,7 @@ impl<'a> Common<'a> {
         check_module_params(&plan.kernel, vendor, &plan.module_params)?;
         let modules = modules(&plan.kernel, vendor)?;
         let drivers = plan.kernel.load_order_of_parts(emulator.drivers)?;
-        let in_guest: Vec<_> = drivers.iter().chain(&modules).cloned().collect();
-        let initramfs = Initramfs::new(&plan.worker, &plan.programs, &plan.files, &in_guest)?;
+        let initramfs = Initramfs::new(&plan.worker, &plan.programs, &plan.files, (&drivers, &modules))?;
         let (drivers, modules) = (module_loads(plan, &drivers), module_loads(plan, &modules));
         Ok(Self { plan, emulator, initramfs, drivers, modules, boots: AtomicUsize::new(0), interrupt })
     }
@@ -183,6 +185,7 @@ impl<'a> Common<'a> {
         let mut starved = Vec::new();
         let end = boot.watch(machine, self.interrupt, &mut |news| match news {
             News::Console(line) => tell(Told::Console(line)),
+            News::Room(frames) => tell(Told::Room(frames)),
             News::Ready => tell(Told::Booted),
             News::Starved(case, report, times) => starved.push((case, self.placed(*report), times)),
             News::Row(Event::Started(case)) => tell(Told::Row(Event::Started(rows[case]))),
@@ -219,8 +222,24 @@ impl<'a> Common<'a> {
     /// # Errors
     /// If it cannot be packed.
     pub(crate) fn archive(&self, work: Work) -> Result<Vec<u8>, RigError> {
-        let plan =
-            GuestPlan { work, drivers: self.drivers.clone(), modules: self.modules.clone(), port: self.emulator.port };
+        self.archive_with(work, GuestModules::Files(self.modules.clone()))
+    }
+
+    /// The root file system of a machine that waits for rows once it has got KVM's modules, which are laid out like this.
+    ///
+    /// # Errors
+    /// If it cannot be packed.
+    pub(crate) fn archive_without_modules(&self, layout: &Layout) -> Result<Vec<u8>, RigError> {
+        self.archive_with(Work::FromPort, GuestModules::Memory(layout.room()))
+    }
+
+    /// KVM's modules for a machine that gets them once it was booted.
+    pub(crate) fn layout(&self) -> Layout {
+        Layout::of(self.modules.iter().zip(self.initramfs.modules()))
+    }
+
+    fn archive_with(&self, work: Work, modules: GuestModules) -> Result<Vec<u8>, RigError> {
+        let plan = GuestPlan { work, drivers: self.drivers.clone(), modules, port: self.emulator.port };
         let mut archive = Vec::new();
         self.initramfs.write(&plan, &mut archive).map_err(cannot_pack)?;
         Ok(archive)

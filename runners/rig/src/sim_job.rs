@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::RigError;
 use crate::machine::{Emulator, Parts, Prepared, path_of};
+use crate::module_room::Placed;
 use crate::plan::{GuestPort, Request, SimOptions};
 
 /// The subcommand of this executable that is a machine; its argument is a [`SimJob`] as JSON.
@@ -56,6 +57,23 @@ pub(crate) enum SimStart {
         options: SimOptions,
         /// Where it is saved once its guest is ready, if it shall be; it ends then.
         save_to: Option<PathBuf>,
+        /// How long it may take until then in milliseconds, by the guest's clock.
+        limit_ms: u64,
+    },
+    /// It goes on from where it was saved without KVM's modules, gets them, and is saved again once its guest is ready.
+    ResumeWithModules {
+        /// The saved machine.
+        saved: PathBuf,
+        /// The page frames that its guest has set aside, as JSON.
+        frames: PathBuf,
+        /// What comes into them.
+        contents: PathBuf,
+        /// Which modules that is.
+        modules: Vec<Placed>,
+        /// How long it may take in milliseconds, by the guest's clock.
+        limit_ms: u64,
+        /// Where it is saved.
+        save_to: PathBuf,
     },
     /// It goes on from where it was saved, once for each [`SimTask`] that comes over standard input, one a line. It never
     /// sees what it did before.
@@ -108,6 +126,7 @@ fn command(parts: &Parts<'_>) -> Result<Prepared, RigError> {
             command_line: parts.command_line.to_owned(),
             options: parts.sim.clone(),
             save_to: parts.save_to.map(std::path::Path::to_owned),
+            limit_ms: u64::try_from(parts.patience.boot.as_millis()).unwrap_or(u64::MAX),
         },
     };
     let mut command = job.command(parts.worker);

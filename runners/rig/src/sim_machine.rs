@@ -9,6 +9,7 @@ use std::time::Duration;
 use privet_sim::{Description, Limits, Machine, Outcome, Rewindable, Rules, SimError, Turns};
 
 use crate::input::HostInput;
+use crate::module_room;
 use crate::plan::{Event, Message, SimOptions, to_text};
 use crate::sim_job::{SimJob, SimStart, SimTask};
 
@@ -24,10 +25,21 @@ const SLICE: u64 = 50_000_000;
 pub fn sim_machine(job: &str) -> Result<(), String> {
     let job: SimJob = serde_json::from_str(job).map_err(|error| format!("this is no machine: {error}"))?;
     match &job.start {
-        SimStart::Boot { kernel, initramfs, command_line, options, save_to } => {
+        SimStart::Boot { kernel, initramfs, command_line, options, save_to, limit_ms } => {
             let description = describe(kernel, initramfs, command_line.clone(), options)?;
             let mut machine = Machine::new(&description).map_err(one_line)?;
-            Running::new(&mut machine, &job, None)?.run(save_to.as_deref())
+            let until = save_to.as_ref().map(|_| Duration::from_millis(*limit_ms));
+            Running::new(&mut machine, &job, until)?.run(save_to.as_deref())
+        }
+        SimStart::ResumeWithModules { saved, frames, contents, modules, limit_ms, save_to } => {
+            let mut machine = Machine::restore(saved).map_err(one_line)?;
+            let frames: Vec<u64> =
+                serde_json::from_slice(&read(frames)?).map_err(|error| format!("these are no page frames: {error}"))?;
+            module_room::fill(&mut machine, &frames, &read(contents)?);
+            let modules = serde_json::to_string(modules).map_err(|error| error.to_string())?;
+            machine.feed_port(format!("{modules}\n").as_bytes());
+            let until = machine.now() + Duration::from_millis(*limit_ms);
+            Running::new(&mut machine, &job, Some(until))?.run(Some(save_to))
         }
         SimStart::Resume { saved } => {
             let mut copy = Rewindable::restore(saved).map_err(one_line)?;
@@ -68,15 +80,17 @@ fn one_line(error: SimError) -> String {
     error.to_string()
 }
 
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
 fn describe(
     kernel: &Path,
     initramfs: &Path,
     command_line: String,
     options: &SimOptions,
 ) -> Result<Description, String> {
-    let read = |path: &Path| -> Result<Arc<[u8]>, String> {
-        fs::read(path).map(Arc::from).map_err(|error| format!("cannot read {}: {error}", path.display()))
-    };
+    let read = |path: &Path| read(path).map(Arc::from);
     Ok(Description {
         cpus: options.cpus,
         memory_mib: options.memory_mib,
@@ -90,6 +104,8 @@ fn describe(
 /// What a guest has said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Said {
+    /// That it waits for modules.
+    Room,
     /// That it is ready for rows.
     Ready,
     /// That it has done all that it was asked.
@@ -138,7 +154,7 @@ impl<'a> Running<'a> {
             let outcome = self.machine.run(&limits);
             let said = self.pass_on().map_err(|error| cannot_pass_on(&error))?;
             match (said, save_to) {
-                (Some(Said::Ready), Some(save_to)) => {
+                (Some(Said::Room | Said::Ready), Some(save_to)) => {
                     // What Linux asks for while it starts is no row's business.
                     self.machine.take_findings();
                     return self.machine.save(save_to).map_err(one_line);
@@ -188,6 +204,7 @@ impl<'a> Running<'a> {
             }
             let line: Vec<u8> = self.line.drain(..=end).collect();
             match serde_json::from_slice(&line) {
+                Ok(Message::Room(_)) => said = Some(Said::Room),
                 Ok(Message::Ready) => {
                     said = Some(Said::Ready);
                     self.start_recording();

@@ -15,13 +15,16 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::boot::Boot;
 use crate::error::{RigError, cannot};
-use crate::machine::command_line;
+use crate::machine::{Machine, command_line};
+use crate::module_room::Layout;
 use crate::plan::{SimOptions, Work};
 use crate::share::{Common, Told};
 
 /// The files of a snapshot.
 const FACTS: &str = "facts.json";
 const MACHINE: &str = "machine";
+/// The page frames that its guest has set aside for modules, if it waits for them.
+const FRAMES: &str = "frames.json";
 /// The functions of its kernel, once somebody has asked for them.
 const SYMBOLS: &str = "symbols";
 
@@ -39,6 +42,9 @@ pub struct Facts {
     pub options: SimOptions,
     /// What the kernel complained about before its guest was ready.
     pub trouble: Option<String>,
+    /// Whether it waits for KVM's modules, and not for rows.
+    #[serde(default)]
+    pub without_modules: bool,
 }
 
 /// A snapshot that stays as long as this is there.
@@ -57,9 +63,13 @@ impl Snapshot {
     /// # Errors
     /// If the machine does not get ready, or the cache cannot be written.
     pub(crate) fn of(common: &Common<'_>, on_booting: &mut dyn FnMut(usize)) -> Result<Self, RigError> {
-        let archive = common.archive(Work::FromPort)?;
+        Self::kept(common, &common.archive(Work::FromPort)?, on_booting)
+    }
+
+    /// The snapshot of a machine with this root file system.
+    fn kept(common: &Common<'_>, archive: &[u8], on_booting: &mut dyn FnMut(usize)) -> Result<Self, RigError> {
         let cache = cache_dir()?;
-        let dir = cache.join(key(common, &archive)?);
+        let dir = cache.join(key(common, archive)?);
         if let Some(snapshot) = Self::open(&dir) {
             return Ok(snapshot);
         }
@@ -67,7 +77,7 @@ impl Snapshot {
             // Somebody else may have made it meanwhile.
             if Self::open(&dir).is_none() {
                 on_booting(1);
-                let made = make(common, &archive, work);
+                let made = boot(common, archive, work);
                 on_booting(0);
                 match made {
                     Ok(finished) => put(&finished, &dir, work)?,
@@ -92,15 +102,17 @@ impl Snapshot {
         Some(Self { dir: dir.to_owned(), trouble: facts.trouble, _in_use: in_use, _not_kept: None })
     }
 
-    /// A snapshot for one run, which nobody else will want.
+    /// A snapshot for one run, which nobody else will want: its machine goes on from one without KVM's modules, which others
+    /// may want, and which is made if it is not there yet.
     ///
     /// # Errors
     /// If the machine does not get ready, or there is no place for it.
     pub(crate) fn once(common: &Common<'_>, on_booting: &mut dyn FnMut(usize)) -> Result<Self, RigError> {
-        let archive = common.archive(Work::FromPort)?;
+        let layout = common.layout();
+        let before = Self::kept(common, &common.archive_without_modules(&layout)?, on_booting)?;
         let place = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         on_booting(1);
-        let made = make(common, &archive, place.path());
+        let made = load_modules(common, &before, layout, place.path());
         on_booting(0);
         let made = made?;
         let gone = || RigError::Machine(format!("{} is gone already: run this again", made.display()));
@@ -131,17 +143,44 @@ impl Snapshot {
 }
 
 /// Boots a machine and returns the directory that it was saved to, below `work`.
-fn make(common: &Common<'_>, archive: &[u8], work: &Path) -> Result<PathBuf, RigError> {
-    let plan = common.plan;
+fn boot(common: &Common<'_>, archive: &[u8], work: &Path) -> Result<PathBuf, RigError> {
+    let finished = create_in(work)?;
+    let machine = common.switch_on(archive, Some(&finished.join(MACHINE)))?;
+    finish(common, machine, finished)
+}
+
+/// Has a machine load KVM's modules that was saved before, and returns the directory that it was saved to, below `work`.
+fn load_modules(common: &Common<'_>, before: &Snapshot, layout: Layout, work: &Path) -> Result<PathBuf, RigError> {
+    let contents = work.join("modules");
+    fs::write(&contents, &layout.contents).map_err(cannot("write", &contents))?;
+    let finished = create_in(work)?;
+    let before = (before.machine(), before.dir.join(FRAMES));
+    let save_to = finished.join(MACHINE);
+    let machine = Machine::copy_with_modules(common.plan, before, (contents, layout.modules), save_to)?;
+    finish(common, machine, finished)
+}
+
+fn create_in(work: &Path) -> Result<PathBuf, RigError> {
     let finished = work.join("finished");
     fs::create_dir(&finished).map_err(cannot("create", &finished))?;
-    let mut machine = common.switch_on(archive, Some(&finished.join(MACHINE)))?;
+    Ok(finished)
+}
+
+/// Follows a machine until it has been saved, and writes down what it is.
+fn finish(common: &Common<'_>, mut machine: Machine, finished: PathBuf) -> Result<PathBuf, RigError> {
+    let plan = common.plan;
     let mut boot = Boot::new(&[], common.limits());
-    let mut ready = false;
-    let outcome = common.follow(&mut machine, &mut boot, &[], &common.name_of_boot(), &mut |told| {
-        ready |= told == Told::Booted;
+    let (mut ready, mut room) = (false, None);
+    let outcome = common.follow(&mut machine, &mut boot, &[], &common.name_of_boot(), &mut |told| match told {
+        Told::Booted => ready = true,
+        Told::Room(frames) => room = Some(frames),
+        _ => {}
     })?;
-    if !ready || !finished.join(MACHINE).exists() {
+    if let Some(frames) = &room {
+        let path = finished.join(FRAMES);
+        fs::write(&path, serde_json::to_vec(frames).expect("numbers are data")).map_err(cannot("write", &path))?;
+    }
+    if !(ready || room.is_some()) || !finished.join(MACHINE).exists() {
         return Err(RigError::Machine(format!("{}, before its guest was ready", outcome.blame.reason)));
     }
     let facts = Facts {
@@ -149,6 +188,7 @@ fn make(common: &Common<'_>, archive: &[u8], work: &Path) -> Result<PathBuf, Rig
         module_params: plan.module_params.iter().map(ToString::to_string).collect(),
         options: plan.sim.clone(),
         trouble: outcome.unattributed,
+        without_modules: room.is_some(),
     };
     let path = finished.join(FACTS);
     let text = serde_json::to_vec(&facts).expect("facts are data");

@@ -16,8 +16,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use privet_kernel::Kernel;
 use privet_report::{CaseReport, Place, Verdict};
 use privet_rig::{
-    Attached, CaseRun, Event, GuestPlan, GuestPort, GuestProgram, ModuleParam, Patience, Plan, Progress, RigError,
-    SimOptions, Work, run, run_program,
+    Attached, CaseRun, Event, GuestModules, GuestPlan, GuestPort, GuestProgram, ModuleLoad, ModuleParam, Patience,
+    Plan, Progress, RigError, SimOptions, Work, run, run_program,
 };
 
 fn main() -> ExitCode {
@@ -303,6 +303,13 @@ impl Ran {
 }
 
 /// The rows of a boot that has them in its plan.
+fn modules_of(plan: GuestPlan) -> Vec<ModuleLoad> {
+    match plan.modules {
+        GuestModules::Files(modules) => modules,
+        GuestModules::Memory(bytes) => panic!("its modules are to come into {bytes} bytes of memory"),
+    }
+}
+
 fn rows(plan: GuestPlan) -> Vec<CaseRun> {
     match plan.work {
         Work::Rows(rows) => rows,
@@ -366,7 +373,7 @@ fn reports_come_in_order() {
     assert_eq!(ran.verdicts(), [(0, Verdict::Pass), (1, Verdict::Pass), (2, Verdict::Pass)]);
     assert!(ran.reports().iter().all(|(_, report)| report.on == Place::Rig));
     assert_eq!(rig.boots(), 1);
-    let loads = rig.plan(1).modules.into_iter().map(|load| (load.path, load.params));
+    let loads = modules_of(rig.plan(1)).into_iter().map(|load| (load.path, load.params));
     let expected = [("/modules/kvm.ko", "mmio_caching=0"), ("/modules/kvm_amd.ko", "")];
     assert!(loads.eq(expected.map(|(path, params)| (path.to_owned(), params.to_owned()))));
     let arguments = fs::read_to_string(rig.path("boot-1/arguments")).unwrap();
@@ -568,7 +575,8 @@ fn bochs_reports() {
     assert_eq!(ran.verdicts(), [(0, Verdict::Pass), (1, Verdict::Pass), (2, Verdict::Pass)]);
     let plan = rig.plan(1);
     assert_eq!(plan.port, GuestPort::SecondSerial);
-    let loads: Vec<_> = plan.modules.iter().map(|load| (load.path.as_str(), load.params.as_str())).collect();
+    let modules = modules_of(plan);
+    let loads: Vec<_> = modules.iter().map(|load| (load.path.as_str(), load.params.as_str())).collect();
     assert_eq!(loads, [("/modules/kvm.ko", ""), ("/modules/kvm_intel.ko", "ept=1")]);
     let cd = fs::read(rig.path("boot-1/initrd")).unwrap();
     let has = |text: &[u8]| cd.windows(text.len()).any(|window| window == text);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use privet_cpu::state::gpr;
 use privet_cpu::{Cpu, CpuExit, CpuState, Exception, Seg, Segment, flags};
-use privet_silicon::Rules;
 use privet_silicon::tdx::{Fault as TdxFault, Tdx};
+use privet_silicon::{PhysicalMemory, Rules};
 use serde::{Deserialize, Serialize};
 
 use crate::board::{Board, CONSOLE, PORT, PowerEvent};
@@ -285,6 +285,11 @@ impl Machine {
     /// Sends to the guest's port.
     pub fn feed_port(&mut self, bytes: &[u8]) {
         self.board.feed_serial(PORT, bytes);
+    }
+
+    /// Writes to the guest's memory, as a device does.
+    pub fn write_memory(&mut self, address: u64, bytes: &[u8]) {
+        self.memory.write(address, bytes);
     }
 
     /// What the guest asked for and the machine has not, since the last call, each once. A verdict that was reached

@@ -3,13 +3,20 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::values::whole;
 use crate::selection::Partition;
 
 /// The heading of these options.
 const KERNEL: &str = "With --kernel";
+
+/// Who looks for what is broken, if not rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum With {
+    /// Upstream's tests of what the table is about
+    Kselftests,
+}
 
 /// Which mutants of the kernel's source, and where the results go.
 #[derive(Debug, Args)]
@@ -51,6 +58,13 @@ pub struct KernelMutants {
     /// Only the edits that this repository describes, each of which certain rows have to notice
     #[arg(long, requires = "kernel", conflicts_with_all = ["files", "functions", "patch", "sample"], help_heading = KERNEL)]
     pub named: bool,
+    /// Not rows, but these look for what is broken: to compare on the same mutants. What FILTER selects decides which code
+    /// is meant
+    #[arg(long, value_enum, value_name = "WHO", requires = "kernel", conflicts_with_all = ["named", "rows_each"], help_heading = KERNEL)]
+    pub with: Option<With>,
+    /// A directory of built selftests [default: those of the last `privet kselftests build`]
+    #[arg(long, value_name = "DIR", requires = "with", help_heading = KERNEL)]
+    pub kselftests: Option<PathBuf>,
     /// Leave barriers out, too, which few machines notice
     #[arg(long, requires = "kernel", help_heading = KERNEL)]
     pub barriers: bool,

@@ -13,7 +13,6 @@ use privet_harness::vendor::Vendor;
 use privet_kernel::Kernel;
 use privet_kselftest::catalogue::{TESTS, Test};
 use privet_kselftest::directory::Kselftests;
-use privet_kselftest::reading::{self, Reading};
 use privet_report::{CaseReport, Place};
 use privet_rig::{MachineKind, Program};
 
@@ -311,7 +310,8 @@ fn compared(
     }
     let ran = |test: &Test| {
         let job = kselftest_worker::job(test.name, Default::default());
-        seen.get(&job.id).map(|report| Ran { reading: read(report), duration_us: report.duration_us })
+        seen.get(&job.id)
+            .map(|report| Ran { reading: kselftest_worker::reading(report), duration_us: report.duration_us })
     };
     let lines = tests.iter().flat_map(|test| comparison::lines(test, ran(test).as_ref(), table, seen));
     let ours = rows.iter().filter(|row| row.upstream.is_empty()).filter_map(|row| seen.get(&row.id));
@@ -320,31 +320,5 @@ fn compared(
         source: kselftests.source.clone().unwrap_or_else(|| kselftests.dir.display().to_string()),
         comparisons: lines.collect(),
         ours_only: ours.map(|report| comparison::result(report, false)).collect(),
-    }
-}
-
-/// What a test said, with what the kernel said meanwhile. A test that brought its worker or the machine down
-/// has said nothing.
-fn read(report: &CaseReport) -> Reading {
-    use privet_report::Verdict;
-    match kselftest_worker::observation(report) {
-        Ok(observation) => {
-            let mut reading = observation.read();
-            if report.verdict != Verdict::Pass {
-                let meanwhile = &report.reason;
-                reading.reason =
-                    format!("{}{}{meanwhile}", reading.reason, if reading.reason.is_empty() { "" } else { "; " });
-            }
-            reading
-        }
-        Err(reason) => {
-            let verdict = match report.verdict {
-                Verdict::Fail => reading::Verdict::Fail,
-                Verdict::Timeout => reading::Verdict::Timeout,
-                Verdict::Skip => reading::Verdict::Skip,
-                Verdict::Pass | Verdict::Error => reading::Verdict::Error,
-            };
-            Reading { verdict, reason, subtests: Vec::new() }
-        }
     }
 }

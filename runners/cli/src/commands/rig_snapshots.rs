@@ -32,13 +32,14 @@ pub fn rig_snapshots(what: &Snapshots, mut out: impl Write) -> Result<Status, Ea
 }
 
 fn line(dir: &Path, facts: &Facts) -> String {
-    let Facts { kernel, module_params, options, trouble } = facts;
+    let Facts { kernel, module_params, options, trouble, without_modules } = facts;
+    let kvm = if *without_modules { ", before KVM is loaded" } else { "" };
     let params = if module_params.is_empty() { String::new() } else { format!(" ({})", module_params.join(" ")) };
     let trouble = trouble.as_ref().map_or_else(String::new, |trouble| format!(", complained: {trouble}"));
     let without = options.without;
     let without = if without.is_empty() { String::new() } else { format!(" without {without}") };
     format!(
-        "Linux {kernel}{params}, {} processors ({}{without}), {} MiB of memory, {} MiB on disk{trouble}: {}\n",
+        "Linux {kernel}{params}{kvm}, {} processors ({}{without}), {} MiB of memory, {} MiB on disk{trouble}: {}\n",
         options.cpus,
         options.profile.name(),
         options.memory_mib,

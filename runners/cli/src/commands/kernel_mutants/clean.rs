@@ -1,4 +1,4 @@
-//! The rows on the unchanged kernel: which pass, how long they take, and which lines of the source they execute.
+//! The watchers on the unchanged kernel: which pass, how long they take, and which lines of the source they execute.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,26 +9,27 @@ use std::path::Path;
 use privet_coverage::{Coverage, Lines, SourceLine, Symbols, executed_lines};
 use privet_kernel::BuildTree;
 use privet_mutation::{Point, normal};
-use privet_report::{Verdict, one_line};
-use privet_rig::{Event, Progress};
+use privet_rig::{Event, Plan, Progress};
 use serde::{Deserialize, Serialize};
 
 use super::half::Half;
+use super::watchers::{Said, Watchers};
 use super::{cannot, failed};
 use crate::doing::Doing;
 use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
-use crate::rig::sim_plan;
 
 /// Lines by file, below the top of the source.
 type ByFile = BTreeMap<String, BTreeSet<usize>>;
 
-/// A row that passes.
+/// A row that passes, or a test.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Row {
     pub(super) id: String,
     pub(super) duration_us: u64,
+    /// What it says.
+    pub(super) said: Said,
     /// The lines that it executes.
     lines: ByFile,
 }
@@ -39,6 +40,8 @@ pub(super) struct Clean {
     judge: String,
     /// The quickest first.
     pub(super) rows: Vec<Row>,
+    /// Tests that say nothing about a mutant, as they do not pass on the unchanged kernel.
+    pub(super) blind: Vec<String>,
     /// The lines that the compiler has made instructions of.
     code: ByFile,
 }
@@ -58,8 +61,7 @@ impl Clean {
     /// If the unchanged kernel does not run, a row is red there, none passes, or the run is interrupted.
     pub(super) fn of(
         (tree, half): (&BuildTree, Half),
-        program: &Path,
-        jobs: &[Job],
+        (watchers, program, jobs): (&Watchers, &Path, &[Job]),
         judge: &str,
         machines: usize,
         results: &Path,
@@ -70,7 +72,7 @@ impl Clean {
         if let Some(clean) = kept.filter(|clean| clean.judge == judge) {
             return Ok(clean);
         }
-        let clean = run(tree, half, program, jobs, judge, machines, interrupt)?;
+        let clean = run((tree, half), (watchers, program, jobs), judge, machines, interrupt)?;
         let unfinished = tempfile::NamedTempFile::new_in(results).map_err(cannot("create a file in", results))?;
         serde_json::to_writer(&unfinished, &clean)
             .map_err(|error| failed(format!("cannot write {}: {error}", path.display())))?;
@@ -93,18 +95,16 @@ impl Clean {
 }
 
 fn run(
-    tree: &BuildTree,
-    half: Half,
-    program: &Path,
-    jobs: &[Job],
+    (tree, half): (&BuildTree, Half),
+    (watchers, program, jobs): (&Watchers, &Path, &[Job]),
     judge: &str,
     machines: usize,
     interrupt: &Interrupt,
 ) -> Result<Clean, Early> {
-    let mut plan = sim_plan(tree.kernel.clone(), program, jobs);
-    (plan.machines, plan.records, plan.sim) = (machines, true, half.sim());
+    let plan = watchers.plan(tree.kernel.clone(), program, half, jobs);
+    let plan = Plan { machines, records: true, ..plan };
     let shown = Doing::on_stderr();
-    let (mut coverage, mut passed, mut red) = (None, BTreeMap::new(), Vec::new());
+    let (mut coverage, mut passed, mut red, mut blind) = (None, BTreeMap::new(), Vec::new(), Vec::new());
     let mut ended = 0;
     let ran = privet_rig::run(&plan, interrupt.as_fd(), &mut |progress| match progress {
         Progress::Symbols(text) => coverage = Some(Coverage::new(Symbols::parse(&text))),
@@ -113,11 +113,14 @@ fn run(
         }
         Progress::Row(Event::Finished(index, report)) => {
             ended += 1;
-            shown.tell(&format!("the unchanged kernel: {ended} of {} rows", jobs.len()));
-            match report.verdict {
-                Verdict::Pass => drop(passed.insert(jobs[index].id.clone(), report.duration_us)),
-                verdict if verdict.is_red() => red.push(format!("{} ({})", report.id, one_line(&report.reason))),
-                _ => {}
+            shown.tell(&format!("the unchanged kernel: {ended} of {} {}s", jobs.len(), watchers.noun()));
+            let (said, reason) = watchers.said(&report);
+            match watchers {
+                _ if said.is_pass() => drop(passed.insert(jobs[index].id.clone(), (report.duration_us, said))),
+                Watchers::Rows if report.verdict.is_red() => red.push(format!("{} ({reason})", report.id)),
+                Watchers::Rows => {}
+                // Upstream's are as they are.
+                Watchers::Kselftests(_) => blind.push(format!("{} ({reason})", report.id)),
             }
         }
         _ => {}
@@ -134,20 +137,21 @@ fn run(
             some.join(", ")
         )));
     }
-    let coverage =
-        coverage.filter(|_| !passed.is_empty()).ok_or_else(|| failed("no row passes on the unchanged kernel"))?;
+    let coverage = coverage
+        .filter(|_| !passed.is_empty())
+        .ok_or_else(|| failed(format!("no {} passes on the unchanged kernel", watchers.noun())))?;
     let lines = lines(tree, half, coverage.symbols())?;
     let mut executed = executed_lines(&coverage, &lines);
     let mut rows: Vec<Row> = passed
         .into_iter()
-        .map(|(id, duration_us)| {
+        .map(|(id, (duration_us, said))| {
             let lines = by_file(tree, executed.remove(&id).unwrap_or_default());
-            Row { id, duration_us, lines }
+            Row { id, duration_us, said, lines }
         })
         .collect();
     rows.sort_by_key(|row| row.duration_us);
     let code = by_file(tree, lines.with_code(coverage.symbols()));
-    Ok(Clean { judge: judge.to_owned(), rows, code })
+    Ok(Clean { judge: judge.to_owned(), rows, blind, code })
 }
 
 /// Those of these lines that are in KVM's files.

@@ -23,6 +23,15 @@ impl Half {
         }
     }
 
+    /// Whether rows of VMs of this type run on it.
+    pub(super) fn runs(self, vm: &str) -> bool {
+        match vm {
+            "sev" | "sev_es" | "snp" => self.0 == Vendor::Amd,
+            "tdx" => self.0 == Vendor::Intel,
+            _ => true,
+        }
+    }
+
     /// Whether a file of the kernel's source is compiled into these modules.
     pub(super) fn has(self, file: &str) -> bool {
         let other = match self.0 {
@@ -36,6 +45,15 @@ impl Half {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_of_secure_vms_are_of_one_half() {
+        let [amd, intel] = [Vendor::Amd, Vendor::Intel].map(Half);
+        for vm in privet_harness::vm_type::VmType::ALL.map(|vm| vm.name()) {
+            let is_of_both = ["plain", "upm"].contains(&vm);
+            assert_eq!((amd.runs(vm), intel.runs(vm)), (is_of_both || vm != "tdx", is_of_both || vm == "tdx"), "{vm}");
+        }
+    }
 
     #[test]
     fn files_are_of_one_half_or_of_both() {

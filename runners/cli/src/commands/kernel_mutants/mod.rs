@@ -7,6 +7,7 @@ mod show;
 mod stop;
 mod trial;
 mod verdicts;
+mod watchers;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -25,6 +26,7 @@ use self::clean::Clean;
 use self::half::Half;
 use self::trial::Bench;
 use self::verdicts::Verdicts;
+use self::watchers::Watchers;
 use crate::args::Mutants;
 use crate::dispatch::cores;
 use crate::doing::Doing;
@@ -52,7 +54,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let tree = tree(args, &interrupt)?;
     let mut chosen = candidates(&tree, half, options, &selected, seed)?;
     // An edit with a story is for rows that are meant.
-    let is_meant = |edit: &NamedEdit| selected.iter().any(|id| row_name(id).is_some_and(|row| edit.names(row)));
+    let is_meant = |edit: &NamedEdit| selected.iter().any(|id| has_to_notice(id, edit, half).is_some());
     chosen.retain(|candidate| candidate.named.as_ref().is_none_or(is_meant));
     // With a sample, all slices have to be of the same one: of the same seed.
     if options.partition.is_some() && options.sample.is_some() && args.seed.is_none() {
@@ -67,26 +69,39 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     }
 
     let program = std::env::current_exe().map_err(|error| failed(format!("cannot find this program: {error}")))?;
-    fs::create_dir_all(&options.results).map_err(cannot("create", &options.results))?;
-    let judge = judge(&program, &tree, half, &selected)?;
-    let jobs = plan::jobs(&selected, 1, seed, args.timeout);
+    let watchers = Watchers::of(options)?;
+    let results = watchers.results(&options.results);
+    fs::create_dir_all(&results).map_err(cannot("create", &results))?;
+    let judge = judge(&program, &tree, half, &watchers.name(&selected))?;
+    let jobs = watchers.jobs(&selected, seed, args.timeout);
     let at_a_time = args.jobs.map_or_else(cores, usize::from);
-    let clean = Clean::of((&tree, half), &program, &jobs, &judge, at_a_time, &options.results, &interrupt)?;
+    let watching = (&watchers, program.as_path(), jobs.as_slice());
+    let clean = Clean::of((&tree, half), watching, &judge, at_a_time, &results, &interrupt)?;
+    if !clean.blind.is_empty() {
+        let (noun, blind) = (watchers.noun(), clean.blind.join(", "));
+        tell(&mut out, &format!("left out, as they do not pass on the unchanged kernel: {noun}s {blind}\n"))?;
+    }
     if let Some(name) = &options.show {
-        return tell(&mut out, &show::show(name, &chosen, &clean)?).map(|()| Status::Passed);
+        return tell(&mut out, &show::show(name, &chosen, &clean, watchers.noun())?).map(|()| Status::Passed);
     }
 
-    let path = options.results.join("trials.jsonl");
+    let path = results.join("trials.jsonl");
     let mut ledger = Ledger::open(&path).map_err(cannot("use", &path))?;
-    let mut verdicts = Verdicts::new(judgements);
+    let mut verdicts = Verdicts::new(judgements, watchers.noun());
     let mut due = VecDeque::new();
+    // Whoever names a mutant wants it tried, whatever was said of it.
+    let trusts = options.mutant.is_empty() && !options.named;
+    let mut known = 0;
     for candidate in chosen {
-        match ledger.known(&candidate.point.name(), &candidate.content, &judge) {
-            Some(trial) => verdicts.add(&candidate, trial.clone()),
-            None => due.push_back(candidate),
+        if trusts && verdicts.is_judged(&candidate) {
+            verdicts.trust(&candidate);
+        } else if let Some(trial) = ledger.known(&candidate.point.name(), &candidate.content, &judge) {
+            verdicts.add(&candidate, trial.clone());
+            known += 1;
+        } else {
+            due.push_back(candidate);
         }
     }
-    let known = verdicts.len();
     if known > 0 {
         tell(&mut out, &format!("{known} mutants were tried before: {}\n", path.display()))?;
     }
@@ -95,7 +110,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     ledger.trials().for_each(|trial| killers.add(trial));
     let killers = RwLock::new(killers);
     let most_rows = options.rows_each.map_or(usize::MAX, usize::from);
-    let bench = Bench::new(&tree, half, &program, &clean, &jobs, &judge, &killers)?.with_most_rows(most_rows);
+    let bench = Bench::new((&tree, half), watching, &clean, &judge, &killers)?.with_most_rows(most_rows);
     let until = options.budget.map(|minutes| Instant::now() + Duration::from_secs(minutes * 60));
     let due = Mutex::new(due);
     let next = || {
@@ -127,7 +142,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
             Ok(())
         })
     });
-    let page = options.results.join("index.html");
+    let page = results.join("index.html");
     fs::write(&page, verdicts.page(&tree)).map_err(cannot("write", &page))?;
     if let Some(signal) = interrupt.signal() {
         return Err(Early {
@@ -137,13 +152,14 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     }
     ended?;
     let untried = due.lock().unwrap_or_else(PoisonError::into_inner).len();
-    tell(&mut out, &verdicts.summary(&tree, untried, &options.results, seed))?;
+    tell(&mut out, &verdicts.summary(&tree, untried, &results, seed))?;
     Ok(if verdicts.is_satisfied(options.named) { Status::Passed } else { Status::Failed })
 }
 
-/// The name of a row of this id, which it has for each of its VM types.
-fn row_name(id: &str) -> Option<&str> {
-    id.split_once('.').map(|(_, name)| name)
+/// The name that the row of this id has for each of its VM types, if it has to notice an edit.
+fn has_to_notice<'a>(id: &'a str, edit: &NamedEdit, half: Half) -> Option<&'a str> {
+    let (vm, name) = id.split_once('.')?;
+    (half.runs(vm) && edit.names(vm, name)).then_some(name)
 }
 
 fn failed(message: impl Into<String>) -> Early {
@@ -184,10 +200,10 @@ fn tree(args: &Mutants, interrupt: &Interrupt) -> Result<BuildTree, Early> {
 }
 
 /// A name for everything that decides whether a mutant is noticed, but for the mutant.
-fn judge(program: &Path, tree: &BuildTree, half: Half, selected: &[String]) -> Result<String, Early> {
+fn judge(program: &Path, tree: &BuildTree, half: Half, watchers: &str) -> Result<String, Early> {
     let program = fs::read(program).map_err(cannot("read", program))?;
     let program =
         program.iter().fold(0_u64, |hash, byte| hash.rotate_left(5) ^ u64::from(*byte).wrapping_mul(0x9e37_79b9));
-    let (name, source, rows) = (&tree.name, tree.source.display(), selected.join(" "));
-    Ok(fingerprint(&format!("{program:x} {name} {source} {} {rows}", half.0)))
+    let (name, source) = (&tree.name, tree.source.display());
+    Ok(fingerprint(&format!("{program:x} {name} {source} {} {watchers}", half.0)))
 }

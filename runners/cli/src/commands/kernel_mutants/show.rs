@@ -10,11 +10,11 @@ use crate::selection::no_such;
 /// How many rows are named.
 const NAMED: usize = 20;
 
-/// The change as a diff, what decides about it, and the rows that execute it.
+/// The change as a diff, what decides about it, and the rows that execute it, or what else a `noun` is.
 ///
 /// # Errors
 /// If there is no mutant of this name.
-pub(super) fn show(name: &str, all: &[Candidate], clean: &Clean) -> Result<String, Early> {
+pub(super) fn show(name: &str, all: &[Candidate], clean: &Clean, noun: &str) -> Result<String, Early> {
     let names: Vec<String> = all.iter().map(|candidate| candidate.point.name()).collect();
     let found = all.iter().find(|candidate| candidate.point.name() == name);
     let candidate =
@@ -26,7 +26,7 @@ pub(super) fn show(name: &str, all: &[Candidate], clean: &Clean) -> Result<Strin
     let mut text = format!("{}", diff.unified_diff().header(&format!("a/{file}"), &format!("b/{file}")));
     text += &format!("\nname = \"{name}\"\ncontent = \"{}\"\n\n", candidate.content);
     let reach = clean.reaching(point);
-    text += &format!("{} rows execute {}\n", reach.rows.len(), reach.what);
+    text += &format!("{} {noun}s execute {}\n", reach.rows.len(), reach.what);
     for row in reach.rows.iter().take(NAMED) {
         text += &format!("{}\n", row.id);
     }

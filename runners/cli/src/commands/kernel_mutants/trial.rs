@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 
 use privet_kernel::{BuildTree, Kernel, strip_debug_info};
 use privet_mutation::{Fate, Killers, Made, Recipe, Trial};
-use privet_report::{CaseReport, Verdict, one_line};
+use privet_report::one_line;
 use privet_rig::{Event, Plan, Progress, RigError};
 
 use super::candidates::Candidate;
 use super::clean::{Clean, Row};
 use super::half::Half;
 use super::stop::Stop;
-use super::{cannot, failed, row_name};
+use super::watchers::Watchers;
+use super::{cannot, failed, has_to_notice};
 use crate::commands::mutants::limit_with_a_defect;
 use crate::exit::Early;
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
-use crate::rig::sim_plan;
 
 /// How long any row may take, by the clock of its guest, which no other work on this machine makes slower.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
@@ -32,6 +32,7 @@ const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Bench<'a> {
     tree: &'a BuildTree,
     half: Half,
+    watchers: &'a Watchers,
     program: &'a Path,
     clean: &'a Clean,
     jobs: &'a [Job],
@@ -49,11 +50,9 @@ impl<'a> Bench<'a> {
     /// # Errors
     /// If they cannot be read, or there is no place for them.
     pub(super) fn new(
-        tree: &'a BuildTree,
-        half: Half,
-        program: &'a Path,
+        (tree, half): (&'a BuildTree, Half),
+        (watchers, program, jobs): (&'a Watchers, &'a Path, &'a [Job]),
         clean: &'a Clean,
-        jobs: &'a [Job],
         judge: &'a str,
         killers: &'a RwLock<Killers>,
     ) -> Result<Self, Early> {
@@ -62,7 +61,7 @@ impl<'a> Bench<'a> {
             let name = module.path.file_name().unwrap_or_default();
             strip_debug_info(&module.path, &modules.path().join(name)).map_err(|error| failed(error.to_string()))?;
         }
-        Ok(Self { tree, half, program, clean, jobs, judge, killers, most_rows: usize::MAX, modules })
+        Ok(Self { tree, half, watchers, program, clean, jobs, judge, killers, most_rows: usize::MAX, modules })
     }
 
     /// The same, where no more rows run on a mutant.
@@ -93,9 +92,9 @@ impl<'a> Bench<'a> {
         // Each of them was named because it notices it, and another one that does proves nothing.
         let mut named = BTreeSet::new();
         if let Some(edit) = &candidate.named {
-            let is_named = |name: &&str| edit.names(name);
-            rows.retain(|row| row_name(&row.id).is_some_and(|name| edit.names(name)));
-            named = self.jobs.iter().filter_map(|job| row_name(&job.id)).filter(is_named).map(str::to_owned).collect();
+            let its_name = |id| has_to_notice(id, edit, self.half);
+            rows.retain(|row| its_name(&row.id).is_some());
+            named = self.jobs.iter().filter_map(|job| its_name(&job.id)).map(str::to_owned).collect();
         }
         let killers = self.killers.read().unwrap_or_else(PoisonError::into_inner);
         killers.sort(&candidate.point.name(), &mut rows, |row| (&row.id, row.duration_us));
@@ -150,15 +149,18 @@ impl<'a> Bench<'a> {
     ) -> Result<Fate, Early> {
         let stop =
             Stop::beside(whole).map_err(|error| failed(format!("cannot watch for the end of a run: {error}")))?;
-        let plan = Plan { keeps_snapshot: false, sim: self.half.sim(), ..sim_plan(kernel.clone(), self.program, jobs) };
-        let mut red: Option<CaseReport> = None;
+        let plan = self.watchers.plan(kernel.clone(), self.program, self.half, jobs);
+        let plan = Plan { keeps_snapshot: false, ..plan };
+        let mut red: Option<(String, String)> = None;
         let ended = privet_rig::run(&plan, stop.as_fd(), &mut |progress| {
             if let Progress::Row(Event::Finished(_, report)) = progress {
                 ran.fetch_add(1, Ordering::Relaxed);
+                let (said, reason) = self.watchers.said(&report);
+                let before = self.clean.rows.iter().find(|row| row.id == report.id);
                 // One that passes elsewhere and skips here has noticed, too: the kernel offers less than it did.
-                if report.verdict != Verdict::Pass {
-                    named.retain(|name| row_name(&report.id) != Some(name));
-                    red.get_or_insert(*report);
+                if let Some(reason) = before.and_then(|before| said.differs_from(&before.said, &reason)) {
+                    named.retain(|name| report.id.split_once('.').is_none_or(|(_, row)| row != name));
+                    red.get_or_insert((report.id, reason));
                     if named.is_empty() {
                         stop.now();
                     }
@@ -173,9 +175,7 @@ impl<'a> Bench<'a> {
         }
         Ok(match (red, ended) {
             (Some(_), _) if !named.is_empty() => Fate::Overlooked { by: named.into_iter().collect() },
-            (Some(report), _) => {
-                Fate::Killed { by: report.id, reason: format!("{}: {}", report.verdict, one_line(&report.reason)) }
-            }
+            (Some((by, reason)), _) => Fate::Killed { by, reason },
             (None, Ok(())) => Fate::Survived,
             // The kernel says so itself, or does not get that far.
             (None, Err(error @ (RigError::Machine(_) | RigError::Unattributed(_)))) => {

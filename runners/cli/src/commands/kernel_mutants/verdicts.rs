@@ -12,31 +12,48 @@ use super::candidates::Candidate;
 pub(super) struct Verdicts {
     judgements: Judgements,
     trials: Vec<(Candidate, Trial)>,
+    /// What looks at mutants: `row`, or `test`.
+    noun: &'static str,
 }
 
 impl Verdicts {
-    pub(super) fn new(judgements: Judgements) -> Self {
-        Self { judgements, trials: Vec::new() }
+    pub(super) fn new(judgements: Judgements, noun: &'static str) -> Self {
+        Self { judgements, trials: Vec::new(), noun }
     }
 
     pub(super) fn add(&mut self, candidate: &Candidate, trial: Trial) {
         self.trials.push((candidate.clone(), trial));
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.trials.len()
+    /// Whether somebody has decided about it.
+    pub(super) fn is_judged(&self, candidate: &Candidate) -> bool {
+        self.judgements.of(&candidate.point.name(), &candidate.content).is_some()
+    }
+
+    /// Adds one that is not tried, as somebody has decided about it.
+    pub(super) fn trust(&mut self, candidate: &Candidate) {
+        let trial = Trial {
+            name: candidate.point.name(),
+            content: candidate.content.clone(),
+            judge: String::new(),
+            fate: Fate::Judged,
+            rows: 0,
+            milliseconds: 0,
+        };
+        self.add(candidate, trial);
     }
 
     /// One trial in a line.
     pub(super) fn line(&self, candidate: &Candidate, trial: &Trial) -> String {
         let seconds = trial.milliseconds as f64 / 1000.0;
-        let rows = trial.rows;
+        let ran = format!("{} {}s", trial.rows, self.noun);
         let told = match &trial.fate {
-            Fate::Killed { by, .. } => format!("by {by} ({rows} rows, {seconds:.1} s)"),
+            Fate::Killed { by, .. } => format!("by {by} ({ran}, {seconds:.1} s)"),
             Fate::KilledAtBoot { reason } => format!("{reason} ({seconds:.1} s)"),
-            Fate::Survived => format!("{}({rows} rows, {seconds:.1} s)", self.opinion(trial)),
-            Fate::Overlooked { by } => format!("by {} ({rows} rows, {seconds:.1} s)", by.join(" ")),
-            Fate::Unreached => format!("{}no row executes it", self.opinion(trial)),
+            Fate::Survived => format!("{}({ran}, {seconds:.1} s)", self.opinion(trial)),
+            Fate::Overlooked { by } => format!("by {} ({ran}, {seconds:.1} s)", by.join(" ")),
+            Fate::Unreached => format!("{}no {} executes it", self.opinion(trial), self.noun),
+            Fate::Judged => self.opinion(trial),
             Fate::Same => "the compiler makes the same of it".to_owned(),
             Fate::Rejected { complaint } => complaint.clone(),
         };
@@ -79,7 +96,7 @@ impl Verdicts {
         }
         let count = |word| counts.get(word).copied().unwrap_or_default();
         let killed = count("killed") + count("boot");
-        let survived = count("survived") + count("overlooked") + count("unreached");
+        let survived = count("survived") + count("overlooked") + count("unreached") + count("judged");
         let survivors = survived - judged;
         let rate = match killed + survivors {
             0 => String::new(),
@@ -108,13 +125,13 @@ impl Verdicts {
             trial,
             opinion: self.opinion(trial),
         });
-        page(&tree.name, lines)
+        page(&tree.name, self.noun, lines)
     }
 }
 
 fn is_noticed_as_named(edit: &NamedEdit, trial: &Trial) -> bool {
     match &trial.fate {
-        Fate::Killed { by, .. } => by.split_once('.').is_some_and(|(_, name)| edit.names(name)),
+        Fate::Killed { by, .. } => by.split_once('.').is_some_and(|(vm, name)| edit.names(vm, name)),
         _ => false,
     }
 }

@@ -1,0 +1,166 @@
+//! Who looks at a kernel: rows, or upstream's own tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use privet_kernel::Kernel;
+use privet_kselftest::catalogue::TESTS;
+use privet_kselftest::directory::Kselftests;
+use privet_report::{CaseReport, one_line};
+use privet_rig::{Patience, Plan, Program};
+use serde::{Deserialize, Serialize};
+
+use super::half::Half;
+use crate::args::{KernelMutants, With};
+use crate::exit::Early;
+use crate::kselftest_worker;
+use crate::plan::{self, Job};
+use crate::rig::{KSELFTESTS, sim_plan};
+
+/// How long a kernel may take to get ready, by the clock of its guest: an unchanged one needs less than 2 s.
+const BOOT: Duration = Duration::from_secs(10);
+
+/// How long upstream gives each of its tests (kernel: tools/testing/selftests/kvm/settings).
+const OF_A_TEST: Duration = Duration::from_secs(120);
+
+/// The part that is the whole.
+const WHOLE: &str = "";
+
+/// Who looks at kernels.
+pub(super) enum Watchers {
+    /// Rows of the table.
+    Rows,
+    /// Upstream's tests of what the table is about.
+    Kselftests(Kselftests),
+}
+
+/// What one of them said: each part of it that has a verdict of its own with that verdict, the whole under no name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Said(BTreeMap<String, String>);
+
+impl Watchers {
+    /// Those that the options name.
+    ///
+    /// # Errors
+    /// If there are no selftests where they are to be.
+    pub(super) fn of(options: &KernelMutants) -> Result<Self, Early> {
+        let Some(With::Kselftests) = options.with else { return Ok(Self::Rows) };
+        Ok(Self::Kselftests(match &options.kselftests {
+            Some(dir) => Kselftests::named(dir).map_err(|error| Early::usage(error.to_string()))?,
+            None => Kselftests::cached().map_err(|error| Early::nothing_ran(error.to_string()))?,
+        }))
+    }
+
+    /// One of them.
+    pub(super) const fn noun(&self) -> &'static str {
+        match self {
+            Self::Rows => "row",
+            Self::Kselftests(_) => "test",
+        }
+    }
+
+    /// Where what they found is kept, of what is kept in `results`.
+    pub(super) fn results(&self, results: &Path) -> PathBuf {
+        match self {
+            Self::Rows => results.to_owned(),
+            Self::Kselftests(_) => results.join("kselftests"),
+        }
+    }
+
+    /// What all of them do. Rows are these.
+    pub(super) fn jobs(&self, rows: &[String], seed: u64, limit: Duration) -> Vec<Job> {
+        match self {
+            Self::Rows => plan::jobs(rows, 1, seed, limit),
+            Self::Kselftests(tests) => {
+                names(tests).map(|test| kselftest_worker::job(test, limit.max(OF_A_TEST))).collect()
+            }
+        }
+    }
+
+    /// A name for them all, which changes with what they say.
+    pub(super) fn name(&self, rows: &[String]) -> String {
+        match self {
+            Self::Rows => rows.join(" "),
+            Self::Kselftests(tests) => format!("{} of {}", tests.dir.display(), names(tests).collect::<String>()),
+        }
+    }
+
+    /// These jobs on a kernel, one after the other.
+    pub(super) fn plan(&self, kernel: Kernel, program: &Path, half: Half, jobs: &[Job]) -> Plan {
+        let program_of = |test| match self {
+            Self::Rows => None,
+            Self::Kselftests(tests) => tests.program(test),
+        };
+        let programs = jobs.iter().filter_map(kselftest_worker::test_of).filter_map(|test| {
+            program_of(test).map(|path| Program { path, guest_path: Path::new(KSELFTESTS).join(test) })
+        });
+        let plan = sim_plan(kernel, program, jobs);
+        let patience = Patience { boot: BOOT, ..plan.patience };
+        Plan { programs: programs.collect(), sim: half.sim(), patience, ..plan }
+    }
+
+    /// What one of them said, and why it was no pass.
+    pub(super) fn said(&self, report: &CaseReport) -> (Said, String) {
+        let runner = report.verdict.to_string();
+        match self {
+            Self::Rows => (Said([(WHOLE.to_owned(), runner)].into()), one_line(&report.reason)),
+            Self::Kselftests(_) => {
+                let reading = kselftest_worker::reading(report);
+                let mut said = BTreeMap::from([
+                    (WHOLE.to_owned(), reading.verdict.to_string()),
+                    // To upstream's runners a test passes of which the kernel complains; whoever reads its log knows more.
+                    ("the kernel's log".to_owned(), runner),
+                ]);
+                said.extend(reading.subtests.into_iter().map(|part| (part.name, part.verdict.to_string())));
+                (Said(said), one_line(&reading.reason))
+            }
+        }
+    }
+}
+
+fn names(tests: &Kselftests) -> impl Iterator<Item = &'static str> + '_ {
+    TESTS.iter().map(|test| test.name).filter(|test| tests.program(test).is_some())
+}
+
+impl Said {
+    /// A pass, of which all parts may be known.
+    pub(super) fn is_pass(&self) -> bool {
+        of(&self.0, WHOLE) == "pass"
+    }
+
+    /// What is said here and was not said before, in one line; nothing if it is the same.
+    pub(super) fn differs_from(&self, before: &Self, reason: &str) -> Option<String> {
+        // The whole comes first.
+        let names: BTreeSet<&String> = self.0.keys().chain(before.0.keys()).collect();
+        let pairs = names.into_iter().map(|name| (name, of(&self.0, name), of(&before.0, name)));
+        let (name, now, then) = pairs.into_iter().find(|(_, now, then)| now != then)?;
+        Some(if name == WHOLE { format!("{now}: {reason}") } else { format!("{name}: {now}, was {then}") })
+    }
+}
+
+fn of<'a>(said: &'a BTreeMap<String, String>, name: &str) -> &'a str {
+    said.get(name).map_or("not there", String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(parts: &[(&str, &str)]) -> Said {
+        Said(parts.iter().map(|(name, verdict)| ((*name).to_owned(), (*verdict).to_owned())).collect())
+    }
+
+    #[test]
+    fn another_verdict_of_the_whole_or_of_a_part_is_noticed() {
+        let clean = said(&[("", "pass"), ("a", "pass"), ("b", "skip")]);
+        assert!(clean.is_pass());
+        assert_eq!(clean.differs_from(&clean, ""), None);
+        let red = said(&[("", "fail"), ("a", "fail"), ("b", "skip")]);
+        assert_eq!(red.differs_from(&clean, "why").as_deref(), Some("fail: why"));
+        let skips = said(&[("", "pass"), ("a", "skip"), ("b", "skip")]);
+        assert_eq!(skips.differs_from(&clean, "").as_deref(), Some("a: skip, was pass"));
+        let lacks = said(&[("", "pass"), ("b", "skip")]);
+        assert_eq!(lacks.differs_from(&clean, "").as_deref(), Some("a: not there, was pass"));
+    }
+}
