@@ -4,6 +4,7 @@ mod encrypted;
 mod shadow_paging;
 mod written_by_kvm;
 
+use privet_harness::another_process::lend_memory;
 use privet_harness::case::Case;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
@@ -33,6 +34,14 @@ pub(crate) fn rows() -> Vec<Row> {
             |t| shared_both_ways(t, Backing::HostOnly),
         )
         .basis(&["Documentation/virt/kvm/api.rst 4.35 KVM_SET_USER_MEMORY_REGION"]),
+        Row::new(
+            "access.copy_on_write",
+            Types::UNENCRYPTED,
+            "Pages that the host's process has lent to a child and has back are read-only in the host until they are \
+             written: the guest reads them, and its own store after that arrives, for guest and host.",
+            copy_on_write,
+        )
+        .basis(&["arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_map_handle_target_level", "virt/kvm/kvm_main.c: hva_to_pfn_slow"]),
         Row::new(
             "access.shared_write_is_visible",
             Types::WITH_PRIVATE_MEMORY,
@@ -207,6 +216,20 @@ fn private_write_is_invisible(t: &Case) -> Outcome {
     // Nor has the shared write reached the guest_memfd.
     g.make_private(0, 1..2)?;
     v.expect(range.private_gva(1), 1, B, 1)
+}
+
+fn copy_on_write(t: &Case) -> Outcome {
+    let g = t.guest().range(RangeSpec::new(2).backing(Backing::HostOnly)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    range.host_fill(range.all(), A)?;
+    for round in 0..3 {
+        lend_memory()?;
+        let expected = if round == 0 { A.word(0) } else { round };
+        v.expect_read(range.shared_gva(0), Width::B8, expected)?;
+        v.write(range.shared_gva(0), Width::B8, round + 1)?;
+        expect_eq("the host's view", &range.host().read_u64(0)?, &(round + 1))?;
+    }
+    v.expect(range.shared_gva(1), 1, A, 1)
 }
 
 fn host_write_is_invisible(t: &Case) -> Outcome {

@@ -4,7 +4,7 @@
 //! (this machine's kernel, a real kernel inside a rig, a model) is the runner's business.
 
 pub mod alarm;
-mod another_process;
+pub mod another_process;
 mod attributes;
 pub mod case;
 pub mod coalesced;

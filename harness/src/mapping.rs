@@ -15,6 +15,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 use nix::unistd::ftruncate;
 
+use crate::cpu_flags::kernel_lists;
 use crate::fault_catch::{self, Fault, Sought};
 use crate::outcome::{Outcome, Stop};
 use crate::units::PAGE_SIZE;
@@ -126,6 +127,13 @@ pub struct Mapping {
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
+
+/// Where the addresses that a program can have end: a page below the end of their half of the address space (kernel:
+/// arch/x86/include/asm/page_64.h: `task_size_max`).
+pub fn end_of_addresses() -> u64 {
+    let bits = if kernel_lists("la57") { 56 } else { 47 };
+    (1 << bits) - PAGE_SIZE
+}
 
 impl Mapping {
     /// `bytes` (whole pages) of anonymous memory, private and zero.

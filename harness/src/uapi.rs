@@ -105,6 +105,8 @@ capabilities! {
     SYNC_REGS = 74;
     /// Read-only memslots.
     READONLY_MEM = 81;
+    /// The I/O APIC in the kernel, which there is, takes no notice of polarities.
+    IOAPIC_POLARITY_IGNORED = 97;
     /// How many address spaces memslots can be in.
     MULTI_ADDRESS_SPACE = 118;
     /// A local APIC in the kernel, the other interrupt controllers in user space.

@@ -1,14 +1,16 @@
 //! Accesses that are longer than an exit can tell: one exit for each 8 bytes of a page.
 
 use privet_harness::case::Case;
+use privet_harness::need::Need;
 use privet_harness::outcome::Outcome;
+use privet_harness::uapi::Capability;
 use privet_harness::units::{Gpa, PAGE_SIZE};
-use privet_protocol::Op;
+use privet_protocol::{Op, Width};
 
 use super::cost::Meter;
-use super::memory::{GAP, open_gap, ram_and_gap};
+use super::memory::{GAP, open_gap, ram, ram_and_gap};
 use super::{answer_read, gva, take_write};
-use crate::expect::expect_eq;
+use crate::expect::{expect_eq, expect_no_exit_but};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -33,6 +35,15 @@ pub(super) fn rows() -> Vec<Row> {
              split so, and the guest gets all answers as one value.",
             wide_reads,
         ),
+        Row::new(
+            "mmio.wide_read.of_the_io_apic",
+            Types::UNENCRYPTED,
+            "A load of 16 bytes from KVM's own I/O APIC is no exit, and two reads of 8 bytes each: which register is \
+             selected, and nothing.",
+            wide_read_of_the_io_apic,
+        )
+        .basis(&["arch/x86/kvm/x86.c: vcpu_mmio_read", "arch/x86/kvm/ioapic.c: ioapic_mmio_read"])
+        .needs(Need::Capability(Capability::IOAPIC_POLARITY_IGNORED, 1)),
     ];
     rows.into_iter().map(|row| row.basis(&[FRAGMENTS])).collect()
 }
@@ -99,6 +110,21 @@ fn wide_writes(t: &Case) -> Outcome {
         expect_eq(&format!("mmio_exits of a store of {what}"), &cost.mmio_exits, &1)?;
     }
     Ok(())
+}
+
+fn wide_read_of_the_io_apic(t: &Case) -> Outcome {
+    const IO_APIC: Gpa = Gpa(0xfec0_0000);
+    const REGISTER: u64 = 0x17;
+    let g = t.guest().irqchip().range(ram_and_gap()).range(ram(1).at(IO_APIC)).boot()?;
+    // The guest maps it like memory, and no slot is there.
+    g.vm().delete_slot(g.range(1).slots()[0].slot)?;
+    let (v, code, at) = (g.vcpu(0), g.range(0).private_gva(1), g.range(1).shared_gva(0));
+    v.write_bytes(code, &LOAD_FUNCTION)?;
+    let exits = t.trace().exits();
+    v.write(at, Width::B4, REGISTER)?;
+    let [value, ..] = v.call(Op::Execute { gva: code.0, argument: at.0 })?;
+    expect_eq("what the guest made of the load", &value, &folded(REGISTER.into()))?;
+    expect_no_exit_but(t, exits, 2)
 }
 
 fn wide_reads(t: &Case) -> Outcome {

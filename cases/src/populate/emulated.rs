@@ -21,6 +21,7 @@ use crate::row::Row;
 use crate::types::Types;
 
 const WALK: &str = "arch/x86/kvm/mmu/paging_tmpl.h: walk_addr_generic reads entries by userspace_addr";
+const OPERANDS: &str = "arch/x86/kvm/x86.c: emulator_read_write_onepage; virt/kvm/kvm_main.c: __kvm_read_guest_page";
 const FETCH: &str = "arch/x86/kvm/x86.c: kvm_fetch_guest_virt, handle_emulation_failure";
 
 /// Where the guest's code is, and where its page tables are.
@@ -32,7 +33,11 @@ const PAGES: PageCount = PageCount(8);
 const MMIO: Gpa = Gpa(0xd000_0000);
 /// `movabs [MMIO], eax; hlt`
 const STORE: [u8; 10] = [0xa3, 0, 0, 0, 0xd0, 0, 0, 0, 0, 0xf4];
+/// `movsd; hlt`
+const COPY: [u8; 2] = [0xa5, 0xf4];
 const VALUE: u64 = 0x1122_3344;
+/// What is copied: in the first 4 MiB, which are mapped.
+const DATA: Gpa = Gpa(0x10_0000);
 
 /// What a piece of the guest's memory is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,6 +88,22 @@ pub(super) fn rows() -> Vec<Row> {
         )
         .basis(&[FETCH])
         .needs(Need::NoDecodeAssists),
+        Row::new(
+            "populate.emulated.operand_without_a_host_address",
+            Types::PLAIN,
+            "The guest copies from a guest_memfd at whose slot's host address nothing is to MMIO: it can read that memory, \
+             and KVM, which does the copy for it, cannot. To KVM that is MMIO, too: a load from the memory's GPA.",
+            |t| {
+                let vm = t.vm()?;
+                let [code, data] = [
+                    slot(&vm, 0, CODE, Memory::Ordinary, &[(PAGE_SIZE, &COPY)])?,
+                    slot(&vm, 2, DATA, Memory::UnmappedFile, &[(0, &VALUE.to_le_bytes())])?,
+                ];
+                let exit = first_exit_of(t, &vm, Memory::Ordinary, &[code, data])?;
+                expect_eq("the exit", &exit, &Exit::Mmio { gpa: DATA, len: 4, write: None })
+            },
+        )
+        .basis(&[OPERANDS]),
     ]
 }
 
@@ -104,16 +125,22 @@ fn slot(vm: &Vm, number: u32, gpa: Gpa, memory: Memory, content: &[(u64, &[u8])]
 /// The first exit of a guest whose code and page tables are in such memory.
 fn first_exit(t: &Case, code: Memory, tables: Memory) -> Outcome<Exit> {
     let vm = t.vm()?;
+    let code = slot(&vm, 0, CODE, code, &[(PAGE_SIZE, &STORE)])?;
+    first_exit_of(t, &vm, tables, &[code])
+}
+
+/// The first exit of a guest that has these slots, one of them with its code, and page tables in such memory.
+fn first_exit_of(t: &Case, vm: &Vm, tables: Memory, slots: &[SlotSpec]) -> Outcome<Exit> {
     let mut entries = PageTables::new(TABLES);
     entries.map_large(Gva(0), Gpa(0), 2);
     entries.map_large(Gva(MMIO.0), MMIO, 1);
     let entries = entries.bytes();
-    let slots = [slot(&vm, 0, CODE, code, &[(PAGE_SIZE, &STORE)])?, slot(&vm, 1, TABLES, tables, &[(0, &entries)])?];
-    for slot in &slots {
+    let tables = slot(vm, 1, TABLES, tables, &[(0, &entries)])?;
+    for slot in slots.iter().chain([&tables]) {
         vm.add_slot(slot.clone())?;
     }
     let vcpu = vm.create_vcpu(0)?;
-    let registers = kvm_regs { rax: VALUE, ..long_mode::registers(CODE.0 + PAGE_SIZE, 0, 0) };
+    let registers = kvm_regs { rax: VALUE, rsi: DATA.0, rdi: MMIO.0, ..long_mode::registers(CODE.0 + PAGE_SIZE, 0, 0) };
     long_mode::enter(&vcpu, t.host().supported_cpuid()?, TABLES, &registers)?;
     vcpu.run(t.limit())
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
+use privet_harness::mapping::end_of_addresses;
 use privet_harness::case::Case;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
@@ -79,8 +80,8 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new(
             "slots.host_address",
             Types::ALL,
-            "The host address must be one that a program can have, up to the slot's end: EINVAL. It need not be \
-             mapped.",
+            "The host address must be one that a program can have, up to the slot's end, where such addresses may end: \
+             EINVAL. It need not be mapped.",
             host_address,
         )
         .basis(&[CHECKS]),
@@ -261,7 +262,10 @@ fn host_address(t: &Case) -> Outcome {
             parts.refuses(&what, Region { userspace_addr, ..region }, Errno::EINVAL)?;
         }
     }
-    for userspace_addr in [0, PAGE_SIZE] {
+    let last = end_of_addresses() - SIZE;
+    let too_high = Region { userspace_addr: last + PAGE_SIZE, ..parts.region() };
+    parts.refuses("a slot that ends a page behind a program's addresses", too_high, Errno::EINVAL)?;
+    for userspace_addr in [0, PAGE_SIZE, last] {
         let what = format!("host address {userspace_addr:#x}, where nothing is mapped");
         parts.accepts(&what, Region { userspace_addr, ..parts.region() })?;
     }

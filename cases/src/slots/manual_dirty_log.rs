@@ -34,6 +34,9 @@ const ALL: u64 = u64::MAX;
 /// The bits of the pages in the third word.
 const REST: u64 = (1 << (PAGES % 64)) - 1;
 
+/// A slot with a huge page begins so many pages before it: the first word of its log reaches into both.
+const BEFORE: u64 = 32;
+
 const CLEAR: &str = "virt/kvm/kvm_main.c: kvm_clear_dirty_log_protect";
 const MASKED: &str = "arch/x86/kvm/mmu/mmu.c: kvm_arch_mmu_enable_log_dirty_pt_masked";
 const API: &str = "Documentation/virt/kvm/api.rst 4.117 KVM_CLEAR_DIRTY_LOG";
@@ -64,9 +67,19 @@ pub(super) fn rows() -> Vec<Row> {
             "A log whose pages are all dirty at first leaves a 2 MiB page as it is: it goes once the bit of one of its pages \
              is cleared (KVM splits it then, not at the next write, unless it is told otherwise), and of the pages that are \
              written then each is told that was cleared, and no other.",
-            huge_page,
+            // The first page of the slot before the huge page, and the first, the second and the last of the huge page in
+            // that word.
+            |t| huge_page(t, 1 | 1 << BEFORE | 1 << (BEFORE + 1) | 1 << 63),
         )
         .basis(&[MASKED, "arch/x86/kvm/x86.c: kvm_mmu_slot_apply_flags"])
+        .needs(Need::Parameter("kvm.eager_page_split", "Y")),
+        Row::new(
+            "slots.dirty_log.initially_set.first_of_a_huge_page",
+            Types::ALL,
+            "The same where the last bit that is cleared is that of the 2 MiB page's first page.",
+            |t| huge_page(t, 1 << BEFORE),
+        )
+        .basis(&[MASKED])
         .needs(Need::Parameter("kvm.eager_page_split", "Y")),
     ];
     let without_guest = [
@@ -172,9 +185,8 @@ fn initially_set(t: &Case) -> Outcome {
     expect_log(&g, "of which four were written", &[1 | 1 << 63, 1, REST])
 }
 
-fn huge_page(t: &Case) -> Outcome {
-    // The slot begins so many pages before its huge page: the first word of its log reaches into both.
-    const BEFORE: u64 = 32;
+/// Clears these bits of the first word of a log.
+fn huge_page(t: &Case, bits: u64) -> Outcome {
     let g = guest(t, 2 * LARGE, MANUAL_PROTECT | INITIALLY_SET)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let memory = huge_memory(2 * LARGE)?;
@@ -202,15 +214,15 @@ fn huge_page(t: &Case) -> Outcome {
     let log = || expect_ok("KVM_GET_DIRTY_LOG", g.vm().dirty_log(slot.slot, slot.pages));
     let all = log()?;
     expect_eq("the log of a slot of 544 pages", &all, &[[ALL; 8].as_slice(), &[u32::MAX.into()]].concat())?;
-    // The first page of the slot before the huge page, and the first, the second and the last of the huge page in that word.
-    let bits = 1 | 1 << BEFORE | 1 << (BEFORE + 1) | 1 << 63;
     counters.expect_growth("pages_2m", -1, || {
         expect_ok("KVM_CLEAR_DIRTY_LOG", g.vm().clear_dirty_log(slot.slot, 0, PageCount(64), &[bits]))
     })?;
     expect_eq("the first word once bits were cleared", &log()?[0], &(ALL & !bits))?;
     let page = |index: u64| range.shared_gva(first + index);
-    [0, BEFORE, 63].into_iter().try_for_each(|index| v.write(page(index), Width::B8, 3))?;
-    expect_eq("the first word once pages were written", &log()?[0], &(ALL & !(1 << (BEFORE + 1))))?;
+    let written = [0, BEFORE, 63];
+    written.into_iter().try_for_each(|index| v.write(page(index), Width::B8, 3))?;
+    let told = written.into_iter().fold(ALL & !bits, |told, index| told | 1 << index);
+    expect_eq("the first word once pages were written", &log()?[0], &told)?;
     expect_eq("all other words", &log()?[1..].to_vec(), &all[1..].to_vec())
 }
 

@@ -1,5 +1,7 @@
 //! Survivors that somebody has looked at: equivalent, or nobody's business here, with the reason.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 
 use crate::scope::matches;
@@ -24,6 +26,9 @@ pub struct Judged {
     pub content: String,
     /// The decision.
     pub judgement: Judgement,
+    /// The types of the VMs whose rows can notice it: it does not hold where these look.
+    #[serde(default)]
+    pub except: Vec<String>,
     /// Why.
     pub reason: String,
 }
@@ -48,6 +53,13 @@ impl Judgements {
         toml::from_str::<File>(text).map(|file| Self(file.judged)).map_err(|error| error.message().to_owned())
     }
 
+    /// Those that hold where rows of VMs of these types look.
+    #[must_use]
+    pub fn where_rows_are_of(mut self, vms: &BTreeSet<&str>) -> Self {
+        self.0.retain(|judged| !judged.except.iter().any(|vm| vms.contains(vm.as_str())));
+        self
+    }
+
     /// What was decided about a mutant whose function is still like this.
     #[must_use]
     pub fn of(&self, name: &str, content: &str) -> Option<&Judged> {
@@ -66,5 +78,15 @@ mod tests {
         assert_eq!(judgements.of("a.c:f:drop:x:1", "12").unwrap().judgement, Judgement::Equivalent);
         assert!(judgements.of("a.c:f:drop:x:1", "13").is_none() && judgements.of("a.c:g:drop:x:1", "12").is_none());
         assert!(Judgements::parse("judged = 1").is_err() && Judgements::parse("").is_ok());
+    }
+
+    #[test]
+    fn what_only_some_guests_notice_is_decided_for_the_others() {
+        let text = "[[judged]]\nname = \"a\"\ncontent = \"1\"\njudgement = \"equivalent\"\nexcept = [\"snp\"]\nreason = \"why\"\n";
+        let is_decided = |vms: &[&str]| {
+            let vms = vms.iter().copied().collect();
+            Judgements::parse(text).unwrap().where_rows_are_of(&vms).of("a", "1").is_some()
+        };
+        assert!(is_decided(&["plain", "upm"]) && !is_decided(&["plain", "snp"]));
     }
 }

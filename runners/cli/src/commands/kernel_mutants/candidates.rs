@@ -24,7 +24,7 @@ pub(super) struct Candidate {
     pub(super) named: Option<NamedEdit>,
 }
 
-/// All mutants that the options name, for these rows, in the order in which they are tried.
+/// All mutants that the options name, for rows of VMs of these types, in the order in which they are tried.
 ///
 /// # Errors
 /// If a file or patch cannot be read, or there are none.
@@ -32,7 +32,7 @@ pub(super) fn candidates(
     tree: &BuildTree,
     half: Half,
     options: &KernelMutants,
-    rows: &[String],
+    vms: &BTreeSet<&str>,
     seed: u64,
 ) -> Result<Vec<Candidate>, Early> {
     let mut named = if options.named { named_edits()? } else { Vec::new() };
@@ -42,7 +42,7 @@ pub(super) fn candidates(
         Patch::parse(&text).map_err(|why| Early::usage(format!("{} {why}", path.display())))
     });
     let patch = patch.transpose()?;
-    let scope = scope(options, rows, patch.as_ref(), &named);
+    let scope = scope(options, vms, patch.as_ref(), &named);
 
     let mut all: BTreeMap<String, Candidate> = BTreeMap::new();
     for part in scope.iter().filter(|part| half.has(&part.file)) {
@@ -83,14 +83,17 @@ pub(super) fn candidates(
 }
 
 /// The parts of the source in which to look.
-fn scope(options: &KernelMutants, rows: &[String], patch: Option<&Patch>, named: &[NamedEdit]) -> Vec<Part> {
+fn scope(options: &KernelMutants, vms: &BTreeSet<&str>, patch: Option<&Patch>, named: &[NamedEdit]) -> Vec<Part> {
     let is_code = |file: &&str| file.ends_with(".c");
     let mut default = Part::default_scope();
     match patch {
         _ if !options.files.is_empty() => {
             let is_narrowed = options.functions.is_empty();
-            let in_scope = |file: &String| default.iter().find(|part| is_narrowed && part.file == *file).cloned();
-            options.files.iter().map(|file| in_scope(file).unwrap_or_else(|| Part::whole(file))).collect()
+            let parts = |file: &String| {
+                let of_file: Vec<Part> = default.iter().filter(|part| part.file == *file).cloned().collect();
+                if is_narrowed && !of_file.is_empty() { of_file } else { vec![Part::whole(file)] }
+            };
+            options.files.iter().flat_map(parts).collect()
         }
         Some(patch) => patch.files().into_iter().filter(is_code).map(Part::whole).collect(),
         None if options.named => {
@@ -98,8 +101,7 @@ fn scope(options: &KernelMutants, rows: &[String], patch: Option<&Patch>, named:
             files.into_iter().map(Part::whole).collect()
         }
         None => {
-            let vms = rows.iter().filter_map(|id| id.split_once('.')).map(|(vm, _)| vm).collect();
-            default.retain(|part| part.is_for(&vms));
+            default.retain(|part| part.is_for(vms));
             default
         }
     }

@@ -50,9 +50,10 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let seed = args.seed.unwrap_or_else(plan::fresh_seed);
     let interrupt = Interrupt::on_signals().map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
     let half = Half(args.vendor.map_or(Vendor::Amd, Vendor::from));
-    let judgements = judgements(options.judged.as_deref())?;
+    let vms = selected.iter().filter_map(|id| id.split_once('.')).map(|(vm, _)| vm).filter(|vm| half.runs(vm)).collect();
+    let judgements = judgements(options.judged.as_deref())?.where_rows_are_of(&vms);
     let tree = tree(args, &interrupt)?;
-    let mut chosen = candidates(&tree, half, options, &selected, seed)?;
+    let mut chosen = candidates(&tree, half, options, &vms, seed)?;
     // An edit with a story is for rows that are meant.
     let is_meant = |edit: &NamedEdit| selected.iter().any(|id| has_to_notice(id, edit, half).is_some());
     chosen.retain(|candidate| candidate.named.as_ref().is_none_or(is_meant));
