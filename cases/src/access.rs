@@ -41,7 +41,10 @@ pub(crate) fn rows() -> Vec<Row> {
              written: the guest reads them, and its own store after that arrives, for guest and host.",
             copy_on_write,
         )
-        .basis(&["arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_map_handle_target_level", "virt/kvm/kvm_main.c: hva_to_pfn_slow"]),
+        .basis(&[
+            "arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_map_handle_target_level",
+            "virt/kvm/kvm_main.c: hva_to_pfn_slow",
+        ]),
         Row::new(
             "access.shared_write_is_visible",
             Types::WITH_PRIVATE_MEMORY,

@@ -90,13 +90,14 @@ fn an_edit_is_at_one_place_and_turns_rows_red_that_there_are() {
 }
 
 /// Rows that other settings of the modules need, another CPU or another vendor's: no kernel is tried with those.
-const ELSEWHERE: [&str; 6] = [
+const ELSEWHERE: [&str; 7] = [
     "lifecycle.types_without_mmio_caching",
     "mmio.ioeventfd.ept",
     "mmio.ioeventfd.without_caching",
     "mmio.ioeventfd.without_next_rip",
     "mmio.nothing_is_cached",
     "mmio.slot_appears.cost_of_fresh_memory.ept",
+    "slots.dirty_log.initially_set.huge_page.split_late",
 ];
 
 /// Whether a name fits a pattern in which `*` stands for any text.

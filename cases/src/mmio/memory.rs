@@ -186,6 +186,8 @@ fn straddle(t: &Case, memory: u64) -> Outcome {
         for below in 1..width.bytes() {
             let (start, above) = (PAGE_SIZE - below, width.bytes() - below);
             let at = range.gpa(0) + start;
+            // KVM remembers the last page that was MMIO: before each, another one is.
+            let elsewhere = || read(v, MMIO_BASE, Width::B8, ANSWER).map(drop);
             // Of the access: the part in MMIO and the part in memory, as (first byte, number of bytes).
             let ((mmio, mmio_len), (ram, ram_len)) =
                 if memory == 0 { ((below, above), (0, below)) } else { ((0, below), (below, above)) };
@@ -197,12 +199,14 @@ fn straddle(t: &Case, memory: u64) -> Outcome {
             };
 
             range.host_fill(range.all(), A)?;
+            elsewhere()?;
             let running = v.start(write_op(at, width, VALUE))?;
             take_write(&running, at + mmio, mmio_len, part(VALUE, mmio, mmio_len))?;
             running.done()?;
             expect_eq("the part in memory", &in_memory()?, &part(VALUE, ram, ram_len))?;
             expect_untouched(&g, start + ram..start + ram + ram_len)?;
 
+            elsewhere()?;
             let running = v.start(read_op(at, width))?;
             answer_read(&running, v, at + mmio, mmio_len, ANSWER)?;
             let [value, ..] = running.done()?;

@@ -22,7 +22,8 @@ pub(super) fn rows() -> Vec<Row> {
             "slots.change_with_guest_memfd",
             Types::ALL,
             "A slot with a guest_memfd cannot be changed at all: not moved, resized, rebound, flagged, nor \
-             repeated as it is, and the flag cannot be taken away: EINVAL. It can be deleted.",
+             repeated as it is, and the flag cannot be taken away: EINVAL. It can be deleted, also by a region that names \
+             its guest_memfd.",
             change_with_guest_memfd,
         )
         .basis(&[CHECKS, "commit 9935df5333aa: clearing KVM_MEM_GUEST_MEMFD left the binding behind"])
@@ -88,6 +89,8 @@ fn change_with_guest_memfd(t: &Case) -> Outcome {
     let by_the_older_ioctl = parts.set_v1(parts.shared_region());
     expect_errno("no guest_memfd, by the older ioctl", by_the_older_ioctl, Errno::EINVAL)?;
     expect_ok("deleting it", parts.delete(SLOT))?;
+    expect_ok("making it again", parts.set(parts.region()))?;
+    expect_ok("no pages of it any more", parts.set(Region { memory_size: 0, ..parts.region() }))?;
     parts.accepts("the same without a guest_memfd, once it was deleted", parts.shared_region())
 }
 

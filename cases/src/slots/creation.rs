@@ -4,8 +4,8 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
-use privet_harness::mapping::end_of_addresses;
 use privet_harness::case::Case;
+use privet_harness::mapping::end_of_addresses;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::platform::ByType;

@@ -1,5 +1,8 @@
 //! Who makes a page dirty: the guest, KVM for it, and whoever lets it be mapped writable; and who does not.
 
+use std::thread;
+use std::time::Instant;
+
 use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::guest::Guest;
@@ -9,12 +12,13 @@ use privet_harness::outcome::Outcome;
 use privet_harness::test_range::{Backing, RangeSpec};
 use privet_harness::uapi::{Capability, MEM_LOG_DIRTY_PAGES, USER_MEM_SLOTS};
 use privet_harness::units::{Gpa, PAGE_SIZE, PageCount};
+use privet_harness::vendor::Vendor;
 use privet_protocol::{Op, Pattern, Width};
 
 use super::parts::{Parts, Region, SIZE};
 use crate::clocks::{SYSTEM_TIME, WALL_CLOCK};
 use crate::counters::Counters;
-use crate::expect::{expect_eq, expect_errno, expect_ok};
+use crate::expect::{expect_eq, expect_errno, expect_ok, expect_that};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -123,7 +127,26 @@ pub(super) fn rows() -> Vec<Row> {
         of_no_slot,
     )
     .basis(&[LOG]);
-    rows.into_iter().map(|row| row.needs(Need::GuestCode)).chain([refused_move, neighbours, without_guest]).collect()
+    let without_the_lock = Row::new(
+        "slots.dirty_log.fixed_without_the_lock",
+        Types::UNENCRYPTED,
+        "The first store to a page since it was logged takes one fault, which KVM fixes without its lock, and the next store \
+         none.",
+        fixed_without_the_lock,
+    )
+    .basis(&["arch/x86/kvm/mmu/mmu.c: fast_page_fault"])
+    .needs(Need::GuestCode)
+    .needs(Need::Vendor(Vendor::Amd, "a processor of Intel's logs stores by itself, without a fault"));
+    let busy = Row::new(
+        "slots.dirty_log.begins_under_a_busy_vcpu",
+        Types::ALL,
+        "A vCPU keeps writing a page while its slot becomes logged, time and again: what it writes from then on is in the log.",
+        begins_under_a_busy_vcpu,
+    )
+    .basis(&["arch/x86/kvm/x86.c: kvm_mmu_slot_apply_flags: kvm_flush_remote_tlbs_memslot"])
+    .needs(Need::GuestCode);
+    let others = [refused_move, neighbours, without_the_lock, busy, without_guest];
+    rows.into_iter().map(|row| row.needs(Need::GuestCode)).chain(others).collect()
 }
 
 /// A guest with a range of memory beside the logged one, for code and the like.
@@ -167,6 +190,55 @@ fn written_since(t: &Case) -> Outcome {
     }
     set_flags(0)?;
     expect_errno("the dirty log once it was switched off", without(), Errno::ENOENT)
+}
+
+fn fixed_without_the_lock(t: &Case) -> Outcome {
+    let g = guest(t, 2)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let slot = range.slots()[0].clone();
+    v.fill(range.shared_gva(0), 2, A, 0)?;
+    g.vm().add_slot(SlotSpec { flags: MEM_LOG_DIRTY_PAGES, ..slot })?;
+    let counters = Counters::of_vcpu(&g)?;
+    for round in 0..3 {
+        for faults in [1, 0] {
+            counters.expect_growth("pf_taken", faults, || {
+                counters.expect_growth("pf_fast", faults, || v.write(range.shared_gva(1), Width::B8, round))
+            })?;
+        }
+        expect_dirty(&g, PAGE_1)?;
+    }
+    Ok(())
+}
+
+fn begins_under_a_busy_vcpu(t: &Case) -> Outcome {
+    const ROUNDS: usize = 10;
+    let elsewhere = RangeSpec::new(1).backing(Backing::HostOnly).at(Gpa(0x2_0000_0000));
+    let g = t.guest().vcpus(2).range(RangeSpec::new(2).backing(Backing::HostOnly)).range(elsewhere).boot()?;
+    let range = g.range(0);
+    let slot = range.slots()[0].clone();
+    let with = |flags| g.vm().add_slot(SlotSpec { flags, ..slot.clone() }).map(drop);
+    let counted = || range.host().read_u64(PAGE_SIZE);
+    let deadline = Instant::now() + t.limit();
+    let waits_for_a_store = || -> Outcome {
+        let before = counted()?;
+        while counted()? == before {
+            expect_that(Instant::now() < deadline, || "the vCPU does not write its page".to_owned())?;
+            thread::yield_now();
+        }
+        Ok(())
+    };
+    let busy = g.vcpu(1).hammer(Op::HammerAdd { gva: range.shared_gva(1).0, pages: 1, limit: 0 })?;
+    for _ in 0..ROUNDS {
+        waits_for_a_store()?;
+        with(MEM_LOG_DIRTY_PAGES)?;
+        // The first may have been on its way.
+        waits_for_a_store()?;
+        waits_for_a_store()?;
+        expect_dirty(&g, PAGE_1)?;
+        with(0)?;
+    }
+    g.vcpu(1).stop()?;
+    busy.done().map(drop)
 }
 
 fn of_no_slot(t: &Case) -> Outcome {

@@ -68,6 +68,23 @@ pub(super) fn rows() -> Vec<Row> {
             and_the_dirty_log,
         )
         .basis(&[RECOVER, "arch/x86/kvm/x86.c: kvm_mmu_slot_apply_flags"]),
+        Row::new(
+            "slots.huge_page.beside_a_logged_slot",
+            Types::ALL,
+            "The 2 MiB page of a slot stays when the slot before it, which has one, too, is logged, and when that is over.",
+            beside_a_logged_slot,
+        )
+        .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_mmu_slot_try_split_huge_pages", RECOVER]),
+        Row::new(
+            "slots.huge_page.recovered_in_place",
+            Types::ALL,
+            "When the log of a slot is over, its 2 MiB pages are there before anybody accesses them, wherever one page of \
+             theirs was mapped; not where none is any more: there the guest finds what the host has written since.",
+            recovered_in_place,
+        )
+        .basis(&[RECOVER, "arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_make_huge_spte"])
+        .needs(Need::KernelSince((6, 13), "it takes the small pages away, and makes the huge one at the next access"))
+        .needs(Need::Parameter("kvm.eager_page_split", "Y")),
     ];
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
 }
@@ -178,6 +195,66 @@ fn at_another_offset(t: &Case) -> Outcome {
         v.fill(range.shared_gva(0), LARGE, A, 0)?;
         v.expect(range.shared_gva(0), LARGE, A, 0)
     })
+}
+
+fn beside_a_logged_slot(t: &Case) -> Outcome {
+    let g = t.guest().range(RangeSpec::new(2 * LARGE).slots(2).backing(Backing::HostOnly)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let memory = huge_memory(2 * LARGE)?;
+    v.read(range.shared_gva(0), Width::B8)?;
+    range.slots().iter().try_for_each(|slot| g.vm().delete_slot(slot.slot))?;
+    let slots: Vec<SlotSpec> =
+        range.slots().iter().map(|slot| SlotSpec { mapping: Some(memory.clone()), ..slot.clone() }).collect();
+    let with = |flags, slot: &SlotSpec| g.vm().add_slot(SlotSpec { flags, ..slot.clone() }).map(drop);
+    let counters = Counters::of_vm(&g)?;
+    slots.iter().try_for_each(|slot| with(0, slot))?;
+    let touch = || [0, LARGE].into_iter().try_for_each(|page| v.write(range.shared_gva(page), Width::B8, page));
+    let before = counters.get("pages_2m")?;
+    touch()?;
+    if counters.get("pages_2m")? != before + 2 {
+        return Err(no_huge_page());
+    }
+    counters.expect_growth("pages_2m", -1, || {
+        with(MEM_LOG_DIRTY_PAGES, &slots[0])?;
+        touch()
+    })?;
+    counters.expect_growth("pages_2m", 1, || {
+        with(0, &slots[0])?;
+        touch()
+    })
+}
+
+fn recovered_in_place(t: &Case) -> Outcome {
+    const AGAIN: u8 = 0x33;
+    // Of the 2 MiB pages the first is mapped at its beginning alone, the second at its end, and the last not at all.
+    const MAPPED: [u64; 2] = [0, 2 * LARGE - 1];
+    const LOST: u64 = 2 * LARGE;
+    let g = t.guest().range(RangeSpec::new(3 * LARGE).backing(Backing::HostOnly)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let memory = huge_memory(3 * LARGE)?;
+    v.read(range.shared_gva(0), Width::B8)?;
+    let slot = SlotSpec { mapping: Some(memory.clone()), ..range.slots()[0].clone() };
+    let with = |flags| g.vm().add_slot(SlotSpec { flags, ..slot.clone() }).map(drop);
+    let touch = |page| v.fill(range.shared_gva(page), 1, A, page);
+    let counters = Counters::of_vm(&g)?;
+    g.vm().delete_slot(slot.slot)?;
+    with(0)?;
+    let before = counters.get("pages_2m")?;
+    [0, LARGE, LOST].into_iter().try_for_each(touch)?;
+    if counters.get("pages_2m")? != before + 3 {
+        return Err(no_huge_page());
+    }
+    g.vm().delete_slot(slot.slot)?;
+    with(MEM_LOG_DIRTY_PAGES)?;
+    MAPPED.into_iter().chain([LOST]).try_for_each(touch)?;
+    // The table stays, and nothing is in it.
+    let (lost, bytes) = (LOST * PAGE_SIZE, PageCount(LARGE).bytes());
+    memory.discard(lost, bytes)?;
+    memory.fill(lost, bytes, AGAIN)?;
+    counters.expect_growth("pages_2m", 2, || with(0))?;
+    MAPPED.into_iter().try_for_each(|page| v.expect(range.shared_gva(page), 1, A, page))?;
+    v.expect_read(range.shared_gva(LOST), Width::B8, u64::from_le_bytes([AGAIN; 8]))?;
+    v.expect_read(range.shared_gva(1), Width::B8, 0)
 }
 
 fn and_the_dirty_log(t: &Case) -> Outcome {

@@ -69,7 +69,7 @@ pub(super) fn rows() -> Vec<Row> {
              written then each is told that was cleared, and no other.",
             // The first page of the slot before the huge page, and the first, the second and the last of the huge page in
             // that word.
-            |t| huge_page(t, 1 | 1 << BEFORE | 1 << (BEFORE + 1) | 1 << 63),
+            |t| huge_page(t, 1 | 1 << BEFORE | 1 << (BEFORE + 1) | 1 << 63, Split::Cleared),
         )
         .basis(&[MASKED, "arch/x86/kvm/x86.c: kvm_mmu_slot_apply_flags"])
         .needs(Need::Parameter("kvm.eager_page_split", "Y")),
@@ -77,10 +77,19 @@ pub(super) fn rows() -> Vec<Row> {
             "slots.dirty_log.initially_set.first_of_a_huge_page",
             Types::ALL,
             "The same where the last bit that is cleared is that of the 2 MiB page's first page.",
-            |t| huge_page(t, 1 << BEFORE),
+            |t| huge_page(t, 1 << BEFORE, Split::Cleared),
         )
         .basis(&[MASKED])
         .needs(Need::Parameter("kvm.eager_page_split", "Y")),
+        Row::new(
+            "slots.dirty_log.initially_set.huge_page.split_late",
+            Types::ALL,
+            "Where KVM splits no pages ahead, the 2 MiB page stays when bits are cleared, and goes at the next write, by \
+             which the log is as exact.",
+            |t| huge_page(t, 1 | 1 << BEFORE | 1 << (BEFORE + 1) | 1 << 63, Split::Written),
+        )
+        .basis(&[MASKED, "arch/x86/kvm/mmu/tdp_mmu.c: write_protect_gfn"])
+        .needs(Need::Parameter("kvm.eager_page_split", "N")),
     ];
     let without_guest = [
         Row::new(
@@ -185,8 +194,17 @@ fn initially_set(t: &Case) -> Outcome {
     expect_log(&g, "of which four were written", &[1 | 1 << 63, 1, REST])
 }
 
+/// When a huge page is split up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Split {
+    /// When the bit of one of its pages is cleared.
+    Cleared,
+    /// When one of its pages is written after that.
+    Written,
+}
+
 /// Clears these bits of the first word of a log.
-fn huge_page(t: &Case, bits: u64) -> Outcome {
+fn huge_page(t: &Case, bits: u64, split: Split) -> Outcome {
     let g = guest(t, 2 * LARGE, MANUAL_PROTECT | INITIALLY_SET)?;
     let (v, range) = (g.vcpu(0), g.range(0));
     let memory = huge_memory(2 * LARGE)?;
@@ -214,13 +232,16 @@ fn huge_page(t: &Case, bits: u64) -> Outcome {
     let log = || expect_ok("KVM_GET_DIRTY_LOG", g.vm().dirty_log(slot.slot, slot.pages));
     let all = log()?;
     expect_eq("the log of a slot of 544 pages", &all, &[[ALL; 8].as_slice(), &[u32::MAX.into()]].concat())?;
-    counters.expect_growth("pages_2m", -1, || {
+    let goes = |when| if split == when { -1 } else { 0 };
+    counters.expect_growth("pages_2m", goes(Split::Cleared), || {
         expect_ok("KVM_CLEAR_DIRTY_LOG", g.vm().clear_dirty_log(slot.slot, 0, PageCount(64), &[bits]))
     })?;
     expect_eq("the first word once bits were cleared", &log()?[0], &(ALL & !bits))?;
     let page = |index: u64| range.shared_gva(first + index);
     let written = [0, BEFORE, 63];
-    written.into_iter().try_for_each(|index| v.write(page(index), Width::B8, 3))?;
+    counters.expect_growth("pages_2m", goes(Split::Written), || {
+        written.into_iter().try_for_each(|index| v.write(page(index), Width::B8, 3))
+    })?;
     let told = written.into_iter().fold(ALL & !bits, |told, index| told | 1 << index);
     expect_eq("the first word once pages were written", &log()?[0], &told)?;
     expect_eq("all other words", &log()?[1..].to_vec(), &all[1..].to_vec())

@@ -26,7 +26,7 @@ pub struct Judged {
     pub content: String,
     /// The decision.
     pub judgement: Judgement,
-    /// The types of the VMs whose rows can notice it: it does not hold where these look.
+    /// The types of the VMs whose rows can notice it, or the vendor whose processors can: it does not hold where these look.
     #[serde(default)]
     pub except: Vec<String>,
     /// Why.
@@ -53,10 +53,10 @@ impl Judgements {
         toml::from_str::<File>(text).map(|file| Self(file.judged)).map_err(|error| error.message().to_owned())
     }
 
-    /// Those that hold where rows of VMs of these types look.
+    /// Those that hold where rows of VMs of these types look, on processors of this vendor.
     #[must_use]
-    pub fn where_rows_are_of(mut self, vms: &BTreeSet<&str>) -> Self {
-        self.0.retain(|judged| !judged.except.iter().any(|vm| vms.contains(vm.as_str())));
+    pub fn unless_looked_at_by(mut self, who: &BTreeSet<&str>) -> Self {
+        self.0.retain(|judged| !judged.except.iter().any(|one| who.contains(one.as_str())));
         self
     }
 
@@ -83,10 +83,10 @@ mod tests {
     #[test]
     fn what_only_some_guests_notice_is_decided_for_the_others() {
         let text = "[[judged]]\nname = \"a\"\ncontent = \"1\"\njudgement = \"equivalent\"\nexcept = [\"snp\"]\nreason = \"why\"\n";
-        let is_decided = |vms: &[&str]| {
-            let vms = vms.iter().copied().collect();
-            Judgements::parse(text).unwrap().where_rows_are_of(&vms).of("a", "1").is_some()
+        let is_decided = |who: &[&str]| {
+            let who = who.iter().copied().collect();
+            Judgements::parse(text).unwrap().unless_looked_at_by(&who).of("a", "1").is_some()
         };
-        assert!(is_decided(&["plain", "upm"]) && !is_decided(&["plain", "snp"]));
+        assert!(is_decided(&["plain", "amd"]) && !is_decided(&["plain", "snp", "amd"]));
     }
 }

@@ -164,6 +164,17 @@ impl<'a> Function<'a> {
         self.source.text_of(self.body).split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
+    /// Whether it calls a function of this name, as far as its text tells.
+    #[must_use]
+    pub fn calls(&self, name: &str) -> bool {
+        let text = self.source.text_of(self.body);
+        let is_word = |byte: Option<&u8>| byte.is_some_and(|byte| *byte == b'_' || byte.is_ascii_alphanumeric());
+        text.match_indices(name).any(|(start, _)| {
+            let before = start.checked_sub(1).and_then(|at| text.as_bytes().get(at));
+            !is_word(before) && text[start + name.len()..].starts_with('(')
+        })
+    }
+
     /// The lines of its body, from 1.
     #[must_use]
     pub fn lines(&self) -> std::ops::Range<usize> {
@@ -206,6 +217,13 @@ static const struct ops ops = { .call = is_private };
         assert_eq!(names, ["is_private", "pointer"]);
         assert_eq!(source.functions().next().unwrap().content(), "{ return gfn & 1; }");
         assert_eq!(source.functions().nth(1).unwrap().lines(), 5..12);
+    }
+
+    #[test]
+    fn a_call_is_a_whole_name_before_a_parenthesis() {
+        let source = Source::parse("a.c", "int f(void) { return g(1) + my_h(2) + i; }".to_owned());
+        let f = source.functions().next().unwrap();
+        assert!(f.calls("g") && f.calls("my_h") && !f.calls("h") && !f.calls("i") && !f.calls("f"));
     }
 
     #[test]

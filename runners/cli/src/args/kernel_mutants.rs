@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use privet_rig::ModuleParam;
+
 use super::values::whole;
 use crate::selection::Partition;
 
@@ -65,6 +67,9 @@ pub struct KernelMutants {
     /// A directory of built selftests [default: those of the last `privet kselftests build`]
     #[arg(long, value_name = "DIR", requires = "with", help_heading = KERNEL)]
     pub kselftests: Option<PathBuf>,
+    /// Load KVM's modules with this parameter, such as kvm.eager_page_split=N; can be given several times
+    #[arg(long, value_name = "MODULE.NAME=VALUE", requires = "kernel", help_heading = KERNEL)]
+    pub module_param: Vec<ModuleParam>,
     /// Leave barriers out, too, which few machines notice
     #[arg(long, requires = "kernel", help_heading = KERNEL)]
     pub barriers: bool,

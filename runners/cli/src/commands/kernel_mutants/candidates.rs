@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 
 use privet_kernel::BuildTree;
-use privet_mutation::{NamedEdit, Operator, Part, Patch, Point, Source, fingerprint, matches, points, sample};
+use privet_mutation::{
+    Function, NamedEdit, Operator, Part, Patch, Point, Source, fingerprint, matches, points, sample,
+};
 
 use super::half::Half;
 use super::{cannot, failed};
@@ -18,6 +21,8 @@ pub(super) struct Candidate {
     pub(super) point: Point,
     /// The fingerprint of the function.
     pub(super) content: String,
+    /// The lines of the functions in the file that call this one.
+    pub(super) callers: Vec<Range<usize>>,
     /// The file as it is.
     pub(super) text: std::sync::Arc<str>,
     /// If it is one with a story, that.
@@ -50,10 +55,14 @@ pub(super) fn candidates(
         let text = fs::read_to_string(&path).map_err(cannot("read", &path))?;
         let source = Source::parse(&part.file, text);
         let text: std::sync::Arc<str> = source.text.as_str().into();
-        for function in source.functions().filter(|function| part.has(function.name)) {
+        let functions: Vec<_> = source.functions().collect();
+        for function in functions.iter().filter(|function| part.has(function.name)) {
             let content = fingerprint(&function.content());
-            for point in points(&function) {
-                let candidate = Candidate { point, content: content.clone(), text: text.clone(), named: None };
+            let callers: Vec<_> =
+                functions.iter().filter(|other| other.calls(function.name)).map(Function::lines).collect();
+            for point in points(function) {
+                let (content, callers, text) = (content.clone(), callers.clone(), text.clone());
+                let candidate = Candidate { point, content, callers, text, named: None };
                 all.insert(candidate.point.name(), candidate);
             }
         }

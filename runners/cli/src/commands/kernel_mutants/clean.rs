@@ -81,8 +81,8 @@ impl Clean {
     }
 
     /// The rows that execute what a mutant changes: the lines themselves, or if the compiler has nothing of them, as it has
-    /// made one of several, any of its function.
-    pub(super) fn reaching(&self, point: &Point) -> Reach<'_> {
+    /// made one of several, any of its function; if it has nothing of that, as it is a part of others, any of those.
+    pub(super) fn reaching(&self, point: &Point, callers: &[Range<usize>]) -> Reach<'_> {
         let has = |files: &ByFile, lines: &Range<usize>| {
             files.get(&point.file).is_some_and(|of| of.range(lines.clone()).next().is_some())
         };
@@ -90,7 +90,11 @@ impl Clean {
         if has(&self.code, &point.lines) {
             return Reach { rows: executing(&point.lines), what: "the changed line" };
         }
-        Reach { rows: executing(&point.function_lines), what: "the function" }
+        if has(&self.code, &point.function_lines) {
+            return Reach { rows: executing(&point.function_lines), what: "the function" };
+        }
+        let rows = self.rows.iter().filter(|row| callers.iter().any(|lines| has(&row.lines, lines))).collect();
+        Reach { rows, what: "a caller of the function" }
     }
 }
 
@@ -115,12 +119,12 @@ fn run(
             ended += 1;
             shown.tell(&format!("the unchanged kernel: {ended} of {} {}s", jobs.len(), watchers.noun()));
             let (said, reason) = watchers.said(&report);
-            match watchers {
-                _ if said.is_pass() => drop(passed.insert(jobs[index].id.clone(), (report.duration_us, said))),
-                Watchers::Rows if report.verdict.is_red() => red.push(format!("{} ({reason})", report.id)),
-                Watchers::Rows => {}
-                // Upstream's are as they are.
-                Watchers::Kselftests(_) => blind.push(format!("{} ({reason})", report.id)),
+            if said.is_pass() {
+                passed.insert(jobs[index].id.clone(), (report.duration_us, said));
+            } else if !watchers.have_to_pass() {
+                blind.push(format!("{} ({reason})", report.id));
+            } else if report.verdict.is_red() {
+                red.push(format!("{} ({reason})", report.id));
             }
         }
         _ => {}

@@ -50,8 +50,11 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let seed = args.seed.unwrap_or_else(plan::fresh_seed);
     let interrupt = Interrupt::on_signals().map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
     let half = Half(args.vendor.map_or(Vendor::Amd, Vendor::from));
-    let vms = selected.iter().filter_map(|id| id.split_once('.')).map(|(vm, _)| vm).filter(|vm| half.runs(vm)).collect();
-    let judgements = judgements(options.judged.as_deref())?.where_rows_are_of(&vms);
+    let vms: std::collections::BTreeSet<&str> =
+        selected.iter().filter_map(|id| id.split_once('.')).map(|(vm, _)| vm).filter(|vm| half.runs(vm)).collect();
+    let vendor = half.0.to_string();
+    let who = vms.iter().copied().chain([vendor.as_str()]).collect();
+    let judgements = judgements(options.judged.as_deref())?.unless_looked_at_by(&who);
     let tree = tree(args, &interrupt)?;
     let mut chosen = candidates(&tree, half, options, &vms, seed)?;
     // An edit with a story is for rows that are meant.

@@ -25,7 +25,7 @@ pub(super) fn show(name: &str, all: &[Candidate], clean: &Clean, noun: &str) -> 
     let file = &point.file;
     let mut text = format!("{}", diff.unified_diff().header(&format!("a/{file}"), &format!("b/{file}")));
     text += &format!("\nname = \"{name}\"\ncontent = \"{}\"\n\n", candidate.content);
-    let reach = clean.reaching(point);
+    let reach = clean.reaching(point, &candidate.callers);
     text += &format!("{} {noun}s execute {}\n", reach.rows.len(), reach.what);
     for row in reach.rows.iter().take(NAMED) {
         text += &format!("{}\n", row.id);

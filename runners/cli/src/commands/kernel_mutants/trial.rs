@@ -88,7 +88,7 @@ impl<'a> Bench<'a> {
     }
 
     fn fate(&self, candidate: &Candidate, whole: &Interrupt, ran: &AtomicUsize) -> Result<Fate, Early> {
-        let mut rows = self.clean.reaching(&candidate.point).rows;
+        let mut rows = self.clean.reaching(&candidate.point, &candidate.callers).rows;
         // Each of them was named because it notices it, and another one that does proves nothing.
         let mut named = BTreeSet::new();
         if let Some(edit) = &candidate.named {

@@ -8,7 +8,7 @@ use privet_kernel::Kernel;
 use privet_kselftest::catalogue::TESTS;
 use privet_kselftest::directory::Kselftests;
 use privet_report::{CaseReport, one_line};
-use privet_rig::{Patience, Plan, Program};
+use privet_rig::{ModuleParam, Patience, Plan, Program};
 use serde::{Deserialize, Serialize};
 
 use super::half::Half;
@@ -27,8 +27,14 @@ const OF_A_TEST: Duration = Duration::from_secs(120);
 /// The part that is the whole.
 const WHOLE: &str = "";
 
-/// Who looks at kernels.
-pub(super) enum Watchers {
+/// Who looks at kernels, and how these are loaded.
+pub(super) struct Watchers {
+    kind: Kind,
+    module_params: Vec<ModuleParam>,
+}
+
+/// Who looks.
+pub(super) enum Kind {
     /// Rows of the table.
     Rows,
     /// Upstream's tests of what the table is about.
@@ -45,34 +51,44 @@ impl Watchers {
     /// # Errors
     /// If there are no selftests where they are to be.
     pub(super) fn of(options: &KernelMutants) -> Result<Self, Early> {
-        let Some(With::Kselftests) = options.with else { return Ok(Self::Rows) };
-        Ok(Self::Kselftests(match &options.kselftests {
-            Some(dir) => Kselftests::named(dir).map_err(|error| Early::usage(error.to_string()))?,
-            None => Kselftests::cached().map_err(|error| Early::nothing_ran(error.to_string()))?,
-        }))
+        let kind = match (options.with, &options.kselftests) {
+            (None, _) => Kind::Rows,
+            (Some(With::Kselftests), Some(dir)) => {
+                Kind::Kselftests(Kselftests::named(dir).map_err(|error| Early::usage(error.to_string()))?)
+            }
+            (Some(With::Kselftests), None) => {
+                Kind::Kselftests(Kselftests::cached().map_err(|error| Early::nothing_ran(error.to_string()))?)
+            }
+        };
+        Ok(Self { kind, module_params: options.module_param.clone() })
+    }
+
+    /// Whether all of them are to pass on an unchanged kernel. Upstream's are as they are.
+    pub(super) const fn have_to_pass(&self) -> bool {
+        matches!(self.kind, Kind::Rows)
     }
 
     /// One of them.
     pub(super) const fn noun(&self) -> &'static str {
-        match self {
-            Self::Rows => "row",
-            Self::Kselftests(_) => "test",
+        match self.kind {
+            Kind::Rows => "row",
+            Kind::Kselftests(_) => "test",
         }
     }
 
     /// Where what they found is kept, of what is kept in `results`.
     pub(super) fn results(&self, results: &Path) -> PathBuf {
-        match self {
-            Self::Rows => results.to_owned(),
-            Self::Kselftests(_) => results.join("kselftests"),
+        match self.kind {
+            Kind::Rows => results.to_owned(),
+            Kind::Kselftests(_) => results.join("kselftests"),
         }
     }
 
     /// What all of them do. Rows are these.
     pub(super) fn jobs(&self, rows: &[String], seed: u64, limit: Duration) -> Vec<Job> {
-        match self {
-            Self::Rows => plan::jobs(rows, 1, seed, limit),
-            Self::Kselftests(tests) => {
+        match &self.kind {
+            Kind::Rows => plan::jobs(rows, 1, seed, limit),
+            Kind::Kselftests(tests) => {
                 names(tests).map(|test| kselftest_worker::job(test, limit.max(OF_A_TEST))).collect()
             }
         }
@@ -80,32 +96,34 @@ impl Watchers {
 
     /// A name for them all, which changes with what they say.
     pub(super) fn name(&self, rows: &[String]) -> String {
-        match self {
-            Self::Rows => rows.join(" "),
-            Self::Kselftests(tests) => format!("{} of {}", tests.dir.display(), names(tests).collect::<String>()),
-        }
+        let who = match &self.kind {
+            Kind::Rows => rows.join(" "),
+            Kind::Kselftests(tests) => format!("{} of {}", tests.dir.display(), names(tests).collect::<String>()),
+        };
+        self.module_params.iter().fold(who, |name, param| format!("{name} {param}"))
     }
 
     /// These jobs on a kernel, one after the other.
     pub(super) fn plan(&self, kernel: Kernel, program: &Path, half: Half, jobs: &[Job]) -> Plan {
-        let program_of = |test| match self {
-            Self::Rows => None,
-            Self::Kselftests(tests) => tests.program(test),
+        let program_of = |test| match &self.kind {
+            Kind::Rows => None,
+            Kind::Kselftests(tests) => tests.program(test),
         };
         let programs = jobs.iter().filter_map(kselftest_worker::test_of).filter_map(|test| {
             program_of(test).map(|path| Program { path, guest_path: Path::new(KSELFTESTS).join(test) })
         });
         let plan = sim_plan(kernel, program, jobs);
         let patience = Patience { boot: BOOT, ..plan.patience };
-        Plan { programs: programs.collect(), sim: half.sim(), patience, ..plan }
+        let module_params = self.module_params.clone();
+        Plan { programs: programs.collect(), sim: half.sim(), patience, module_params, ..plan }
     }
 
     /// What one of them said, and why it was no pass.
     pub(super) fn said(&self, report: &CaseReport) -> (Said, String) {
         let runner = report.verdict.to_string();
-        match self {
-            Self::Rows => (Said([(WHOLE.to_owned(), runner)].into()), one_line(&report.reason)),
-            Self::Kselftests(_) => {
+        match self.kind {
+            Kind::Rows => (Said([(WHOLE.to_owned(), runner)].into()), one_line(&report.reason)),
+            Kind::Kselftests(_) => {
                 let reading = kselftest_worker::reading(report);
                 let mut said = BTreeMap::from([
                     (WHOLE.to_owned(), reading.verdict.to_string()),
