@@ -13,6 +13,7 @@ mod measure;
 mod owner;
 mod pages;
 mod races;
+mod receive;
 mod region;
 mod send;
 mod start;
@@ -35,6 +36,7 @@ pub(crate) fn rows() -> Vec<Row> {
         owner::rows(),
         debug::rows(),
         send::rows(),
+        receive::rows(),
         pages::rows(),
         finish::rows(),
         identity::rows(),

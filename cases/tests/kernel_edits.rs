@@ -90,7 +90,10 @@ fn an_edit_is_at_one_place_and_turns_rows_red_that_there_are() {
 }
 
 /// Rows that other settings of the modules need, another CPU or another vendor's: no kernel is tried with those.
-const ELSEWHERE: [&str; 7] = [
+const ELSEWHERE: [&str; 10] = [
+    "launch.receive.memory",
+    "launch.receive.order",
+    "launch.receive.packets_are_checked",
     "lifecycle.types_without_mmio_caching",
     "mmio.ioeventfd.ept",
     "mmio.ioeventfd.without_caching",

@@ -111,7 +111,8 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new(
             "launch.init.attributes",
             Types::SEV_FAMILY,
-            "/dev/kvm tells what INIT2 and SNP_LAUNCH_START take; attributes from 3 on are ENXIO.",
+            "/dev/kvm tells what INIT2 and SNP_LAUNCH_START take; attributes from 3 on are ENXIO, and those of groups that there are \
+             not.",
             known_attributes,
         )
         .basis(&["arch/x86/kvm/svm/sev.c: sev_dev_get_attr"]),
@@ -287,6 +288,10 @@ fn known_attributes(t: &Case) -> Outcome {
     expect_ok("KVM_X86_SEV_VMSA_FEATURES", attributes::vmsa_features(t.host()))?;
     for attribute in [3, 4, 1 << 32, u64::MAX] {
         expect_errno(&format!("attribute {attribute:#x}"), attributes::any(t.host(), attribute), Errno::ENXIO)?;
+    }
+    for group in [2, 3, u32::MAX] {
+        let first = attributes::of_group(t.host(), group, 0);
+        expect_errno(&format!("attribute 0 of group {group:#x}"), first, Errno::ENXIO)?;
     }
     Ok(())
 }

@@ -38,5 +38,13 @@ pub fn snp_req_certs(host: &Host) -> Result<u64, Errno> {
 /// # Errors
 /// The error number of the ioctl.
 pub fn any(host: &Host, attribute: u64) -> Result<u64, Errno> {
-    raw::system_attribute(host.kvm(), GROUP, attribute)
+    of_group(host, GROUP, attribute)
+}
+
+/// An attribute of any group, of which this is the first.
+///
+/// # Errors
+/// The error number of the ioctl.
+pub fn of_group(host: &Host, group: u32, attribute: u64) -> Result<u64, Errno> {
+    raw::system_attribute(host.kvm(), group, attribute)
 }

@@ -111,7 +111,7 @@ pub(super) fn issue_without(vm: &Vm, firmware: RawFd, command: Command, data: u1
 
 /// # Safety
 /// See [`issue`].
-unsafe fn issue_at(vm: &Vm, firmware: RawFd, command: Command, data: u64) -> Result<(), Refused> {
+pub(super) unsafe fn issue_at(vm: &Vm, firmware: RawFd, command: Command, data: u64) -> Result<(), Refused> {
     let mut envelope = kvm_sev_cmd {
         id: command.0,
         data,

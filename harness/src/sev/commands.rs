@@ -5,16 +5,18 @@ use std::os::fd::RawFd;
 
 use kvm_bindings::{
     kvm_enc_region, kvm_sev_dbg, kvm_sev_guest_status, kvm_sev_init, kvm_sev_launch_measure, kvm_sev_launch_secret,
-    kvm_sev_launch_start, kvm_sev_launch_update_data, kvm_sev_send_start, kvm_sev_snp_launch_finish,
-    kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
+    kvm_sev_launch_start, kvm_sev_launch_update_data, kvm_sev_receive_start, kvm_sev_receive_update_data,
+    kvm_sev_send_start, kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
 };
 use nix::errno::Errno;
 
-use super::command::{Command, Refused, issue, issue_without};
+use super::command::{Command, Refused, issue, issue_at, issue_without};
 use super::device::Device;
+use super::firmware::Firmware;
 use super::memory::Memory;
 use super::policy::{SevPolicy, SnpPolicy};
 use crate::errno;
+use crate::mapping::{Access, Mapping};
 use crate::units::PAGE_SIZE;
 use crate::vm::Vm;
 
@@ -23,9 +25,11 @@ use crate::vm::Vm;
 pub struct Commands<'a> {
     vm: &'a Vm,
     firmware: RawFd,
+    /// Whether KVM can write its answers to arguments.
+    answers: Access,
 }
 
-/// What `LAUNCH_START` is told of the owner's session, as memory and its length in bytes.
+/// What `LAUNCH_START` and `RECEIVE_START` are told of the owner's session, as memory and its length in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Session<'a> {
     /// The owner's Diffie-Hellman certificate.
@@ -34,14 +38,14 @@ pub struct Session<'a> {
     pub keys: (Memory<'a>, u32),
 }
 
-/// What `LAUNCH_SECRET` moves, each as memory and its length in bytes.
+/// What `LAUNCH_SECRET` and `RECEIVE_UPDATE_DATA` move, each as memory and its length in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Secret<'a> {
     /// The packet's header.
     pub header: (Memory<'a>, u32),
     /// Where it goes.
     pub guest: (Memory<'a>, u32),
-    /// The encrypted secret.
+    /// The encrypted bytes.
     pub transport: (Memory<'a>, u32),
 }
 
@@ -100,7 +104,12 @@ impl<'a> Commands<'a> {
 
     /// The same with any number for the descriptor of `/dev/sev`.
     pub fn with_descriptor(vm: &'a Vm, firmware: RawFd) -> Commands<'a> {
-        Commands { vm, firmware }
+        Commands { vm, firmware, answers: Access::All }
+    }
+
+    /// The same with arguments that KVM can read and not write.
+    pub fn without_answers(self) -> Commands<'a> {
+        Commands { answers: Access::Reading, ..self }
     }
 
     /// The VM.
@@ -232,6 +241,52 @@ impl<'a> Commands<'a> {
         unsafe { self.issue(Command::SEND_START, &mut argument) }
     }
 
+    /// `RECEIVE_START`: a guest comes from elsewhere; returns the firmware's handle of it.
+    ///
+    /// # Errors
+    /// What KVM and the firmware say.
+    pub fn receive_start(self, policy: SevPolicy, session: Session<'_>) -> Result<u32, Refused> {
+        let Session { dh_certificate: (dh, dh_len), keys: (keys, keys_len) } = session;
+        let mut start = kvm_sev_receive_start {
+            policy: policy.0,
+            pdh_uaddr: dh.address(dh_len.into()),
+            pdh_len: dh_len,
+            session_uaddr: keys.address(keys_len.into()),
+            session_len: keys_len,
+            ..Default::default()
+        };
+        // SAFETY: `address` has looked at the addresses.
+        unsafe { self.issue(Command::RECEIVE_START, &mut start) }?;
+        Ok(start.handle)
+    }
+
+    /// `RECEIVE_UPDATE_DATA`: memory of the guest.
+    ///
+    /// # Errors
+    /// What KVM and the firmware say.
+    pub fn receive_update_data(self, data: Secret<'_>) -> Result<(), Refused> {
+        let at = |(memory, len): (Memory<'_>, u32)| memory.address(len.into());
+        let mut argument = kvm_sev_receive_update_data {
+            hdr_uaddr: at(data.header),
+            hdr_len: data.header.1,
+            guest_uaddr: at(data.guest),
+            guest_len: data.guest.1,
+            trans_uaddr: at(data.transport),
+            trans_len: data.transport.1,
+            ..Default::default()
+        };
+        // SAFETY: `address` has looked at the addresses.
+        unsafe { self.issue(Command::RECEIVE_UPDATE_DATA, &mut argument) }
+    }
+
+    /// `RECEIVE_FINISH`.
+    ///
+    /// # Errors
+    /// What KVM and the firmware say.
+    pub fn receive_finish(self) -> Result<(), Refused> {
+        self.without_argument(Command::RECEIVE_FINISH, 0).inspect(|()| self.vm.launch_ended())
+    }
+
     /// `GUEST_STATUS`: handle, policy and state (0 none, 1 launch, 2 secret, 3 running).
     ///
     /// # Errors
@@ -346,9 +401,20 @@ impl<'a> Commands<'a> {
 
     /// # Safety
     /// See [`issue`].
-    unsafe fn issue<T>(self, command: Command, argument: &mut T) -> Result<(), Refused> {
-        // SAFETY: the caller vouches for it.
-        unsafe { issue(self.vm, self.firmware, command, argument) }
+    unsafe fn issue<T: Copy>(self, command: Command, argument: &mut T) -> Result<(), Refused> {
+        if self.answers == Access::All {
+            // SAFETY: the caller vouches for it.
+            return unsafe { issue(self.vm, self.firmware, command, argument) };
+        }
+        let no_memory = |_| Refused { command, errno: Errno::ENOMEM, firmware: Firmware::NOT_ASKED };
+        let copy = Mapping::anonymous(PAGE_SIZE).map_err(no_memory)?;
+        let place = std::ptr::with_exposed_provenance_mut::<T>(copy.addr() as usize);
+        // SAFETY: the mapping is new, writable, aligned to a page and larger than any command's argument, and nobody else
+        // uses it.
+        unsafe { place.write(*argument) };
+        copy.set_access(0, PAGE_SIZE, self.answers).map_err(no_memory)?;
+        // SAFETY: KVM reads the argument in the copy, of which the caller vouches as for the original, and cannot write it.
+        unsafe { issue_at(self.vm, self.firmware, command, copy.addr()) }
     }
 }
 

@@ -31,6 +31,7 @@ const P384: u32 = 2;
 
 /// What comes first in what is authenticated, so that it can be taken for nothing else.
 const SECRET: u8 = 1;
+const DATA: u8 = 2;
 const MEASUREMENT: u8 = 4;
 
 /// The owner, in a session for one guest.
@@ -51,12 +52,12 @@ pub struct Offer {
     pub session: Vec<u8>,
 }
 
-/// A secret on its way: what `LAUNCH_SECRET` takes.
+/// A secret on its way, or memory of a guest: what `LAUNCH_SECRET` and `RECEIVE_UPDATE_DATA` take.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Packet {
     /// Flags, IV and MAC.
     pub header: Vec<u8>,
-    /// The encrypted secret.
+    /// The encrypted bytes.
     pub bytes: Vec<u8>,
 }
 
@@ -101,12 +102,21 @@ impl Owner {
 
     /// Seals a secret for the guest that was measured so; its IV is drawn from the seed.
     pub fn seal(&self, measurement: [u8; 32], secret: &[u8], seed: u64) -> Packet {
+        self.packet(SECRET, secret, &measurement, seed)
+    }
+
+    /// Seals memory of a guest that the owner, and no platform, sends; likewise.
+    pub fn send(&self, memory: &[u8], seed: u64) -> Packet {
+        self.packet(DATA, memory, &[], seed)
+    }
+
+    fn packet(&self, content: u8, bytes: &[u8], measurement: &[u8], seed: u64) -> Packet {
         let iv = sixteen(&Sha256::digest(seed.to_le_bytes())[..16]);
-        let mut bytes = secret.to_vec();
+        let mut bytes = bytes.to_vec();
         crypt(self.encryption, iv, &mut bytes);
         let flags = 0_u32.to_le_bytes();
         let length = (bytes.len() as u32).to_le_bytes();
-        let mac = self.mac(&[&[SECRET], &flags, &iv, &length, &length, &bytes, &measurement]);
+        let mac = self.mac(&[&[content], &flags, &iv, &length, &length, &bytes, measurement]);
         Packet { header: [&flags[..], &iv, &mac].concat(), bytes }
     }
 

@@ -17,7 +17,7 @@ pub(super) struct PacketParameters {
     pub(super) header_address: U64,
     pub(super) header_length: U32,
     reserved_2: U32,
-    pub(super) guest_address: U64,
+    guest_address: U64,
     pub(super) guest_length: U32,
     reserved_3: U32,
     pub(super) transport_address: U64,
@@ -27,10 +27,19 @@ pub(super) struct PacketParameters {
 /// The most that a packet carries, bytes.
 const MAX_LENGTH: u32 = 16 << 10;
 
+/// The C-bit of a system physical address. Linux sets it in the addresses of SEND_UPDATE_DATA and RECEIVE_UPDATE_DATA and in
+/// no others (svm/sev.c), and firmware takes both (so seen in github.com/AMDESE/AMDSEV, issue 130): it knows whose memory it is.
+const C_BIT: u64 = 1 << 51;
+
 impl PacketParameters {
+    /// Where the guest's memory is.
+    pub(super) fn guest_address(&self) -> u64 {
+        self.guest_address.get() & !C_BIT
+    }
+
     /// Guest memory comes in blocks of the cipher.
     pub(super) fn check_guest_range(&self) -> Result<(), Status> {
-        let (address, length) = (self.guest_address.get(), self.guest_length.get());
+        let (address, length) = (self.guest_address(), self.guest_length.get());
         if !address.is_multiple_of(16) {
             return Err(Status::InvalidAddress);
         }
@@ -136,7 +145,7 @@ impl Psp {
         if parameters.header_length.get() != HEADER_LENGTH {
             return Err(Status::InvalidLength);
         }
-        let (to, length) = (parameters.guest_address.get(), parameters.guest_length.get());
+        let (to, length) = (parameters.guest_address(), parameters.guest_length.get());
         self.check_output(around, to, length.into())?;
         let header: PacketHeader = around.load(parameters.header_address.get())?;
         let transport = parameters.transport_length.get();

@@ -118,7 +118,8 @@ mod tests {
         assert_eq!(receive_start(&mut machine, 0), Status::Success);
         assert_eq!(machine.output::<4>(BUFFER), [2, 0, 0, 0]);
         machine.execute(Command::Activate, &[2, 0, 0, 0, 21, 0, 0, 0]);
-        let receive = [2, HEADER, 52, TO, 16, PACKET, 16];
+        // With the C-bit, as Linux says it.
+        let receive = [2, HEADER, 52, TO | 1 << 51, 16, PACKET, 16];
         assert_eq!(machine.execute_words(Command::ReceiveUpdateData, &receive), Status::Success);
         assert_eq!(machine.psp.runnable_key(21), None);
         assert_eq!(machine.execute(Command::ReceiveFinish, &[2, 0, 0, 0]), Status::Success);

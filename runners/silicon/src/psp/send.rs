@@ -98,7 +98,7 @@ impl Psp {
         }
         self.check_output(around, parameters.header_address.get(), HEADER_LENGTH.into())?;
         self.check_output(around, parameters.transport_address.get(), length.into())?;
-        let mut bytes = around.bytes(key, parameters.guest_address.get(), length)?;
+        let mut bytes = around.bytes(key, parameters.guest_address(), length)?;
         let header = PacketHeader::seal(&keys, Content::Data, self.entropy.bytes(), &mut bytes);
         around.store(parameters.header_address.get(), &header);
         around.memory.write(parameters.transport_address.get(), &bytes);
