@@ -1,13 +1,15 @@
 //! Ports by a request: strings of bytes, and no bytes.
 
+use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::exit::{Direction, Exit};
-use privet_harness::ghcb::{Field, Page};
+use privet_harness::ghcb::{Field, Page, buffer};
 use privet_harness::outcome::Outcome;
 use privet_protocol::Op;
 
 use super::{INSTRUCTIONS, IOIO, PAGE_PROTOCOL, ram, requests};
 use crate::expect::{expect_eq, expect_no_exit_but};
+use crate::malformed::{INVALID_SCRATCH_AREA, MALFORMED};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -41,6 +43,14 @@ pub(super) fn rows() -> Vec<Row> {
             port_string_in,
         )
         .basis(&[PAGE_PROTOCOL, INSTRUCTIONS, "arch/x86/kvm/svm/sev.c: sev_es_string_io"]),
+        Row::new(
+            "ghcb.port_string_limits",
+            Types::ES_AND_SNP,
+            "A string may be as long as the GHCB's buffer; of one byte more the buffer is not good, and of up to 2^31 - 1, and \
+             for more KVM_RUN is EINVAL.",
+            port_string_limits,
+        )
+        .basis(&["arch/x86/kvm/svm/sev.c: sev_es_string_io, setup_vmgexit_scratch"]),
     ]
 }
 
@@ -64,6 +74,27 @@ fn port_string_out(t: &Case) -> Outcome {
         expect_eq("RCX afterwards", &running.done()?[0], &0)?;
     }
     Ok(())
+}
+
+fn port_string_limits(t: &Case) -> Outcome {
+    /// Where the GHCB's buffer is, and what it holds.
+    const BUFFER: u64 = 0x800;
+    const BYTES: u64 = 0x7f0;
+    /// REP OUTSB.
+    const OUT: u64 = 0x2f8 << 16 | 1 << 4 | 1 << 3 | 1 << 2;
+    let g = t.guest().range(ram(1)).boot()?;
+    let all = bytes(BYTES);
+    let words: Vec<u64> = all.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let string = |count| Page::request(IOIO, OUT, count).with(Field::SCRATCH, buffer(0).0).with_words(BUFFER, &words);
+    let asking = requests(&g).start(&string(BYTES))?;
+    asking.expect_exit(&port_exit(Direction::Out, BYTES as u32, all))?;
+    asking.resume()?;
+    expect_eq("the answer", &requests(&g).answer(asking)?.answer(), &(0, 0))?;
+    for count in [BYTES + 1, i32::MAX as u64] {
+        let answer = requests(&g).call(&string(count))?.answer();
+        expect_eq(&format!("the answer to {count:#x} bytes"), &answer, &(MALFORMED, INVALID_SCRATCH_AREA))?;
+    }
+    requests(&g).start(&string(1 << 31))?.expect_exit(&Exit::Failed { errno: Errno::EINVAL, reason: 0 })
 }
 
 fn port_string_in(t: &Case) -> Outcome {

@@ -106,6 +106,18 @@ pub(super) fn rows() -> Vec<Row> {
             read_only_source,
         ),
         row(
+            "launch.pages.unwritable_answer",
+            "Where KVM cannot write what is left to be done, that is EFAULT, though the pages were added: once more they are \
+             refused.",
+            |t| {
+                let l = Launching::new(t)?;
+                let mut update = l.pages(PageType::Normal, 0, 2);
+                let added = l.sev.commands().without_answers().snp_launch_update(&mut update);
+                expect_refused_by_kvm("SNP_LAUNCH_UPDATE", added, Errno::EFAULT)?;
+                expect_page_refused("the same pages again", l.give(l.pages(PageType::Normal, 0, 2)))
+            },
+        ),
+        row(
             "launch.pages.closed_file",
             "The guest_memfd of the slot was closed: EINVAL, as of a slot that has none.",
             closed_file,

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::mapping::Mapping;
 use privet_harness::outcome::Outcome;
-use privet_harness::sev::{Firmware, Memory, Offer, Owner, Packet, Refused, Secret, Session, SevPolicy};
+use privet_harness::sev::{Firmware, Memory, Offer, Owner, Packet, Recipient, Refused, Secret, Session, SevPolicy};
 use privet_harness::units::PAGE_SIZE;
 
 use super::vm::{SevVm, bytes_of};
@@ -280,5 +280,11 @@ fn unwritable_answer(t: &Case) -> Outcome {
 
     let guest = SevVm::started(t)?;
     fails("GUEST_STATUS", guest.commands().without_answers().guest_status().map(drop))?;
-    guest.finish()
+    guest.finish()?;
+    let blobs = Mapping::anonymous(4 * PAGE_SIZE)?;
+    blobs.write(0, &guest.device.diffie_hellman_certificate()?)?;
+    let zeros = (Memory::In(&blobs, PAGE_SIZE), 2084);
+    let to = Recipient { certificate: (Memory::In(&blobs, 0), 2084), chain: zeros, amd: zeros };
+    let sent = guest.commands().without_answers().send_start(to, (Memory::In(&blobs, 2 * PAGE_SIZE), 128));
+    expect_refused("SEND_START to nobody", sent, Errno::EFAULT, Firmware::INVALID_LEN)
 }

@@ -108,6 +108,22 @@ pub(super) fn rows() -> Vec<Row> {
         )
         .basis(&["arch/x86/kvm/svm/sev.c: setup_vmgexit_scratch"]),
         Row::new(
+            "mmio.request.scratch_at_the_end",
+            Types::ES_AND_SNP,
+            "The last bytes of the GHCB's own buffer are good for a request.",
+            |t| {
+                let g = guest(t)?;
+                let last = 0x7f0 - 8;
+                let request = request(MMIO_READ, MMIO_BASE, 8).with(Field::SCRATCH, buffer(0).0 + last);
+                let asking = requests(&g).start(&request)?;
+                answer_read(&asking, g.vcpu(0), MMIO_BASE, 8, ANSWER)?;
+                let answer = requests(&g).answer(asking)?;
+                expect_eq("the answer", &answer.answer(), &(0, 0))?;
+                expect_eq("the end of the buffer", &answer.buffer(last as usize / 8), &ANSWER)
+            },
+        )
+        .basis(&["arch/x86/kvm/svm/sev.c: setup_vmgexit_scratch"]),
+        Row::new(
             "mmio.request.any_address",
             Types::ES_AND_SNP,
             "KVM passes the address of a request on as it is: one with memory, one that no CPU has, one with the C-bit.",
