@@ -136,6 +136,13 @@ fn guest_rows() -> Vec<Row> {
         )
         .basis(&[SET, "Documentation/virt/kvm/api.rst 4.141 KVM_SET_MEMORY_ATTRIBUTES"]),
         Row::new(
+            "attributes.one_of_two_pages",
+            Types::UPM,
+            "Two pages become private or shared together where one of them is that already, the first or the second.",
+            one_of_two_pages,
+        )
+        .basis(&["virt/kvm/kvm_main.c: kvm_range_has_memory_attributes"]),
+        Row::new(
             "attributes.survive_the_slot",
             Types::UPM,
             "Pages stay private when their slot and its guest_memfd are gone for new ones.",
@@ -343,6 +350,21 @@ fn no_slot_needed(t: &Case) -> Outcome {
     v.expect(range.private_gva(0), 1, A, 0)?;
     v.expect(range.private_gva(1), 1, Pattern::ZERO, 1)?;
     v.expect(range.private_gva(2), 2, A, 2)
+}
+
+fn one_of_two_pages(t: &Case) -> Outcome {
+    let g = t.guest().range(RangeSpec::new(2)).boot()?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    range.host_fill(range.all(), A)?;
+    for first in [0..1, 1..2] {
+        range.set_private(g.vm(), first.clone())?;
+        range.set_private(g.vm(), range.all())?;
+        v.expect(range.private_gva(0), 2, Pattern::ZERO, 0)?;
+        range.set_shared(g.vm(), first)?;
+        range.set_shared(g.vm(), range.all())?;
+        v.expect(range.shared_gva(0), 2, A, 0)?;
+    }
+    Ok(())
 }
 
 fn survive_the_slot(t: &Case) -> Outcome {

@@ -82,6 +82,22 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[MASKED])
         .needs(Need::Parameter("kvm.eager_page_split", "Y")),
         Row::new(
+            "slots.dirty_log.initially_set.before_a_huge_page",
+            Types::ALL,
+            "Where the last bit that is cleared is that of the page before the 2 MiB page, that stays, whatever is written.",
+            |t| huge_page(t, 1 << (BEFORE - 1), Split::Never),
+        )
+        .basis(&[MASKED])
+        .needs(Need::Parameter("kvm.eager_page_split", "Y")),
+        Row::new(
+            "slots.dirty_log.initially_set.second_huge_page",
+            Types::ALL,
+            "Of two 2 MiB pages the second goes, and the first stays, where the bit of the second's first page is cleared.",
+            second_huge_page,
+        )
+        .basis(&[MASKED])
+        .needs(Need::Parameter("kvm.eager_page_split", "Y")),
+        Row::new(
             "slots.dirty_log.initially_set.huge_page.split_late",
             Types::ALL,
             "Where KVM splits no pages ahead, the 2 MiB page stays when bits are cleared, and goes at the next write, by \
@@ -201,6 +217,8 @@ enum Split {
     Cleared,
     /// When one of its pages is written after that.
     Written,
+    /// Not at all.
+    Never,
 }
 
 /// Clears these bits of the first word of a log.
@@ -245,6 +263,21 @@ fn huge_page(t: &Case, bits: u64, split: Split) -> Outcome {
     let told = written.into_iter().fold(ALL & !bits, |told, index| told | 1 << index);
     expect_eq("the first word once pages were written", &log()?[0], &told)?;
     expect_eq("all other words", &log()?[1..].to_vec(), &all[1..].to_vec())
+}
+
+fn second_huge_page(t: &Case) -> Outcome {
+    let g = guest(t, 2 * LARGE, MANUAL_PROTECT | INITIALLY_SET)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let slot = SlotSpec { mapping: Some(huge_memory(2 * LARGE)?), ..range.slots()[0].clone() };
+    g.vm().add_slot(slot.clone())?;
+    let counters = Counters::of_vm(&g)?;
+    let before = counters.get("pages_2m")?;
+    [0, LARGE].into_iter().try_for_each(|page| v.write(range.shared_gva(page), Width::B8, 1))?;
+    if counters.get("pages_2m")? != before + 2 {
+        return Err(no_huge_page());
+    }
+    g.vm().add_slot(SlotSpec { flags: MEM_LOG_DIRTY_PAGES, ..slot.clone() })?;
+    counters.expect_growth("pages_2m", -1, || clear(&g, LARGE, 64, &[1]))
 }
 
 /// A VM with a logged slot, and how its log is cleared.
