@@ -2,6 +2,7 @@
 //! remembers of them.
 
 mod access;
+mod addresses;
 mod cached;
 mod coalesced;
 mod cost;
@@ -26,6 +27,7 @@ use crate::row::Row;
 pub(crate) fn rows() -> Vec<Row> {
     let rows = [
         access::rows(),
+        addresses::rows(),
         wide::rows(),
         cached::rows(),
         ioeventfd::rows(),
