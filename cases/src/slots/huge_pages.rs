@@ -10,11 +10,12 @@ use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Lack, LackOf, Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec};
-use privet_harness::uapi::MEM_LOG_DIRTY_PAGES;
+use privet_harness::uapi::{Capability, MEM_LOG_DIRTY_PAGES};
 use privet_harness::units::{PAGE_SIZE, PageCount};
-use privet_protocol::{Pattern, Width};
+use privet_protocol::{Op, Pattern, Width};
 
 use crate::counters::Counters;
+use crate::expect::expect_eq;
 use crate::row::Row;
 use crate::types::Types;
 
@@ -85,6 +86,23 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[RECOVER, "arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_make_huge_spte"])
         .needs(Need::KernelSince((6, 13), "it takes the small pages away, and makes the huge one at the next access"))
         .needs(Need::Parameter("kvm.eager_page_split", "Y")),
+        Row::new(
+            "slots.huge_page.recovered_for_code",
+            Types::UNENCRYPTED,
+            "The guest executes code from a 2 MiB page that has come back when a log was over, without a fault.",
+            recovered_for_code,
+        )
+        .basis(&[RECOVER, "arch/x86/kvm/mmu/spte.c: make_huge_spte"])
+        .needs(Need::KernelSince((6, 13), "it takes the small pages away, and makes the huge one at the next access")),
+        Row::new(
+            "slots.huge_page.mapped_ahead_in_the_middle",
+            Types::UNENCRYPTED,
+            "Three pages in the middle of a 2 MiB page are mapped ahead by that page: the call has done the three, and no \
+             more, though all of it is mapped.",
+            mapped_ahead_in_the_middle,
+        )
+        .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_arch_vcpu_pre_fault_memory: min(range->size, end - range->gpa)"])
+        .needs(Need::Capability(Capability::PRE_FAULT_MEMORY, 1)),
     ];
     rows.into_iter().map(|row| row.needs(Need::GuestCode)).collect()
 }
@@ -176,7 +194,7 @@ fn of_two_slots(t: &Case) -> Outcome {
         touch()
     })?;
     for page in 0..LARGE {
-        crate::expect::expect_eq("a word of the memory", &memory.read_u64(page * PAGE_SIZE)?, &A.word(page))?;
+        expect_eq("a word of the memory", &memory.read_u64(page * PAGE_SIZE)?, &A.word(page))?;
     }
     Ok(())
 }
@@ -255,6 +273,50 @@ fn recovered_in_place(t: &Case) -> Outcome {
     MAPPED.into_iter().try_for_each(|page| v.expect(range.shared_gva(page), 1, A, page))?;
     v.expect_read(range.shared_gva(LOST), Width::B8, u64::from_le_bytes([AGAIN; 8]))?;
     v.expect_read(range.shared_gva(1), Width::B8, 0)
+}
+
+fn recovered_for_code(t: &Case) -> Outcome {
+    /// `lea rax, [rdi + 1]; ret`
+    const ADD_ONE: [u8; 5] = [0x48, 0x8d, 0x47, 1, 0xc3];
+    let (g, slot) = huge(t)?;
+    let (v, code) = (g.vcpu(0), g.range(0).shared_gva(0));
+    let with = |flags| g.vm().add_slot(SlotSpec { flags, ..without_guest_memfd(&slot) }).map(drop);
+    let counters = Counters::of_vm(&g)?;
+    with(MEM_LOG_DIRTY_PAGES)?;
+    v.write_bytes(code, &ADD_ONE)?;
+    let before = counters.get("pages_2m")?;
+    with(0)?;
+    if counters.get("pages_2m")? != before + 1 {
+        return Err(no_huge_page());
+    }
+    Counters::of_vcpu(&g)?.expect_growth("pf_taken", 0, || {
+        let [sum, ..] = v.call(Op::Execute { gva: code.0, argument: 41 })?;
+        expect_eq("what the code returned", &sum, &42)
+    })
+}
+
+fn mapped_ahead_in_the_middle(t: &Case) -> Outcome {
+    let (g, slot) = huge(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    g.vm().add_slot(without_guest_memfd(&slot))?;
+    let counters = Counters::of_vm(&g)?;
+    let before = counters.get("pages_2m")?;
+    let done = v.kvm().pre_fault(range.gpa(5), PageCount(3))?;
+    if counters.get("pages_2m")? == before {
+        return Err(no_huge_page());
+    }
+    expect_eq("KVM_PRE_FAULT_MEMORY", &(done.result, done.gpa, done.size), &(Ok(()), range.gpa(8), 0))?;
+    expect_eq("how many huge pages are mapped", &(counters.get("pages_2m")? - before), &1)?;
+    // The guest's own pages may have gone with the slot that was deleted.
+    v.write(range.shared_gva(5), Width::B8, 5)?;
+    Counters::of_vcpu(&g)?.expect_growth("pf_taken", 0, || {
+        [0, LARGE - 1].into_iter().try_for_each(|page| v.write(range.shared_gva(page), Width::B8, page))
+    })
+}
+
+/// A slot of host memory alone, which can be logged.
+fn without_guest_memfd(slot: &SlotSpec) -> SlotSpec {
+    SlotSpec { gmem: None, ..slot.clone() }
 }
 
 fn and_the_dirty_log(t: &Case) -> Outcome {

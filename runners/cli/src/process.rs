@@ -339,7 +339,8 @@ mod tests {
     #[test]
     fn a_worker_can_be_left_when_its_report_is_there() {
         const ENOUGH: Duration = Duration::from_secs(60);
-        let worker = Started::new(shell("echo printed; echo told >/proc/self/fd/$PRIVET_REPORT_FD; exec sleep 1000")).unwrap();
+        let worker =
+            Started::new(shell("echo printed; echo told >/proc/self/fd/$PRIVET_REPORT_FD; exec sleep 1000")).unwrap();
         let pid = pid(&worker.child);
         let ended = worker.end(Until::Report, ENOUGH, ENOUGH, &Interrupt::new().unwrap()).unwrap();
         assert!(matches!(ended.end, End::Left), "{ended:?}");
@@ -354,8 +355,10 @@ mod tests {
     #[test]
     fn a_worker_that_gets_ready_is_waited_for_and_one_that_does_not_is_given_up() {
         const ENOUGH: Duration = Duration::from_secs(60);
-        let worker =
-            Started::ready(shell("echo >/proc/self/fd/$PRIVET_REPORT_FD; read -r row; echo $row >/proc/self/fd/$PRIVET_REPORT_FD"), ENOUGH);
+        let worker = Started::ready(
+            shell("echo >/proc/self/fd/$PRIVET_REPORT_FD; read -r row; echo $row >/proc/self/fd/$PRIVET_REPORT_FD"),
+            ENOUGH,
+        );
         let mut worker = worker.unwrap();
         worker.tell(b"a row\n").unwrap();
         let ended = worker.end(Until::End, ENOUGH, ENOUGH, &Interrupt::new().unwrap()).unwrap();
