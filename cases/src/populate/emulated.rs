@@ -2,6 +2,7 @@
 //! instructions in a guest_memfd stores to MMIO.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_bindings::kvm_regs;
 use privet_harness::case::Case;
@@ -13,6 +14,7 @@ use privet_harness::need::Need;
 use privet_harness::outcome::Outcome;
 use privet_harness::page_tables::PageTables;
 use privet_harness::units::{Gpa, Gva, PAGE_SIZE, PageCount};
+use privet_harness::vcpu::Vcpu;
 use privet_harness::vm::Vm;
 
 use super::{INIT_SHARED, MMAP};
@@ -99,11 +101,29 @@ pub(super) fn rows() -> Vec<Row> {
                     slot(&vm, 0, CODE, Memory::Ordinary, &[(PAGE_SIZE, &COPY)])?,
                     slot(&vm, 2, DATA, Memory::UnmappedFile, &[(0, &VALUE.to_le_bytes())])?,
                 ];
-                let exit = first_exit_of(t, &vm, Memory::Ordinary, &[code, data])?;
-                expect_eq("the exit", &exit, &Exit::Mmio { gpa: DATA, len: 4, write: None })
+                let guest = enter(t, &vm, Memory::Ordinary, vec![code, data], (DATA, MMIO))?;
+                expect_eq("the exit", &guest.run(t.limit())?, &Exit::Mmio { gpa: DATA, len: 4, write: None })
             },
         )
         .basis(&[OPERANDS]),
+        Row::new(
+            "populate.emulated.destination_without_a_host_address",
+            Types::PLAIN,
+            "The other way round: what the guest copies from MMIO to such memory is a store to MMIO at the memory's GPA, too.",
+            |t| {
+                let vm = t.vm()?;
+                let [code, data] = [
+                    slot(&vm, 0, CODE, Memory::Ordinary, &[(PAGE_SIZE, &COPY)])?,
+                    slot(&vm, 2, DATA, Memory::UnmappedFile, &[])?,
+                ];
+                let guest = enter(t, &vm, Memory::Ordinary, vec![code, data], (MMIO, DATA))?;
+                expect_eq("the first exit", &guest.run(t.limit())?, &Exit::Mmio { gpa: MMIO, len: 4, write: None })?;
+                guest.vcpu.set_mmio_data(VALUE)?;
+                let store = Exit::Mmio { gpa: DATA, len: 4, write: Some(VALUE) };
+                expect_eq("the second exit", &guest.run(t.limit())?, &store)
+            },
+        )
+        .basis(&[OPERANDS, "virt/kvm/kvm_main.c: __kvm_write_guest_page"]),
     ]
 }
 
@@ -126,21 +146,34 @@ fn slot(vm: &Vm, number: u32, gpa: Gpa, memory: Memory, content: &[(u64, &[u8])]
 fn first_exit(t: &Case, code: Memory, tables: Memory) -> Outcome<Exit> {
     let vm = t.vm()?;
     let code = slot(&vm, 0, CODE, code, &[(PAGE_SIZE, &STORE)])?;
-    first_exit_of(t, &vm, tables, &[code])
+    enter(t, &vm, tables, vec![code], (DATA, MMIO))?.run(t.limit())
 }
 
-/// The first exit of a guest that has these slots, one of them with its code, and page tables in such memory.
-fn first_exit_of(t: &Case, vm: &Vm, tables: Memory, slots: &[SlotSpec]) -> Outcome<Exit> {
+/// A guest that runs as long as its files are open, which its slots are not enough for.
+struct Entered {
+    vcpu: Vcpu,
+    _slots: Vec<SlotSpec>,
+}
+
+impl Entered {
+    fn run(&self, limit: Duration) -> Outcome<Exit> {
+        self.vcpu.run(limit)
+    }
+}
+
+/// A guest that has these slots, one of them with its code, and page tables in such memory; it copies `from` somewhere `to`
+/// somewhere, if it does.
+fn enter(t: &Case, vm: &Vm, tables: Memory, mut slots: Vec<SlotSpec>, (from, to): (Gpa, Gpa)) -> Outcome<Entered> {
     let mut entries = PageTables::new(TABLES);
     entries.map_large(Gva(0), Gpa(0), 2);
     entries.map_large(Gva(MMIO.0), MMIO, 1);
     let entries = entries.bytes();
-    let tables = slot(vm, 1, TABLES, tables, &[(0, &entries)])?;
-    for slot in slots.iter().chain([&tables]) {
+    slots.push(slot(vm, 1, TABLES, tables, &[(0, &entries)])?);
+    for slot in &slots {
         vm.add_slot(slot.clone())?;
     }
     let vcpu = vm.create_vcpu(0)?;
-    let registers = kvm_regs { rax: VALUE, rsi: DATA.0, rdi: MMIO.0, ..long_mode::registers(CODE.0 + PAGE_SIZE, 0, 0) };
+    let registers = kvm_regs { rax: VALUE, rsi: from.0, rdi: to.0, ..long_mode::registers(CODE.0 + PAGE_SIZE, 0, 0) };
     long_mode::enter(&vcpu, t.host().supported_cpuid()?, TABLES, &registers)?;
-    vcpu.run(t.limit())
+    Ok(Entered { vcpu, _slots: slots })
 }
