@@ -16,6 +16,7 @@ mod races;
 mod receive;
 mod region;
 mod send;
+mod session;
 mod start;
 mod vcpus;
 mod vm;

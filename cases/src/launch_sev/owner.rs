@@ -4,9 +4,10 @@ use privet_harness::case::Case;
 use privet_harness::mapping::Mapping;
 use privet_harness::measure::SevDigest;
 use privet_harness::outcome::Outcome;
-use privet_harness::sev::{Firmware, Memory, Offer, Owner, Packet, Refused, Secret, Session, SevPolicy};
+use privet_harness::sev::{Firmware, Memory, Offer, Owner, Packet, Refused, Secret, SevPolicy};
 use privet_harness::units::PAGE_SIZE;
 
+use super::session::{with_bit_changed, with_session};
 use super::vm::{SevVm, bytes_of};
 use crate::expect::{expect_done, expect_eq, expect_refused_by_firmware};
 use crate::random::Random;
@@ -139,20 +140,7 @@ impl Owned {
 
 /// `LAUNCH_START` with what an owner offers.
 fn start(sev: &SevVm, policy: SevPolicy, offer: &Offer) -> Outcome<Result<(), Refused>> {
-    let blobs = Mapping::anonymous(2 * PAGE_SIZE)?;
-    blobs.write(0, &offer.certificate)?;
-    blobs.write(PAGE_SIZE, &offer.session)?;
-    let session = Session {
-        dh_certificate: (Memory::In(&blobs, 0), offer.certificate.len() as u32),
-        keys: (Memory::In(&blobs, PAGE_SIZE), offer.session.len() as u32),
-    };
-    Ok(sev.commands().launch_start(0, policy, Some(session)).map(drop))
-}
-
-fn with_bit_changed(bytes: &[u8], at: usize) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    bytes[at] ^= 0x10;
-    bytes
+    with_session(offer, |session| sev.commands().launch_start(0, policy, Some(session)).map(drop))
 }
 
 fn measurement(t: &Case) -> Outcome {

@@ -7,6 +7,7 @@ use privet_harness::outcome::Outcome;
 use privet_harness::sev::{Firmware, Memory, Offer, Owner, Packet, Recipient, Refused, Secret, Session, SevPolicy};
 use privet_harness::units::PAGE_SIZE;
 
+use super::session::{with_bit_changed, with_session};
 use super::vm::{SevVm, bytes_of};
 use crate::expect::{expect_done, expect_eq, expect_refused, expect_refused_by_firmware, expect_refused_by_kvm};
 use crate::random::Random;
@@ -133,17 +134,6 @@ impl Arriving {
     }
 }
 
-/// What `give` says of an owner's session, in memory.
-fn with_session<T>(offer: &Offer, give: impl FnOnce(Session<'_>) -> T) -> Outcome<T> {
-    let blobs = Mapping::anonymous(2 * PAGE_SIZE)?;
-    blobs.write(0, &offer.certificate)?;
-    blobs.write(PAGE_SIZE, &offer.session)?;
-    Ok(give(Session {
-        dh_certificate: (Memory::In(&blobs, 0), offer.certificate.len() as u32),
-        keys: (Memory::In(&blobs, PAGE_SIZE), offer.session.len() as u32),
-    }))
-}
-
 fn random_page(t: &Case) -> Vec<u8> {
     let mut random = Random::new(t.seed());
     (0..PAGE_SIZE).map(|_| random.below(256) as u8).collect()
@@ -166,12 +156,6 @@ fn memory(t: &Case) -> Outcome {
     let status = expect_done("GUEST_STATUS", guest.sev.commands().guest_status())?;
     expect_eq("state and policy", &(status.state, status.policy), &(RUNNING, guest.sev.policy().0))?;
     expect_eq("whether the guest still has it", &(guest.decrypted()? == expected), &true)
-}
-
-fn with_bit_changed(bytes: &[u8], at: usize) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    bytes[at] ^= 0x10;
-    bytes
 }
 
 fn session_is_checked(t: &Case) -> Outcome {
