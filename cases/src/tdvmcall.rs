@@ -110,8 +110,8 @@ pub(crate) fn rows() -> Vec<Row> {
         ),
         row(
             "tdvmcall.port_sizes",
-            "A port access of 1, 2 or 4 bytes reaches user space; of another size, or neither in nor out, it is \
-             INVALID_OPERAND.",
+            "A port access of 1, 2 or 4 bytes reaches user space, and the TD gets as many of its answer; of another size, or \
+             neither in nor out, it is INVALID_OPERAND.",
             port_sizes,
         )
         .exceeds("x86/tdx_vm_test: verify_td_ioexit, verify_guest_writes, verify_guest_reads"),
@@ -316,6 +316,14 @@ fn port_sizes(t: &Case) -> Outcome {
         let direction = Direction::Out;
         asking.expect_exit(&Exit::Io { port: PORT as u16, direction, size: size as u8, count: 1, data })?;
         expect_answer(asking, [DONE, IO])?;
+
+        let asking = g.vcpu(0).start(op(IO, [size as u64, 0, PORT, 0]))?;
+        let (direction, data) = (Direction::In, Vec::new());
+        asking.expect_exit(&Exit::Io { port: PORT as u16, direction, size: size as u8, count: 1, data })?;
+        let answer = [0x84, 0x83, 0x82, 0x81];
+        g.vcpu(0).kvm().set_io_in_data(&answer[..size])?;
+        let read = u64::from(u32::from_le_bytes(answer)) & (u64::MAX >> (64 - 8 * size));
+        expect_answer(asking, [DONE, read])?;
     }
     Ok(())
 }
