@@ -87,6 +87,15 @@ pub(super) fn rows() -> Vec<Row> {
         .needs(Need::KernelSince((6, 13), "it takes the small pages away, and makes the huge one at the next access"))
         .needs(Need::Parameter("kvm.eager_page_split", "Y")),
         Row::new(
+            "slots.huge_page.split_by_the_log",
+            Types::UNENCRYPTED,
+            "Where KVM splits pages ahead, a slot's 2 MiB page goes when the slot is logged, before anybody accesses it, and \
+             the guest finds all of it without a fault.",
+            split_by_the_log,
+        )
+        .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_mmu_slot_try_split_huge_pages"])
+        .needs(Need::Parameter("kvm.eager_page_split", "Y")),
+        Row::new(
             "slots.huge_page.recovered_for_code",
             Types::UNENCRYPTED,
             "The guest executes code from a 2 MiB page that has come back when a log was over, without a fault.",
@@ -273,6 +282,23 @@ fn recovered_in_place(t: &Case) -> Outcome {
     MAPPED.into_iter().try_for_each(|page| v.expect(range.shared_gva(page), 1, A, page))?;
     v.expect_read(range.shared_gva(LOST), Width::B8, u64::from_le_bytes([AGAIN; 8]))?;
     v.expect_read(range.shared_gva(1), Width::B8, 0)
+}
+
+fn split_by_the_log(t: &Case) -> Outcome {
+    let (g, slot) = huge(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let with = |flags| g.vm().add_slot(SlotSpec { flags, ..without_guest_memfd(&slot) }).map(drop);
+    let counters = Counters::of_vm(&g)?;
+    with(0)?;
+    let before = counters.get("pages_2m")?;
+    v.read(range.shared_gva(0), Width::B8)?;
+    if counters.get("pages_2m")? == before {
+        return Err(no_huge_page());
+    }
+    counters.expect_growth("pages_2m", -1, || with(MEM_LOG_DIRTY_PAGES))?;
+    Counters::of_vcpu(&g)?.expect_growth("pf_taken", 0, || {
+        (0..LARGE).try_for_each(|page| v.read(range.shared_gva(page), Width::B8).map(drop))
+    })
 }
 
 fn recovered_for_code(t: &Case) -> Outcome {
