@@ -535,7 +535,9 @@ fn attributes_are_passed_on(t: &Case) -> Outcome {
         v.expect(range.shared_gva(0), 1, SHARED_1, 0)?;
     }
     // No slot is needed either: KVM looks at none.
-    map_gpa_range(&g, 0x7f_ffff_f000, 5, MAP_GPA_RANGE_ENCRYPTED, 0)
+    map_gpa_range(&g, 0x7f_ffff_f000, 5, MAP_GPA_RANGE_ENCRYPTED, 0)?;
+    // The most pages that do not wrap.
+    map_gpa_range(&g, 0x1_0000_0000, u64::MAX - 0x10_0000, MAP_GPA_RANGE_ENCRYPTED, 0)
 }
 
 /// What KVM calls -KVM_EINVAL, as the guest sees it.
