@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::vendor::Vendor;
+
 /// What `KVM_CREATE_VM` is asked for; also the first segment of a row's id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum VmType {
@@ -39,6 +41,15 @@ impl VmType {
     /// Whether AMD's secure processor launches its guests: it needs `/dev/sev`.
     pub const fn needs_secure_processor(self) -> bool {
         matches!(self, VmType::Sev | VmType::SevEs | VmType::Snp)
+    }
+
+    /// The vendor of the processors that have such VMs; nobody's, if all have.
+    pub const fn vendor(self) -> Option<Vendor> {
+        match self {
+            VmType::Plain | VmType::Upm => None,
+            VmType::Sev | VmType::SevEs | VmType::Snp => Some(Vendor::Amd),
+            VmType::Tdx => Some(Vendor::Intel),
+        }
     }
 
     /// The scarce ids of encryption keys that each of its guests has one of, by their name in the misc cgroup

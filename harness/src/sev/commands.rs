@@ -5,8 +5,8 @@ use std::os::fd::RawFd;
 
 use kvm_bindings::{
     kvm_enc_region, kvm_sev_dbg, kvm_sev_guest_status, kvm_sev_init, kvm_sev_launch_measure, kvm_sev_launch_secret,
-    kvm_sev_launch_start, kvm_sev_launch_update_data, kvm_sev_receive_start, kvm_sev_receive_update_data,
-    kvm_sev_send_start, kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
+    kvm_sev_launch_start, kvm_sev_launch_update_data, kvm_sev_receive_start, kvm_sev_send_start,
+    kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
 };
 use nix::errno::Errno;
 
@@ -198,18 +198,7 @@ impl<'a> Commands<'a> {
     /// # Errors
     /// What KVM and the firmware say.
     pub fn launch_secret(self, secret: Secret<'_>) -> Result<(), Refused> {
-        let at = |(memory, len): (Memory<'_>, u32)| memory.address(len.into());
-        let mut argument = kvm_sev_launch_secret {
-            hdr_uaddr: at(secret.header),
-            hdr_len: secret.header.1,
-            guest_uaddr: at(secret.guest),
-            guest_len: secret.guest.1,
-            trans_uaddr: at(secret.transport),
-            trans_len: secret.transport.1,
-            ..Default::default()
-        };
-        // SAFETY: `address` has looked at the addresses.
-        unsafe { self.issue(Command::LAUNCH_SECRET, &mut argument) }
+        self.packet(Command::LAUNCH_SECRET, secret)
     }
 
     /// `LAUNCH_FINISH`.
@@ -265,18 +254,24 @@ impl<'a> Commands<'a> {
     /// # Errors
     /// What KVM and the firmware say.
     pub fn receive_update_data(self, data: Secret<'_>) -> Result<(), Refused> {
+        self.packet(Command::RECEIVE_UPDATE_DATA, data)
+    }
+
+    /// One of the two commands that move a packet: their arguments, `kvm_sev_launch_secret` and
+    /// `kvm_sev_receive_update_data`, have the same fields (kernel: arch/x86/include/uapi/asm/kvm.h).
+    fn packet(self, command: Command, packet: Secret<'_>) -> Result<(), Refused> {
         let at = |(memory, len): (Memory<'_>, u32)| memory.address(len.into());
-        let mut argument = kvm_sev_receive_update_data {
-            hdr_uaddr: at(data.header),
-            hdr_len: data.header.1,
-            guest_uaddr: at(data.guest),
-            guest_len: data.guest.1,
-            trans_uaddr: at(data.transport),
-            trans_len: data.transport.1,
+        let mut argument = kvm_sev_launch_secret {
+            hdr_uaddr: at(packet.header),
+            hdr_len: packet.header.1,
+            guest_uaddr: at(packet.guest),
+            guest_len: packet.guest.1,
+            trans_uaddr: at(packet.transport),
+            trans_len: packet.transport.1,
             ..Default::default()
         };
         // SAFETY: `address` has looked at the addresses.
-        unsafe { self.issue(Command::RECEIVE_UPDATE_DATA, &mut argument) }
+        unsafe { self.issue(command, &mut argument) }
     }
 
     /// `RECEIVE_FINISH`.

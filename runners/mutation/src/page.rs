@@ -33,7 +33,8 @@ article { margin: 1rem 0 } h3 { font: 600 14px/1.4 ui-monospace, monospace; marg
 mark { background: #d9770055; color: inherit } ins { text-decoration: none; background: #2da44e44 }
 ";
 
-/// The page: a table of files, and every survivor with what is around it, which no `noun` (row, test) was red for. It needs no network and no script.
+/// The page: a table of files, and every survivor with what is around it, which no `noun` (row, test) was red for. It needs no
+/// network and no script.
 #[must_use]
 pub fn page<'a>(kernel: &str, noun: &str, lines: impl Iterator<Item = PageLine<'a>>) -> String {
     let mut files: BTreeMap<&str, Vec<PageLine<'a>>> = BTreeMap::new();

@@ -1,6 +1,7 @@
 //! A C file of the kernel as a syntax tree.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use tree_sitter::{Node, Parser, Tree};
 
@@ -81,19 +82,21 @@ fn collect<'a>(node: Node<'a>, found: &mut Vec<Node<'a>>) {
 
 /// The text with spaces for annotations.
 fn without_annotations(text: &str) -> String {
-    let is_word = |byte: u8| byte == b'_' || byte.is_ascii_alphanumeric();
     let mut blanked = text.as_bytes().to_vec();
-    for annotation in ANNOTATIONS {
-        for (start, _) in text.match_indices(annotation) {
-            let end = start + annotation.len();
-            let is_whole = (start == 0 || !is_word(text.as_bytes()[start - 1]))
-                && text.as_bytes().get(end).is_none_or(|byte| !is_word(*byte));
-            if is_whole {
-                blanked[start..end].fill(b' ');
-            }
-        }
+    for place in ANNOTATIONS.iter().flat_map(|annotation| whole_words(text, annotation)) {
+        blanked[place].fill(b' ');
     }
     String::from_utf8(blanked).expect("only whole ASCII words were replaced")
+}
+
+/// Where a word stands in C source that is not a part of a longer one.
+fn whole_words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = Range<usize>> + 'a {
+    let is_in_word = |byte: &u8| *byte == b'_' || byte.is_ascii_alphanumeric();
+    let places = text.match_indices(word).map(|(start, word)| start..start + word.len());
+    places.filter(move |place| {
+        let (before, behind) = (&text.as_bytes()[..place.start], &text.as_bytes()[place.end..]);
+        !before.last().is_some_and(is_in_word) && !behind.first().is_some_and(is_in_word)
+    })
 }
 
 /// A function that is defined in a file.
@@ -168,16 +171,12 @@ impl<'a> Function<'a> {
     #[must_use]
     pub fn calls(&self, name: &str) -> bool {
         let text = self.source.text_of(self.body);
-        let is_word = |byte: Option<&u8>| byte.is_some_and(|byte| *byte == b'_' || byte.is_ascii_alphanumeric());
-        text.match_indices(name).any(|(start, _)| {
-            let before = start.checked_sub(1).and_then(|at| text.as_bytes().get(at));
-            !is_word(before) && text[start + name.len()..].starts_with('(')
-        })
+        whole_words(text, name).any(|place| text[place.end..].starts_with('('))
     }
 
     /// The lines of its body, from 1.
     #[must_use]
-    pub fn lines(&self) -> std::ops::Range<usize> {
+    pub fn lines(&self) -> Range<usize> {
         self.body.start_position().row + 1..self.body.end_position().row + 2
     }
 }

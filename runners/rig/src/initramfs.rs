@@ -27,8 +27,8 @@ pub(crate) struct Initramfs {
 }
 
 impl Initramfs {
-    /// The root file system with `worker` as init, and `programs`, `others`, which are files, `drivers` of the guest's port and KVM's
-    /// `modules` in it.
+    /// The root file system with `worker` as init, and `programs`, `others`, which are files, `drivers` of the guest's
+    /// port and KVM's `modules` in it.
     ///
     /// # Errors
     /// If the worker, a program, a file, a library or a module cannot be read.

@@ -177,8 +177,8 @@ impl Machine {
         (contents, modules): (PathBuf, Vec<Placed>),
         save_to: PathBuf,
     ) -> Result<Self, RigError> {
-        let limit_ms = u64::try_from(plan.patience.boot.as_millis()).unwrap_or(u64::MAX);
-        Self::resume(plan, SimStart::ResumeWithModules { saved, frames, contents, modules, limit_ms, save_to })
+        let limit = plan.patience.boot;
+        Self::resume(plan, SimStart::ResumeWithModules { saved, frames, contents, modules, limit, save_to })
     }
 
     fn resume(plan: &Plan, start: SimStart) -> Result<Self, RigError> {
@@ -296,9 +296,8 @@ fn task(plan: &Plan, request: Request, schedule: Option<u64>) -> SimTask {
         Request::Rows(cases) => cases.iter().map(|case| Duration::from_millis(case.limit_ms)).sum::<Duration>(),
         Request::Symbols | Request::Program(_) => plan.patience.pause,
     } + plan.patience.row;
-    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
     let (without_rule, tdx_faults) = (plan.without_rule, plan.tdx_faults.clone());
-    SimTask { request, schedule, without_rule, tdx_faults, limit_ms }
+    SimTask { request, schedule, without_rule, tdx_faults, limit }
 }
 
 /// What the kernel of a machine is told.

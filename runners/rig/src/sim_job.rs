@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use privet_sim::{Rule, TdxFault};
 use serde::{Deserialize, Serialize};
@@ -57,8 +58,8 @@ pub(crate) enum SimStart {
         options: SimOptions,
         /// Where it is saved once its guest is ready, if it shall be; it ends then.
         save_to: Option<PathBuf>,
-        /// How long it may take until then in milliseconds, by the guest's clock.
-        limit_ms: u64,
+        /// How long it may take until then, by the guest's clock.
+        limit: Duration,
     },
     /// It goes on from where it was saved without KVM's modules, gets them, and is saved again once its guest is ready.
     ResumeWithModules {
@@ -70,8 +71,8 @@ pub(crate) enum SimStart {
         contents: PathBuf,
         /// Which modules that is.
         modules: Vec<Placed>,
-        /// How long it may take in milliseconds, by the guest's clock.
-        limit_ms: u64,
+        /// How long it may take, by the guest's clock.
+        limit: Duration,
         /// Where it is saved.
         save_to: PathBuf,
     },
@@ -101,8 +102,8 @@ pub(crate) struct SimTask {
     pub(crate) without_rule: Option<Rule>,
     /// What its TDX module answers for once.
     pub(crate) tdx_faults: Vec<TdxFault>,
-    /// How long that may take in milliseconds, by the guest's clock.
-    pub(crate) limit_ms: u64,
+    /// How long that may take, by the guest's clock.
+    pub(crate) limit: Duration,
 }
 
 impl SimJob {
@@ -126,7 +127,7 @@ fn command(parts: &Parts<'_>) -> Result<Prepared, RigError> {
             command_line: parts.command_line.to_owned(),
             options: parts.sim.clone(),
             save_to: parts.save_to.map(std::path::Path::to_owned),
-            limit_ms: u64::try_from(parts.patience.boot.as_millis()).unwrap_or(u64::MAX),
+            limit: parts.patience.boot,
         },
     };
     let mut command = job.command(parts.worker);

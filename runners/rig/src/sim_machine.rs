@@ -25,20 +25,20 @@ const SLICE: u64 = 50_000_000;
 pub fn sim_machine(job: &str) -> Result<(), String> {
     let job: SimJob = serde_json::from_str(job).map_err(|error| format!("this is no machine: {error}"))?;
     match &job.start {
-        SimStart::Boot { kernel, initramfs, command_line, options, save_to, limit_ms } => {
+        SimStart::Boot { kernel, initramfs, command_line, options, save_to, limit } => {
             let description = describe(kernel, initramfs, command_line.clone(), options)?;
             let mut machine = Machine::new(&description).map_err(one_line)?;
-            let until = save_to.as_ref().map(|_| Duration::from_millis(*limit_ms));
+            let until = save_to.as_ref().map(|_| *limit);
             Running::new(&mut machine, &job, until)?.run(save_to.as_deref())
         }
-        SimStart::ResumeWithModules { saved, frames, contents, modules, limit_ms, save_to } => {
+        SimStart::ResumeWithModules { saved, frames, contents, modules, limit, save_to } => {
             let mut machine = Machine::restore(saved).map_err(one_line)?;
             let frames: Vec<u64> =
                 serde_json::from_slice(&read(frames)?).map_err(|error| format!("these are no page frames: {error}"))?;
             module_room::fill(&mut machine, &frames, &read(contents)?);
             let modules = serde_json::to_string(modules).map_err(|error| error.to_string())?;
             machine.feed_port(format!("{modules}\n").as_bytes());
-            let until = machine.now() + Duration::from_millis(*limit_ms);
+            let until = machine.now() + *limit;
             Running::new(&mut machine, &job, Some(until))?.run(Some(save_to))
         }
         SimStart::Resume { saved } => {
@@ -68,7 +68,7 @@ fn perform(machine: &mut Machine, job: &SimJob, task: &SimTask) -> Result<(), St
     machine.set_tdx_faults(&task.tdx_faults).map_err(one_line)?;
     let request = serde_json::to_string(&task.request).map_err(|error| error.to_string())?;
     machine.feed_port(format!("{request}\n").as_bytes());
-    let until = machine.now() + Duration::from_millis(task.limit_ms);
+    let until = machine.now() + task.limit;
     Running::new(machine, job, Some(until))?.run(None)
 }
 

@@ -302,7 +302,7 @@ impl Ran {
     }
 }
 
-/// The rows of a boot that has them in its plan.
+/// The modules of a boot that has them as files.
 fn modules_of(plan: GuestPlan) -> Vec<ModuleLoad> {
     match plan.modules {
         GuestModules::Files(modules) => modules,
@@ -310,6 +310,7 @@ fn modules_of(plan: GuestPlan) -> Vec<ModuleLoad> {
     }
 }
 
+/// The rows of a boot that has them in its plan.
 fn rows(plan: GuestPlan) -> Vec<CaseRun> {
     match plan.work {
         Work::Rows(rows) => rows,

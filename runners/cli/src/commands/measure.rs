@@ -76,7 +76,7 @@ fn in_rig(args: &Measure, vm: VmType) -> Result<Status, Early> {
     let path = std::env::current_exe().map_err(|error| Early::nothing_ran(format!("cannot find privet: {error}")))?;
     let json = args.json.then_some("--json");
     let arguments = ["measure", "--on", "host", &args.id].into_iter().chain(json).map(OsString::from).collect();
-    let vendor = args.rig.vendor_or(if vm == VmType::Tdx { Vendor::Intel } else { Vendor::Amd });
+    let vendor = args.rig.vendor_or(vm.vendor().unwrap_or(Vendor::Amd));
     GuestProgram {
         path,
         arguments,

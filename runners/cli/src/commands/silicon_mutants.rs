@@ -32,9 +32,9 @@ pub fn silicon_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ea
     let vendor = rules[0].vendor();
     if is_everything(&args.selection) {
         let told_by = |row: &&Entry| match vendor {
-            Vendor::Amd => matches!(row.vm, VmType::Sev | VmType::SevEs | VmType::Snp),
+            Vendor::Amd => row.vm.needs_secure_processor(),
             Vendor::Intel if rules[0].is_of_tdx() => row.vm == VmType::Tdx,
-            Vendor::Intel => matches!(row.vm, VmType::Plain | VmType::Upm),
+            Vendor::Intel => row.vm.vendor().is_none(),
         };
         let ids: BTreeSet<&str> = table.iter().filter(told_by).map(|row| row.id.as_str()).collect();
         selected.retain(|id| ids.contains(id.as_str()));

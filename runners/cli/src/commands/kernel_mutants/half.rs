@@ -1,6 +1,7 @@
 //! One vendor's half of KVM: its module, and the machine that runs it.
 
 use privet_harness::vendor::Vendor;
+use privet_harness::vm_type::VmType;
 use privet_rig::{SimOptions, profile_of};
 
 /// Whose half it is.
@@ -25,11 +26,7 @@ impl Half {
 
     /// Whether rows of VMs of this type run on it.
     pub(super) fn runs(self, vm: &str) -> bool {
-        match vm {
-            "sev" | "sev_es" | "snp" => self.0 == Vendor::Amd,
-            "tdx" => self.0 == Vendor::Intel,
-            _ => true,
-        }
+        vm.parse().ok().and_then(VmType::vendor).is_none_or(|vendor| vendor == self.0)
     }
 
     /// Whether a file of the kernel's source is compiled into these modules.
@@ -49,7 +46,7 @@ mod tests {
     #[test]
     fn types_of_secure_vms_are_of_one_half() {
         let [amd, intel] = [Vendor::Amd, Vendor::Intel].map(Half);
-        for vm in privet_harness::vm_type::VmType::ALL.map(|vm| vm.name()) {
+        for vm in VmType::ALL.map(|vm| vm.name()) {
             let is_of_both = ["plain", "upm"].contains(&vm);
             assert_eq!((amd.runs(vm), intel.runs(vm)), (is_of_both || vm != "tdx", is_of_both || vm == "tdx"), "{vm}");
         }
