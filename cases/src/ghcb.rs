@@ -39,6 +39,9 @@ const CPUID: u64 = 0x72;
 const RDTSC: u64 = 0x6e;
 const IOIO: u64 = 0x7b;
 const MSR: u64 = 0x7c;
+const VMMCALL: u64 = 0x81;
+const MONITOR: u64 = 0x8a;
+const MWAIT: u64 = 0x8b;
 const AP_JUMP_TABLE: u64 = 0x8000_0005;
 const RUN_VMPL: u64 = 0x8000_0018;
 const HV_FEATURES: u64 = 0x8000_fffd;
@@ -145,6 +148,31 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&[PAGE_PROTOCOL, "arch/x86/kvm/svm/svm.c: svm_invoke_exit_handler"]),
         Row::new(
+            "ghcb.monitor_and_mwait",
+            Types::ES_AND_SNP,
+            "MONITOR and MWAIT by a request with all of their registers are done at once: nobody waits, and there is no exit.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let exits = t.trace().exits();
+                expect_eq("the answer to MONITOR", &requests(&g).call(&monitor())?.answer(), &(0, 0))?;
+                expect_eq("the answer to MWAIT", &requests(&g).call(&mwait())?.answer(), &(0, 0))?;
+                expect_no_exit_but(t, exits, 2)
+            },
+        )
+        .basis(&[FIELDS, "arch/x86/kvm/x86.c: kvm_emulate_monitor_mwait"]),
+        Row::new(
+            "ghcb.cpuid_of_states",
+            Types::ES_AND_SNP,
+            "CPUID of leaf 0xd by a request that says that the guest has x87 state only: an area of 576 bytes, by XSAVE.",
+            |t| {
+                let g = t.guest().range(ram(1)).boot()?;
+                let answer = requests(&g).call(&cpuid_of_states())?;
+                expect_eq("the answer", &answer.answer(), &(0, 0))?;
+                expect_eq("EBX", &answer.get(Field::RBX), &576)
+            },
+        )
+        .basis(&[FIELDS, "arch/x86/kvm/cpuid.c: kvm_update_cpuid_runtime", "APM volume 3, CPUID Fn0000_000D"]),
+        Row::new(
             "ghcb.msr_access",
             Types::ES_AND_SNP,
             "RDMSR by a request of an MSR that there is has its value, and of one that there is not it is #GP for the guest \
@@ -196,13 +224,30 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&["payloads/runtime: exceptions"]),
     ];
+    let (out, out_string) =
+        (Page::request(IOIO, 0x80 << 16 | 1 << 4, 0), Page::request(IOIO, 0x80 << 16 | 1 << 4 | 1 << 2, 1));
+    let write_msr = Page::request(MSR, 1, 0).with(Field::RCX, 0x10).with(Field::RAX, 0).with(Field::RDX, 0);
+    let cpuid_of_states = cpuid_of_states();
+    let hypercall = Page::request(VMMCALL, 0, 0).with(Field::RAX, 0).with(Field::CPL, 0);
     for (name, field, request) in [
         ("code", Field::EXIT_CODE, Page::request(HV_FEATURES, 0, 0)),
         ("information_1", Field::EXIT_INFO_1, Page::request(HV_FEATURES, 0, 0)),
         ("information_2", Field::EXIT_INFO_2, Page::request(HV_FEATURES, 0, 0)),
         ("rcx_of_msr", Field::RCX, Page::request(MSR, 0, 0)),
+        ("rax_of_written_msr", Field::RAX, write_msr.clone()),
+        ("rdx_of_written_msr", Field::RDX, write_msr),
+        ("rax_of_cpuid", Field::RAX, Page::request(CPUID, 0, 0).with(Field::RCX, 0)),
         ("rcx_of_cpuid", Field::RCX, Page::request(CPUID, 0, 0).with(Field::RAX, 0)),
-        ("rax_of_out", Field::RAX, Page::request(IOIO, 0x80 << 16 | 1 << 4, 0)),
+        ("xcr0_of_cpuid", Field::XCR0, cpuid_of_states),
+        ("rax_of_out", Field::RAX, out),
+        ("scratch_of_string", Field::SCRATCH, out_string),
+        ("rax_of_hypercall", Field::RAX, hypercall.clone()),
+        ("cpl_of_hypercall", Field::CPL, hypercall),
+        ("rax_of_monitor", Field::RAX, monitor()),
+        ("rcx_of_monitor", Field::RCX, monitor()),
+        ("rdx_of_monitor", Field::RDX, monitor()),
+        ("rax_of_mwait", Field::RAX, mwait()),
+        ("rcx_of_mwait", Field::RCX, mwait()),
         ("scratch_of_mmio", Field::SCRATCH, Page::request(0x8000_0001, 0x8000_0000, 4)),
     ] {
         rows.push(
@@ -237,6 +282,21 @@ fn ram(pages: u64) -> RangeSpec {
 
 fn requests(g: &Guest) -> Requests<'_> {
     Requests::new(g, 0, g.range(0), 0)
+}
+
+/// MONITOR of an address, with all of its registers.
+fn monitor() -> Page {
+    Page::request(MONITOR, 0, 0).with(Field::RAX, 0x1000).with(Field::RCX, 0).with(Field::RDX, 0)
+}
+
+/// MWAIT, likewise.
+fn mwait() -> Page {
+    Page::request(MWAIT, 0, 0).with(Field::RAX, 0).with(Field::RCX, 0)
+}
+
+/// CPUID of the leaf that depends on the guest's XCR0, in which there is only x87.
+fn cpuid_of_states() -> Page {
+    Page::request(CPUID, 0, 0).with(Field::RAX, 0xd).with(Field::RCX, 0).with(Field::XCR0, 1)
 }
 
 fn vmgexit(g: &Guest, msr: u64) -> Outcome<u64> {

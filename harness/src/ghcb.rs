@@ -16,6 +16,8 @@ use crate::units::{Gpa, PAGE_SIZE};
 pub struct Field(usize);
 
 impl Field {
+    /// CPL, a byte, of which all eight are the field here.
+    pub const CPL: Field = Field(0xc8 / 8);
     /// RAX.
     pub const RAX: Field = Field(0x1f8 / 8);
     /// RBX.
@@ -32,6 +34,8 @@ impl Field {
     pub const EXIT_INFO_2: Field = Field(0x3a0 / 8);
     /// SW_SCRATCH.
     pub const SCRATCH: Field = Field(0x3a8 / 8);
+    /// XCR0.
+    pub const XCR0: Field = Field(0x3e8 / 8);
 }
 
 const VALID_BITMAP: usize = 0x3f0 / 8;

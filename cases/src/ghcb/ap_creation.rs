@@ -15,7 +15,7 @@ use privet_protocol::Op;
 use super::asleep::Asleep;
 use super::{SEV_TERM, image, ram, refuses};
 use crate::expect::{expect_eq, expect_no_exit_but};
-use crate::malformed::{INVALID_EVENT, INVALID_INPUT, MALFORMED};
+use crate::malformed::{INVALID_EVENT, INVALID_INPUT, MALFORMED, MISSING_INPUT};
 use crate::row::Row;
 use crate::types::Types;
 
@@ -173,7 +173,7 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new(
             "ghcb.ap_creation.refused",
             Types::SNP,
-            "No such APIC id, no such request, other features than the guest's, a save area at an address that is none, or \
+            "No such APIC id, no such request, no features or other ones than the guest's, a save area at an address that is none, or \
              at one of 2 MiB: refused.",
             refused,
         )
@@ -272,7 +272,9 @@ fn of_an_ordinary_page(g: &Guest) -> Outcome {
 }
 
 fn creation(vcpu: u64, request: u64, area: Gpa) -> Page {
-    Page::request(AP_CREATION, vcpu << 32 | request, area.0).with(Field::RAX, SevFeatures::SNP.0)
+    let page = Page::request(AP_CREATION, vcpu << 32 | request, area.0);
+    // Who is destroyed needs no features.
+    if request == DESTROY { page } else { page.with(Field::RAX, SevFeatures::SNP.0) }
 }
 
 /// vCPU 0 asks for something to be done to vCPU 1, with a save area in this page, and is answered without an error.
@@ -335,7 +337,10 @@ fn refused(t: &Case) -> Outcome {
         let request = Page::request(AP_CREATION, info_1, info_2).with(Field::RAX, features);
         expect_eq(what, &super::requests(&g).call(&request)?.answer(), &(MALFORMED, INVALID_INPUT))?;
     }
-    expect_no_exit_but(t, exits, refused.len() as u64)?;
+    let without_features = creation(1, CREATE, Gpa(at)).without(Field::RAX);
+    let answer = super::requests(&g).call(&without_features)?.answer();
+    expect_eq("no features", &answer, &(MALFORMED, MISSING_INPUT))?;
+    expect_no_exit_but(t, exits, refused.len() as u64 + 1)?;
     // Nobody has touched the vCPU that they were about.
     g.vcpu(1).call(Op::Nop).map(drop)
 }

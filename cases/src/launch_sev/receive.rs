@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 use privet_harness::case::Case;
-use privet_harness::mapping::Mapping;
+use privet_harness::mapping::{Access, Mapping};
 use privet_harness::outcome::Outcome;
 use privet_harness::sev::{Firmware, Memory, Offer, Owner, Packet, Recipient, Refused, Secret, Session, SevPolicy};
 use privet_harness::units::PAGE_SIZE;
@@ -69,7 +69,8 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new(
             "launch.receive.malformed",
             Types::SEV_AND_ES,
-            "A session or packet without a part of it is EINVAL, and so is memory over the end of a page.",
+            "A session or packet without a part of it is EINVAL, and so is memory over the end of a page. What cannot be read \
+             is EFAULT, and memory that is not there ENOMEM.",
             malformed,
         )
         .basis(&[START, DATA]),
@@ -112,17 +113,17 @@ impl Arriving {
         with_session(offer, |session| self.sev.commands().receive_start(policy, session))
     }
 
-    /// `RECEIVE_UPDATE_DATA` of a packet to this place in the page.
+    /// `RECEIVE_UPDATE_DATA` of a packet to this place in the page. Behind either part of it nothing can be read.
     fn take(&self, packet: &Packet, place: u64) -> Outcome<Result<(), Refused>> {
-        let blobs = Mapping::anonymous(2 * PAGE_SIZE)?;
-        blobs.write(0, &packet.header)?;
-        blobs.write(PAGE_SIZE, &packet.bytes)?;
-        let length = packet.bytes.len() as u32;
-        Ok(self.sev.commands().receive_update_data(Secret {
-            header: (Memory::In(&blobs, 0), packet.header.len() as u32),
-            guest: (Memory::In(&self.page, place), length),
-            transport: (Memory::In(&blobs, PAGE_SIZE), length),
-        }))
+        let blobs = Mapping::anonymous(4 * PAGE_SIZE)?;
+        let ends_at = |end: u64, part: &[u8]| -> Outcome<(Memory<'_>, u32)> {
+            blobs.set_access(end, PAGE_SIZE, Access::None)?;
+            blobs.write(end - part.len() as u64, part)?;
+            Ok((Memory::In(&blobs, end - part.len() as u64), part.len() as u32))
+        };
+        let (header, transport) = (ends_at(PAGE_SIZE, &packet.header)?, ends_at(3 * PAGE_SIZE, &packet.bytes)?);
+        let guest = (Memory::In(&self.page, place), transport.1);
+        Ok(self.sev.commands().receive_update_data(Secret { header, guest, transport }))
     }
 
     /// What the guest has in its page.
@@ -238,10 +239,19 @@ fn malformed(t: &Case) -> Outcome {
         ("no packet", Secret { transport: (Memory::NONE, 16), ..whole }),
         ("a packet of no bytes", Secret { transport: (at(3), 0), ..whole }),
         ("memory over the end of a page", inside(PAGE_SIZE - 16, 32)),
-        ("more than a page", inside(0, PAGE_SIZE as u32 + 16)),
+        ("memory a byte over the end of a page", inside(PAGE_SIZE - 16, 17)),
+        ("a byte more than a page", inside(0, PAGE_SIZE as u32 + 1)),
     ] {
         let result = commands.receive_update_data(data);
         expect_refused_by_kvm(&format!("RECEIVE_UPDATE_DATA: {what}"), result, Errno::EINVAL)?;
+    }
+    let nowhere = Memory::Nowhere(PAGE_SIZE);
+    for (what, data, errno) in [
+        ("a header that cannot be read", Secret { header: (nowhere, HEADER), ..whole }, Errno::EFAULT),
+        ("a packet that cannot be read", Secret { transport: (nowhere, 16), ..whole }, Errno::EFAULT),
+        ("memory that is not there", Secret { guest: (nowhere, 16), ..whole }, Errno::ENOMEM),
+    ] {
+        expect_refused_by_kvm(&format!("RECEIVE_UPDATE_DATA: {what}"), commands.receive_update_data(data), errno)?;
     }
     Ok(())
 }

@@ -35,13 +35,13 @@ type Reader = EndianArcSlice<LittleEndian>;
 /// The debug info of a running kernel and of its modules.
 #[derive(Default)]
 pub struct Lines {
-    /// By module, the kernel itself without a name.
-    objects: BTreeMap<Option<String>, Debug>,
+    /// By module, the kernel itself without a name: one file each, or some of the objects that the kernel is made of.
+    files: BTreeMap<Option<String>, Vec<Debug>>,
 }
 
 impl std::fmt::Debug for Lines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Lines").field(&self.objects.keys()).finish()
+        f.debug_tuple("Lines").field(&self.files.keys()).finish()
     }
 }
 
@@ -62,11 +62,11 @@ impl Lines {
     /// Whether no file had debug info.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty()
+        self.files.is_empty()
     }
 
-    /// Takes the debug info of a file, if it has any: `vmlinux`, or the `.ko` of a module, whose sections lie where
-    /// its symbols say.
+    /// Takes the debug info of a file, if it has any: `vmlinux`, or an object that it was made of, or the `.ko` of a module.
+    /// The sections of the latter two lie where their symbols say.
     ///
     /// # Errors
     /// If it is damaged.
@@ -80,15 +80,13 @@ impl Lines {
             return Ok(());
         }
         let running = addresses(module, symbols);
-        let bases = match module {
-            Some(_) => section_bases(&file, &running),
-            None => HashMap::new(),
-        };
+        let is_linked = file.kind() != object::ObjectKind::Relocatable;
+        let bases = if is_linked { HashMap::new() } else { section_bases(&file, &running) };
         let load = |id: SectionId| section(&file, id.name(), &bases).map(|bytes| Reader::new(bytes, LittleEndian));
         let dwarf = Dwarf::load(load).map_err(|error| failed(&error))?;
         let context = Context::from_dwarf(dwarf).map_err(|error| failed(&error))?;
-        let slide = if module.is_none() { slide(&file, &running) } else { 0 };
-        self.objects.insert(module.map(str::to_owned), Debug { context, slide });
+        let slide = if is_linked { slide(&file, &running) } else { 0 };
+        self.files.entry(module.map(str::to_owned)).or_default().push(Debug { context, slide });
         Ok(())
     }
 
@@ -100,12 +98,17 @@ impl Lines {
 
     /// The lines of a function, in the order of their addresses; none without debug info.
     pub(crate) fn of(&self, function: &Function) -> Vec<Line> {
-        let Some(debug) = self.objects.get(&function.module) else { return Vec::new() };
-        let (start, end) = (function.start.wrapping_sub(debug.slide), function.end.wrapping_sub(debug.slide));
-        let Ok(found) = debug.context.find_location_range(start, end) else { return Vec::new() };
+        self.files.get(&function.module).into_iter().flatten().flat_map(|debug| debug.of(function)).collect()
+    }
+}
+
+impl Debug {
+    fn of(&self, function: &Function) -> Vec<Line> {
+        let (start, end) = (function.start.wrapping_sub(self.slide), function.end.wrapping_sub(self.slide));
+        let Ok(found) = self.context.find_location_range(start, end) else { return Vec::new() };
         found
             .filter_map(|(start, length, location)| {
-                let start = start.wrapping_add(debug.slide).max(function.start);
+                let start = start.wrapping_add(self.slide).max(function.start);
                 let end = start.wrapping_add(length).min(function.end);
                 let (file, line) = (location.file?.to_owned(), location.line.filter(|line| *line != 0)?);
                 Some(Line { start, end, file, line })

@@ -22,7 +22,7 @@ pub(crate) fn trees_beside(kernels: &Path) -> PathBuf {
 }
 
 /// Line tables, and no more of debug info.
-const LINES_ONLY: &str = "-g1";
+pub(crate) const LINES_ONLY: &str = "-g1";
 
 /// A built tree. Its modules can be told apart by line: they have line tables.
 #[derive(Clone, PartialEq, Eq, Debug)]

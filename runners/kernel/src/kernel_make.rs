@@ -47,7 +47,8 @@ impl Make<'_> {
         })
     }
 
-    fn command(&self, targets: &[&str]) -> Command {
+    /// Makes these targets.
+    pub(crate) fn command(&self, targets: &[&str]) -> Command {
         let mut make = Command::new("make");
         make.arg("-C").arg(self.tree).arg(format!("O={}", self.objects.display())).args(targets);
         if !self.module_flags.is_empty() {

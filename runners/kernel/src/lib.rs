@@ -2,8 +2,9 @@
 //! user.
 //!
 //! [`build`] compiles one from a Debian package or any source, [`fetch`] takes one that Debian has built, a [`BuildTree`]
-//! keeps what a build leaves. What a build needs (a cache with one build at a time, programs that are watched and can be
-//! interrupted, the source itself) is here for others who build from a kernel source, too.
+//! keeps what a build leaves, and an [`ImageRoom`] links that again with one object changed. What a build needs (a cache
+//! with one build at a time, programs that are watched and can be interrupted, the source itself) is here for others who
+//! build from a kernel source, too.
 
 mod apt_sources;
 pub mod build_cache;
@@ -12,6 +13,7 @@ mod build_tree;
 pub mod command;
 pub mod debian_package;
 mod error;
+mod image_room;
 mod kernel;
 mod kernel_build;
 mod kernel_config;
@@ -22,6 +24,7 @@ mod module;
 
 pub use build_tree::BuildTree;
 pub use error::KernelError;
+pub use image_room::ImageRoom;
 pub use kernel::{Kernel, cache_dir};
 pub use kernel_build::{BuildRequest, Built, build};
 pub use kernel_fetch::{FetchRequest, Fetched, fetch};

@@ -3,7 +3,7 @@
 //! ```text
 //! Source ── points ──┬── sample, Patch, Part: which of them are tried
 //!                    ├── NamedEdit: one of them with a story
-//!                    ├── Recipe: the module with one of them in it
+//!                    ├── Recipe: the module with one of them in it, or the image, which is linked in Rooms
 //!                    └── Trial ── Ledger: what became of each
 //!                                 Killers: which rows are tried first
 //!                                 Judgements: what people say of survivors
@@ -11,6 +11,7 @@
 //!
 //! Nothing here runs a kernel: the command line does.
 
+mod compilation;
 mod judged;
 mod killers;
 mod ledger;
@@ -22,10 +23,12 @@ mod patch;
 mod point;
 mod points;
 mod recipe;
+mod rooms;
 mod sample;
 mod scope;
 mod source;
 
+pub use compilation::{Compiled, RecipeError};
 pub use judged::{Judged, Judgement, Judgements};
 pub use killers::Killers;
 pub use ledger::Ledger;
@@ -36,7 +39,8 @@ pub use page::{PageLine, page};
 pub use patch::Patch;
 pub use point::Point;
 pub use points::points;
-pub use recipe::{Made, Recipe, RecipeError, normal};
+pub use recipe::{Linked, Recipe, normal};
+pub use rooms::Rooms;
 pub use sample::sample;
 pub use scope::{Part, matches};
 pub use source::{Function, Source};

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use privet_rig::ModuleParam;
+use privet_rig::{ModuleParam, Without};
 
+use super::cpu_without;
 use super::values::whole;
 use crate::selection::Partition;
 
@@ -70,6 +71,10 @@ pub struct KernelMutants {
     /// Load KVM's modules with this parameter, such as kvm.eager_page_split=N; can be given several times
     #[arg(long, value_name = "MODULE.NAME=VALUE", requires = "kernel", help_heading = KERNEL)]
     pub module_param: Vec<ModuleParam>,
+    /// Features that the sim's processors shall lack, by the names of their CPUID bits, with commas between them, such as
+    /// sev_snp: some code runs only there
+    #[arg(long, value_name = "FEATURES", value_parser = cpu_without(), requires = "kernel", help_heading = KERNEL)]
+    pub cpu_without: Option<Without>,
     /// Leave barriers out, too, which few machines notice
     #[arg(long, requires = "kernel", help_heading = KERNEL)]
     pub barriers: bool,

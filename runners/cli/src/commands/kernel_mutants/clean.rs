@@ -8,7 +8,7 @@ use std::path::Path;
 
 use privet_coverage::{Coverage, Lines, SourceLine, Symbols, executed_lines};
 use privet_kernel::BuildTree;
-use privet_mutation::{Point, normal};
+use privet_mutation::{Point, Recipe, normal};
 use privet_rig::{Event, Plan, Progress};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,9 @@ use crate::plan::Job;
 /// Lines by file, below the top of the source.
 type ByFile = BTreeMap<String, BTreeSet<usize>>;
 
+/// Files that are compiled into the image, with their objects, which have line tables.
+type InImage = BTreeMap<String, Vec<u8>>;
+
 /// A row that passes, or a test.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Row {
@@ -34,14 +37,21 @@ pub(super) struct Row {
     lines: ByFile,
 }
 
+/// One that is red on the unchanged kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Blind {
+    pub(super) id: String,
+    pub(super) reason: String,
+}
+
 /// All of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Clean {
     judge: String,
     /// The quickest first.
     pub(super) rows: Vec<Row>,
-    /// Tests that say nothing about a mutant, as they do not pass on the unchanged kernel.
-    pub(super) blind: Vec<String>,
+    /// Who says nothing about a mutant: rows that show a known bug of the unchanged kernel, tests that do not pass there.
+    pub(super) blind: Vec<Blind>,
     /// The lines that the compiler has made instructions of.
     code: ByFile,
 }
@@ -62,17 +72,19 @@ impl Clean {
     pub(super) fn of(
         (tree, half): (&BuildTree, Half),
         (watchers, program, jobs): (&Watchers, &Path, &[Job]),
-        judge: &str,
+        (judge, files): (&str, &BTreeSet<&str>),
         machines: usize,
         results: &Path,
         interrupt: &Interrupt,
     ) -> Result<Self, Early> {
+        let in_image = in_image(tree, files)?;
+        let judge = in_image.keys().fold(judge.to_owned(), |judge, file| format!("{judge} {file}"));
         let path = results.join("clean.json");
         let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
         if let Some(clean) = kept.filter(|clean| clean.judge == judge) {
             return Ok(clean);
         }
-        let clean = run((tree, half), (watchers, program, jobs), judge, machines, interrupt)?;
+        let clean = run((tree, half), (watchers, program, jobs), (judge, &in_image), machines, interrupt)?;
         let unfinished = tempfile::NamedTempFile::new_in(results).map_err(cannot("create a file in", results))?;
         serde_json::to_writer(&unfinished, &clean)
             .map_err(|error| failed(format!("cannot write {}: {error}", path.display())))?;
@@ -101,7 +113,7 @@ impl Clean {
 fn run(
     (tree, half): (&BuildTree, Half),
     (watchers, program, jobs): (&Watchers, &Path, &[Job]),
-    judge: &str,
+    (judge, in_image): (String, &InImage),
     machines: usize,
     interrupt: &Interrupt,
 ) -> Result<Clean, Early> {
@@ -121,8 +133,8 @@ fn run(
             let (said, reason) = watchers.said(&report);
             if said.is_pass() {
                 passed.insert(jobs[index].id.clone(), (report.duration_us, said));
-            } else if !watchers.have_to_pass() {
-                blind.push(format!("{} ({reason})", report.id));
+            } else if !watchers.have_to_pass() || watchers.is_known(&report) {
+                blind.push(Blind { id: report.id, reason });
             } else if report.verdict.is_red() {
                 red.push(format!("{} ({reason})", report.id));
             }
@@ -144,7 +156,7 @@ fn run(
     let coverage = coverage
         .filter(|_| !passed.is_empty())
         .ok_or_else(|| failed(format!("no {} passes on the unchanged kernel", watchers.noun())))?;
-    let lines = lines(tree, half, coverage.symbols())?;
+    let lines = lines(tree, half, in_image, coverage.symbols())?;
     let mut executed = executed_lines(&coverage, &lines);
     let mut rows: Vec<Row> = passed
         .into_iter()
@@ -155,10 +167,20 @@ fn run(
         .collect();
     rows.sort_by_key(|row| row.duration_us);
     let code = by_file(tree, lines.with_code(coverage.symbols()));
-    Ok(Clean { judge: judge.to_owned(), rows, blind, code })
+    Ok(Clean { judge, rows, blind, code })
 }
 
-/// Those of these lines that are in KVM's files.
+/// Those of the files that are in the image.
+fn in_image(tree: &BuildTree, files: &BTreeSet<&str>) -> Result<InImage, Early> {
+    let mut found = InImage::new();
+    for file in files {
+        let lines = Recipe::of(tree, file).and_then(|recipe| recipe.lines_in_image());
+        found.extend(lines.map_err(|error| failed(error.to_string()))?.map(|object| ((*file).to_owned(), object)));
+    }
+    Ok(found)
+}
+
+/// Those of these lines that are in C files, sorted by file.
 fn by_file(tree: &BuildTree, lines: BTreeSet<SourceLine>) -> ByFile {
     let mut sorted = ByFile::new();
     for (file, line) in lines {
@@ -169,20 +191,23 @@ fn by_file(tree: &BuildTree, lines: BTreeSet<SourceLine>) -> ByFile {
     sorted
 }
 
-/// The line tables of KVM's modules.
-fn lines(tree: &BuildTree, half: Half, symbols: &Symbols) -> Result<Lines, Early> {
+/// The line tables of KVM's modules, and of files in the image.
+fn lines(tree: &BuildTree, half: Half, in_image: &InImage, symbols: &Symbols) -> Result<Lines, Early> {
     let mut lines = Lines::new();
     let modules = tree.kernel.load_order_of_parts(&half.modules()).map_err(|error| failed(error.to_string()))?;
     for module in modules {
         let elf = module.read().map_err(|error| failed(error.to_string()))?;
         lines.add(Some(&module.name), &elf, symbols).map_err(|error| failed(error.to_string()))?;
     }
+    for object in in_image.values() {
+        lines.add(None, object, symbols).map_err(|error| failed(error.to_string()))?;
+    }
     Ok(lines)
 }
 
-/// A C file of KVM's as the compiler was given it, below the top of the source.
+/// A C file as the compiler was given it, below the top of the source.
 fn below(tree: &BuildTree, file: &str) -> Option<String> {
     let file = normal(file);
     let file = Path::new(&file).strip_prefix(&tree.source).ok()?.to_str()?;
-    (file.ends_with(".c") && file.contains("kvm/")).then(|| file.to_owned())
+    file.ends_with(".c").then(|| file.to_owned())
 }

@@ -29,13 +29,13 @@ impl Half {
         vm.parse().ok().and_then(VmType::vendor).is_none_or(|vendor| vendor == self.0)
     }
 
-    /// Whether a file of the kernel's source is compiled into these modules.
+    /// Whether a file of the kernel's source is not the other vendor's.
     pub(super) fn has(self, file: &str) -> bool {
-        let other = match self.0 {
-            Vendor::Amd => "arch/x86/kvm/vmx/",
-            Vendor::Intel => "arch/x86/kvm/svm/",
+        let others = match self.0 {
+            Vendor::Amd => ["arch/x86/kvm/vmx/", "arch/x86/virt/vmx/"],
+            Vendor::Intel => ["arch/x86/kvm/svm/", "arch/x86/virt/svm/"],
         };
-        !file.starts_with(other)
+        !others.iter().any(|other| file.starts_with(other))
     }
 }
 
@@ -57,7 +57,9 @@ mod tests {
         let [amd, intel] = [Vendor::Amd, Vendor::Intel].map(Half);
         for (file, of_amd, of_intel) in [
             ("arch/x86/kvm/svm/sev.c", true, false),
+            ("arch/x86/virt/svm/sev.c", true, false),
             ("arch/x86/kvm/vmx/tdx.c", false, true),
+            ("arch/x86/virt/vmx/tdx/tdx.c", false, true),
             ("virt/kvm/guest_memfd.c", true, true),
         ] {
             assert_eq!((amd.has(file), intel.has(file)), (of_amd, of_intel), "{file}");

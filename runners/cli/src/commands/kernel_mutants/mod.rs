@@ -80,10 +80,17 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let jobs = watchers.jobs(&selected, seed, args.timeout);
     let at_a_time = args.jobs.map_or_else(cores, usize::from);
     let watching = (&watchers, program.as_path(), jobs.as_slice());
-    let clean = Clean::of((&tree, half), watching, &judge, at_a_time, &results, &interrupt)?;
-    if !clean.blind.is_empty() {
-        let (noun, blind) = (watchers.noun(), clean.blind.join(", "));
-        tell(&mut out, &format!("left out, as they do not pass on the unchanged kernel: {noun}s {blind}\n"))?;
+    let files = chosen.iter().map(|candidate| candidate.point.file.as_str()).collect();
+    let clean = Clean::of((&tree, half), watching, (&judge, &files), at_a_time, &results, &interrupt)?;
+    for blind in &clean.blind {
+        let why = format!("{} ({}) is red on the unchanged kernel", blind.id, blind.reason);
+        tell(&mut out, &format!("left out: {} {why}\n", watchers.noun()))?;
+    }
+    // For the same reason, an edit that only such rows could notice.
+    let sees = |id: &&String| !clean.blind.iter().any(|blind| blind.id == **id);
+    let is_seen = |edit: &NamedEdit| selected.iter().filter(sees).any(|id| has_to_notice(id, edit, half).is_some());
+    for edit in chosen.extract_if(.., |candidate| candidate.named.as_ref().is_some_and(|edit| !is_seen(edit))) {
+        tell(&mut out, &format!("left out: all rows that have to notice it are: {}\n", edit.point.name()))?;
     }
     if let Some(name) = &options.show {
         return tell(&mut out, &show::show(name, &chosen, &clean, watchers.noun())?).map(|()| Status::Passed);
@@ -114,7 +121,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     ledger.trials().for_each(|trial| killers.add(trial));
     let killers = RwLock::new(killers);
     let most_rows = options.rows_each.map_or(usize::MAX, usize::from);
-    let bench = Bench::new((&tree, half), watching, &clean, &judge, &killers)?.with_most_rows(most_rows);
+    let bench = Bench::new((&tree, half), watching, &clean, &judge, &killers, &interrupt)?.with_most_rows(most_rows);
     let until = options.budget.map(|minutes| Instant::now() + Duration::from_secs(minutes * 60));
     let due = Mutex::new(due);
     let next = || {
@@ -124,10 +131,10 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let ended = std::thread::scope(|scope| {
         let (teller, told) = mpsc::channel::<Result<(Candidate, Trial), Early>>();
         for _ in 0..at_a_time {
-            let (teller, bench, next, interrupt) = (teller.clone(), &bench, &next, &interrupt);
+            let (teller, bench, next) = (teller.clone(), &bench, &next);
             scope.spawn(move || {
                 while let Some(candidate) = next() {
-                    let tried = bench.try_out(&candidate, interrupt).map(|trial| (candidate, trial));
+                    let tried = bench.try_out(&candidate).map(|trial| (candidate, trial));
                     let ends = tried.is_err();
                     // The receiver is gone once somebody else has failed.
                     if teller.send(tried).is_err() || ends {

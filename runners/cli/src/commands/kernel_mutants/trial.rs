@@ -10,7 +10,7 @@ use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use privet_kernel::{BuildTree, Kernel, strip_debug_info};
-use privet_mutation::{Fate, Killers, Made, Recipe, Trial};
+use privet_mutation::{Compiled, Fate, Killers, Linked, Recipe, RecipeError, Rooms, Trial};
 use privet_report::one_line;
 use privet_rig::{Event, Plan, Progress, RigError};
 
@@ -21,7 +21,7 @@ use super::stop::Stop;
 use super::watchers::Watchers;
 use super::{cannot, failed, has_to_notice};
 use crate::commands::mutants::limit_with_a_defect;
-use crate::exit::Early;
+use crate::exit::{Early, Status};
 use crate::interrupt::Interrupt;
 use crate::plan::Job;
 
@@ -42,6 +42,9 @@ pub(super) struct Bench<'a> {
     most_rows: usize,
     /// The modules that a boot needs, without debug info.
     modules: tempfile::TempDir,
+    /// Where images are linked.
+    rooms: Rooms<'a>,
+    interrupt: &'a Interrupt,
 }
 
 impl<'a> Bench<'a> {
@@ -55,13 +58,15 @@ impl<'a> Bench<'a> {
         clean: &'a Clean,
         judge: &'a str,
         killers: &'a RwLock<Killers>,
+        interrupt: &'a Interrupt,
     ) -> Result<Self, Early> {
         let modules = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         for module in tree.kernel.load_order_of_parts(&half.modules()).map_err(|error| failed(error.to_string()))? {
             let name = module.path.file_name().unwrap_or_default();
             strip_debug_info(&module.path, &modules.path().join(name)).map_err(|error| failed(error.to_string()))?;
         }
-        Ok(Self { tree, half, watchers, program, clean, jobs, judge, killers, most_rows: usize::MAX, modules })
+        let (rooms, most_rows) = (Rooms::of(tree, interrupt.as_fd()), usize::MAX);
+        Ok(Self { tree, half, watchers, program, clean, jobs, judge, killers, most_rows, modules, rooms, interrupt })
     }
 
     /// The same, where no more rows run on a mutant.
@@ -72,11 +77,11 @@ impl<'a> Bench<'a> {
     /// Tries a mutant.
     ///
     /// # Errors
-    /// If its module cannot be made for a reason that is not its own, or the run is interrupted.
-    pub(super) fn try_out(&self, candidate: &Candidate, whole: &Interrupt) -> Result<Trial, Early> {
+    /// If it cannot be made for a reason that is not its own, or the run is interrupted.
+    pub(super) fn try_out(&self, candidate: &Candidate) -> Result<Trial, Early> {
         let start = Instant::now();
         let ran = AtomicUsize::new(0);
-        let fate = self.fate(candidate, whole, &ran)?;
+        let fate = self.fate(candidate, &ran)?;
         Ok(Trial {
             name: candidate.point.name(),
             content: candidate.content.clone(),
@@ -87,14 +92,16 @@ impl<'a> Bench<'a> {
         })
     }
 
-    fn fate(&self, candidate: &Candidate, whole: &Interrupt, ran: &AtomicUsize) -> Result<Fate, Early> {
+    fn fate(&self, candidate: &Candidate, ran: &AtomicUsize) -> Result<Fate, Early> {
         let mut rows = self.clean.reaching(&candidate.point, &candidate.callers).rows;
         // Each of them was named because it notices it, and another one that does proves nothing.
         let mut named = BTreeSet::new();
         if let Some(edit) = &candidate.named {
             let its_name = |id| has_to_notice(id, edit, self.half);
             rows.retain(|row| its_name(&row.id).is_some());
-            named = self.jobs.iter().filter_map(|job| its_name(&job.id)).map(str::to_owned).collect();
+            let is_blind = |id: &str| self.clean.blind.iter().any(|blind| blind.id == id);
+            let jobs = self.jobs.iter().filter(|job| !is_blind(&job.id));
+            named = jobs.filter_map(|job| its_name(&job.id)).map(str::to_owned).collect();
         }
         let killers = self.killers.read().unwrap_or_else(PoisonError::into_inner);
         killers.sort(&candidate.point.name(), &mut rows, |row| (&row.id, row.duration_us));
@@ -103,19 +110,30 @@ impl<'a> Bench<'a> {
         let work = tempfile::tempdir().map_err(cannot("create a directory in", &std::env::temp_dir()))?;
         let point = &candidate.point;
         let recipe = Recipe::of(self.tree, &point.file).map_err(|error| failed(error.to_string()))?;
-        let made =
-            recipe.make(&point.applied_to(&candidate.text), work.path()).map_err(|error| failed(error.to_string()))?;
-        let module = match made {
-            Made::Same => return Ok(Fate::Same),
-            Made::Rejected(complaint) => return Ok(Fate::Rejected { complaint }),
+        let early = |error: RecipeError| self.interrupted().unwrap_or_else(|| failed(error.to_string()));
+        let object = match recipe.compile(&point.applied_to(&candidate.text), work.path()).map_err(early)? {
+            Compiled::Same => return Ok(Fate::Same),
+            Compiled::Rejected(complaint) => return Ok(Fate::Rejected { complaint }),
             // What no row executes may still be nothing to the compiler.
-            Made::Module(_) if rows.is_empty() => return Ok(Fate::Unreached),
-            Made::Module(module) => module,
+            Compiled::Object(_) if rows.is_empty() => return Ok(Fate::Unreached),
+            Compiled::Object(object) => object,
         };
-        let modules = self.modules_with(&module, work.path())?;
-        let kernel = Kernel::named(&self.tree.kernel.image, &modules).map_err(|error| failed(error.to_string()))?;
+        let (image, modules) = match recipe.link(&object, work.path(), &self.rooms).map_err(early)? {
+            Linked::Rejected(complaint) => return Ok(Fate::Rejected { complaint }),
+            Linked::Module(module) => (self.tree.kernel.image.clone(), self.modules_with(&module, work.path())?),
+            Linked::Image(image) => (image, self.modules.path().to_owned()),
+        };
+        let kernel = Kernel::named(&image, &modules).map_err(|error| failed(error.to_string()))?;
         let jobs: Vec<Job> = rows.iter().filter_map(|row| self.job(row)).collect();
-        self.noticed(&kernel, &jobs, named, whole, ran)
+        self.noticed(&kernel, &jobs, named, ran)
+    }
+
+    /// What ends everything once the whole run is interrupted.
+    fn interrupted(&self) -> Option<Early> {
+        self.interrupt.signal().map(|signal| Early {
+            status: Status::Interrupted(signal),
+            message: "interrupted: what was tried is kept".to_owned(),
+        })
     }
 
     /// The job of a row, which waits no longer for what never comes than it takes to be sure of that.
@@ -144,16 +162,18 @@ impl<'a> Bench<'a> {
         kernel: &Kernel,
         jobs: &[Job],
         mut named: BTreeSet<String>,
-        whole: &Interrupt,
         ran: &AtomicUsize,
     ) -> Result<Fate, Early> {
-        let stop =
-            Stop::beside(whole).map_err(|error| failed(format!("cannot watch for the end of a run: {error}")))?;
+        let stop = Stop::beside(self.interrupt)
+            .map_err(|error| failed(format!("cannot watch for the end of a run: {error}")))?;
         let plan = self.watchers.plan(kernel.clone(), self.program, self.half, jobs);
         let plan = Plan { keeps_snapshot: false, ..plan };
         let mut red: Option<(String, String)> = None;
         let ended = privet_rig::run(&plan, stop.as_fd(), &mut |progress| {
-            if let Progress::Row(Event::Finished(_, report)) = progress {
+            // What the unchanged kernel does, too, though not in its clean run, is no sign of the change.
+            if let Progress::Row(Event::Finished(_, report)) = progress
+                && !self.watchers.is_known(&report)
+            {
                 ran.fetch_add(1, Ordering::Relaxed);
                 let (said, reason) = self.watchers.said(&report);
                 let before = self.clean.rows.iter().find(|row| row.id == report.id);
@@ -167,11 +187,8 @@ impl<'a> Bench<'a> {
                 }
             }
         });
-        if let Some(signal) = whole.signal() {
-            return Err(Early {
-                status: crate::exit::Status::Interrupted(signal),
-                message: "interrupted: what was tried is kept".to_owned(),
-            });
+        if let Some(early) = self.interrupted() {
+            return Err(early);
         }
         Ok(match (red, ended) {
             (Some(_), _) if !named.is_empty() => Fate::Overlooked { by: named.into_iter().collect() },

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use privet_cases::Entry;
 use privet_kernel::Kernel;
 use privet_kselftest::catalogue::TESTS;
 use privet_kselftest::directory::Kselftests;
 use privet_report::{CaseReport, one_line};
-use privet_rig::{ModuleParam, Patience, Plan, Program};
+use privet_rig::{ModuleParam, Patience, Plan, Program, SimOptions, Without};
 use serde::{Deserialize, Serialize};
 
 use super::half::Half;
@@ -27,10 +28,14 @@ const OF_A_TEST: Duration = Duration::from_secs(120);
 /// The part that is the whole.
 const WHOLE: &str = "";
 
-/// Who looks at kernels, and how these are loaded.
+/// Who looks at kernels, and where these run.
 pub(super) struct Watchers {
     kind: Kind,
     module_params: Vec<ModuleParam>,
+    /// What the processors lack.
+    without: Without,
+    /// All rows, with what is known of them.
+    table: Vec<Entry>,
 }
 
 /// Who looks.
@@ -60,7 +65,12 @@ impl Watchers {
                 Kind::Kselftests(Kselftests::cached().map_err(|error| Early::nothing_ran(error.to_string()))?)
             }
         };
-        Ok(Self { kind, module_params: options.module_param.clone() })
+        Ok(Self {
+            kind,
+            module_params: options.module_param.clone(),
+            without: options.cpu_without.unwrap_or_default(),
+            table: privet_cases::table(),
+        })
     }
 
     /// Whether all of them are to pass on an unchanged kernel. Upstream's are as they are.
@@ -100,7 +110,9 @@ impl Watchers {
             Kind::Rows => rows.join(" "),
             Kind::Kselftests(tests) => format!("{} of {}", tests.dir.display(), names(tests).collect::<String>()),
         };
-        self.module_params.iter().fold(who, |name, param| format!("{name} {param}"))
+        self.module_params
+            .iter()
+            .fold(format!("{who} without {}", self.without), |name, param| format!("{name} {param}"))
     }
 
     /// These jobs on a kernel, one after the other.
@@ -115,7 +127,14 @@ impl Watchers {
         let plan = sim_plan(kernel, program, jobs);
         let patience = Patience { boot: BOOT, ..plan.patience };
         let module_params = self.module_params.clone();
-        Plan { programs: programs.collect(), sim: half.sim(), patience, module_params, ..plan }
+        let sim = SimOptions { without: self.without, ..half.sim() };
+        Plan { programs: programs.collect(), sim, patience, module_params, ..plan }
+    }
+
+    /// Whether what a row says is a bug that this kernel is known for, changed or not.
+    pub(super) fn is_known(&self, report: &CaseReport) -> bool {
+        let rows = self.table.iter().filter(|row| row.id == report.id);
+        report.verdict.is_red() && rows.filter_map(|row| row.known_bug(&report.kernel, &report.reason)).next().is_some()
     }
 
     /// What one of them said, and why it was no pass.
