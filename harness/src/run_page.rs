@@ -3,8 +3,13 @@
 //! Fields are read from the mapping when they are asked for. Source of the offsets:
 //! `include/uapi/linux/kvm.h`, `struct kvm_run`.
 
+use std::ops::Range;
+
+use kvm_bindings as kvm;
+
 use crate::mapping::Mapping;
 use crate::outcome::{Outcome, Stop};
+use crate::uapi::{EXIT_SNP_REQ_CERTS, EXIT_TDX};
 
 /// What `exit_reason` is set to before each run: if it is still there afterwards, KVM_RUN was refused before
 /// the guest ran (`x86.c:vcpu_run` stores KVM_EXIT_UNKNOWN first thing).
@@ -16,7 +21,10 @@ const EXIT_REASON: u64 = 8;
 pub(crate) const EXIT: u64 = 32;
 /// Bytes in that union.
 pub(crate) const EXIT_LEN: u64 = 256;
+/// What is written over all that user space does not answer.
+const FORGOTTEN: u8 = 0x5a;
 const HYPERCALL_RET: u64 = 88;
+const HYPERCALL_FLAGS: u64 = 96;
 const TDX_RET: u64 = 48;
 /// `tdx.get_tdvmcall_info.r11`, and R12 to R14 behind it.
 const TDX_INFO: u64 = 64;
@@ -62,6 +70,22 @@ impl RunPage {
         self.0.write(EXIT_REASON, &reason.to_le_bytes())
     }
 
+    /// Overwrites what the last exit has told, but for what user space answers: it may do with that what it likes, and KVM
+    /// has to remember by itself what it has asked.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn forget_exit(&self) -> Outcome {
+        let Some(answers) = answers(self.exit_reason()?) else { return Ok(()) };
+        let mut told = [FORGOTTEN; EXIT_LEN as usize];
+        // KVM has the flags of page-state changes from there (arch/x86/kvm/svm/sev.c: __snp_handle_page_state_change sets none):
+        // a row says so, and the others are about other things.
+        for answer in answers.into_iter().chain([words(HYPERCALL_FLAGS, 1)]) {
+            self.0.read(answer.start, &mut told[(answer.start - EXIT) as usize..(answer.end - EXIT) as usize])?;
+        }
+        self.0.write(EXIT, &told)
+    }
+
     /// Sets `immediate_exit`: KVM_RUN completes what is pending and returns EINTR.
     ///
     /// # Errors
@@ -84,6 +108,14 @@ impl RunPage {
     /// As above.
     pub fn set_hypercall_ret(&self, ret: u64) -> Outcome {
         self.0.write(HYPERCALL_RET, &ret.to_le_bytes())
+    }
+
+    /// Sets `hypercall.flags`, which are KVM's to set.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_hypercall_flags(&self, flags: u64) -> Outcome {
+        self.0.write(HYPERCALL_FLAGS, &flags.to_le_bytes())
     }
 
     /// Sets `ret` of `KVM_EXIT_TDX`, R10 of the guest.
@@ -145,5 +177,53 @@ impl RunPage {
         let mut bytes = [0; 8];
         self.0.read(offset, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
+    }
+}
+
+/// What user space answers to an exit; nothing if that is not known here, or an answer to an earlier one may be due still.
+fn answers(exit_reason: u32) -> Option<Vec<Range<u64>>> {
+    match exit_reason {
+        kvm::KVM_EXIT_HYPERCALL => Some(vec![words(HYPERCALL_RET, 1)]),
+        kvm::KVM_EXIT_MMIO => Some(vec![words(MMIO_DATA, 1)]),
+        EXIT_TDX => Some(vec![words(TDX_RET, 1), words(TDX_INFO, 4)]),
+        EXIT_SNP_REQ_CERTS => Some(vec![words(CERTIFICATES_PAGES, 2)]),
+        // The answer to the first is elsewhere in the page.
+        kvm::KVM_EXIT_IO
+        | kvm::KVM_EXIT_HLT
+        | kvm::KVM_EXIT_SHUTDOWN
+        | kvm::KVM_EXIT_MEMORY_FAULT
+        | kvm::KVM_EXIT_INTERNAL_ERROR
+        | kvm::KVM_EXIT_FAIL_ENTRY
+        | kvm::KVM_EXIT_SYSTEM_EVENT
+        | kvm::KVM_EXIT_DIRTY_RING_FULL => Some(Vec::new()),
+        _ => None,
+    }
+}
+
+/// The place of so many 64-bit fields.
+const fn words(at: u64, count: u64) -> Range<u64> {
+    at..at + 8 * count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_answers_outlive_an_exit() {
+        let page = RunPage::new(Mapping::anonymous(4096).unwrap()).unwrap();
+        page.bytes().fill(EXIT, EXIT_LEN, 0x11).unwrap();
+        page.set_exit_reason(SENTINEL).unwrap();
+        page.forget_exit().unwrap();
+        assert_eq!(page.u64(EXIT).unwrap(), 0x1111_1111_1111_1111, "an answer may be due");
+        page.set_exit_reason(kvm::KVM_EXIT_MMIO).unwrap();
+        page.set_mmio_data(7).unwrap();
+        page.forget_exit().unwrap();
+        assert_eq!((page.u64(EXIT).unwrap(), page.u64(MMIO_DATA).unwrap()), (0x5a5a_5a5a_5a5a_5a5a, 7));
+        assert_eq!(page.u64(EXIT + EXIT_LEN - 8).unwrap(), 0x5a5a_5a5a_5a5a_5a5a);
+        page.set_exit_reason(kvm::KVM_EXIT_HYPERCALL).unwrap();
+        page.set_hypercall_ret(8).unwrap();
+        page.forget_exit().unwrap();
+        assert_eq!((page.u64(MMIO_DATA).unwrap(), page.hypercall_ret().unwrap()), (0x5a5a_5a5a_5a5a_5a5a, 8));
     }
 }

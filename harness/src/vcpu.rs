@@ -368,6 +368,7 @@ impl Vcpu {
             return Err(Stop::Error(format!("vCPU {} was started twice", self.id())));
         }
         shared.page.set_immediate_exit(immediate_exit)?;
+        shared.page.forget_exit()?;
         shared.page.set_exit_reason(SENTINEL)?;
         shared.enter(state, Phase::Running);
         Ok(())

@@ -3,11 +3,12 @@
 use nix::errno::Errno;
 use privet_harness::case::Case;
 use privet_harness::exit::Exit;
-use privet_harness::outcome::Outcome;
+use privet_harness::guest_vcpu::Running;
+use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{RangeSpec, TEST_BASE};
 use privet_harness::uapi::{Capability, HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 use privet_harness::units::PageCount;
-use privet_protocol::Width;
+use privet_protocol::{Op, Width};
 
 use super::{
     GENERIC, MSR, MSR_ERROR, PAGE, TO_PRIVATE, exit, grant, granted, guest, image, msr_request, request, requests,
@@ -27,6 +28,19 @@ pub(super) fn rows() -> Vec<Row> {
             exit_must_be_enabled,
         )
         .basis(&[MSR, PAGE]),
+        Row::new(
+            "psc.exit_flags",
+            Types::SNP,
+            "The flags of the exit are KVM's, as of any hypercall: bits that must be zero are so, whatever userspace had left \
+             there.",
+            exit_flags,
+        )
+        .basis(&[MSR, PAGE, "include/uapi/linux/kvm.h: KVM_EXIT_HYPERCALL_MBZ"])
+        .open_bug(
+            "KVM does not write hypercall.flags when a guest asks for a change of page states: they are those of an earlier \
+             exit, or userspace's",
+            "flags that must be zero",
+        ),
         Row::new(
             "psc.invalid_code_fails_the_run",
             Types::SNP,
@@ -66,6 +80,25 @@ fn exit_must_be_enabled(t: &Case) -> Outcome {
     expect_no_exit_but(t, exits, 2)?;
     expect_ok("enabling", g.vm().enable_cap(Capability::EXIT_HYPERCALL, [1 << HC_MAP_GPA_RANGE, 0, 0, 0]))?;
     granted(&g, &page, &[exit(TEST_BASE, 1, MAP_GPA_RANGE_ENCRYPTED)]).map(drop)
+}
+
+fn exit_flags(t: &Case) -> Outcome {
+    /// `KVM_EXIT_HYPERCALL_MBZ`.
+    const MUST_BE_ZERO: u64 = 0xffff_fffe;
+    let g = guest(t, 2)?;
+    let left_flags = || g.vcpu(0).kvm().run_page().set_hypercall_flags(MUST_BE_ZERO);
+    let expect_flags = |asking: &Running<'_>| match asking.exit()? {
+        Exit::Hypercall { flags, .. } => expect_eq("flags that must be zero", &(flags & MUST_BE_ZERO), &0),
+        other => Err(Stop::Fail(format!("{other}, expected a hypercall"))),
+    };
+    left_flags()?;
+    let by_msr = g.vcpu(0).start(Op::VmgexitMsr { msr: msr_request(TO_PRIVATE, TEST_BASE) })?;
+    expect_flags(&by_msr)?;
+    by_msr.resume()?;
+    by_msr.done()?;
+    left_flags()?;
+    let by_page = requests(&g).start(&request(&[small(TO_PRIVATE, TEST_BASE + PageCount(1))]))?;
+    expect_flags(&by_page)
 }
 
 fn refused(t: &Case, errno: Errno) -> Outcome {

@@ -1,7 +1,9 @@
 //! How large the mappings of a slot may be, and what changes that: private pages, edges of slots, addresses that do not
 //! agree, dirty logs.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use privet_harness::case::Case;
 use privet_harness::guest::Guest;
@@ -15,11 +17,12 @@ use privet_harness::units::{PAGE_SIZE, PageCount};
 use privet_protocol::{Op, Pattern, Width};
 
 use crate::counters::Counters;
-use crate::expect::expect_eq;
+use crate::expect::{expect_eq, expect_that};
 use crate::row::Row;
 use crate::types::Types;
 
 const A: Pattern = Pattern(0xaa);
+const B: Pattern = Pattern(0xbb);
 
 /// Pages of 4 KiB in 2 MiB.
 const LARGE: u64 = 512;
@@ -46,6 +49,15 @@ pub(super) fn rows() -> Vec<Row> {
             huge_page_not_over_private_gfns,
         )
         .basis(&[MIXED]),
+        Row::new(
+            "slots.huge_page.setters_race",
+            Types::UPM,
+            "While one thread makes 64 MiB shared, another one makes a single page in it private, early, in the middle and \
+             late: the page stays what it is then, also when the guest reads its neighbours, which the host has as a huge \
+             page.",
+            setters_race,
+        )
+        .basis(&["virt/kvm/kvm_main.c: kvm_vm_set_mem_attributes: slots_lock", MIXED]),
         Row::new(
             "slots.huge_page.of_two_slots",
             Types::ALL,
@@ -160,6 +172,46 @@ fn huge_page_beside_a_private_page(t: &Case) -> Outcome {
     })?;
     range.set_shared(g.vm(), 3..4)?;
     counters.expect_growth("pages_2m", 1, || (0..4).chain([511]).try_for_each(read))
+}
+
+fn setters_race(t: &Case) -> Outcome {
+    const PAGE: u64 = 3;
+    const PRIVATE_BEFORE: u64 = 100;
+    /// So many that the call takes a while, most of them without a slot.
+    const MANY: PageCount = PageCount(1 << 14);
+    let (g, slot) = huge(t)?;
+    let (v, range) = (g.vcpu(0), g.range(0));
+    let host = slot.mapping.clone();
+    g.vm().add_slot(slot)?;
+    range.set_private(g.vm(), PAGE..PAGE + 1)?;
+    v.fill(range.private_gva(PAGE), 1, B, 0)?;
+    host.iter().try_for_each(|host| host.fill_words(PAGE * PAGE_SIZE, PAGE_SIZE, A.word(0)))?;
+    let make_all_shared = || -> Outcome<Duration> {
+        range.set_private(g.vm(), PRIVATE_BEFORE..PRIVATE_BEFORE + 1)?;
+        let start = Instant::now();
+        g.vm().set_shared(range.gpa(0), MANY)?;
+        Ok(start.elapsed())
+    };
+    let whole = make_all_shared()?;
+    for eighth in [1, 4, 7, 8] {
+        let start = Barrier::new(2);
+        thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                start.wait();
+                thread::sleep(whole * eighth / 8);
+                range.set_private(g.vm(), PAGE..PAGE + 1)
+            });
+            start.wait();
+            make_all_shared()?;
+            other.join().unwrap_or_else(|_| Err(Stop::Error("the other thread panicked".into())))
+        })?;
+        let read = |page| v.read(range.shared_gva(page), Width::B8);
+        let first = read(PAGE)?;
+        expect_that([A, B].map(|pattern| pattern.word(0)).contains(&first), || format!("the page holds {first:#x}"))?;
+        read(0)?;
+        expect_eq("the page, once its neighbour was read", &read(PAGE)?, &first)?;
+    }
+    Ok(())
 }
 
 fn huge_page_not_over_private_gfns(t: &Case) -> Outcome {
