@@ -1,6 +1,7 @@
 //! Group `exits`: what KVM_RUN says about memory that it cannot map, and that the guest goes on once
 //! userspace has repaired it.
 
+mod awaited;
 mod implicit;
 mod port;
 mod shutdown;
@@ -197,6 +198,7 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .basis(&["arch/x86/kvm/mmu/mmu.c: kvm_handle_error_pfn returns EFAULT and fills in nothing"]),
     ]);
+    rows.extend(awaited::rows());
     rows.extend(implicit::rows());
     rows.extend(port::rows());
     rows.extend(shutdown::rows());

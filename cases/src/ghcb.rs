@@ -4,7 +4,6 @@
 mod ap_creation;
 mod ap_races;
 mod ap_reset_hold;
-mod asleep;
 mod extended_request;
 mod guest_request;
 mod message;

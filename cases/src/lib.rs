@@ -2,6 +2,7 @@
 
 mod accept;
 mod access;
+mod asleep;
 mod attributes;
 mod channel;
 mod classify;

@@ -176,7 +176,6 @@ impl Exit {
             }
             (Ok(()), kvm::KVM_EXIT_HLT) => Ok(Exit::Hlt),
             (Ok(()), kvm::KVM_EXIT_SHUTDOWN) => Ok(Exit::Shutdown),
-            (Ok(()), kvm::KVM_EXIT_INTR) => Ok(Exit::Interrupted),
             (Ok(()), kvm::KVM_EXIT_INTERNAL_ERROR) => {
                 Ok(Exit::InternalError { suberror: page.u32(EXIT)?, data: words(page)? })
             }

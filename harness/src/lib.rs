@@ -48,6 +48,7 @@ pub mod test_range;
 mod trace;
 pub mod uapi;
 pub mod units;
+pub mod userfault;
 pub mod vcpu;
 pub mod vendor;
 pub mod vm;

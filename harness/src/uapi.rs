@@ -99,6 +99,8 @@ capabilities! {
     IOEVENTFD = 36;
     /// The MSRs of Hyper-V.
     HYPERV = 44;
+    /// Who waits for a page of the guest's can do so beside it.
+    ASYNC_PF = 59;
     /// The greatest number of vCPUs of a VM.
     MAX_VCPUS = 66;
     /// Registers in `kvm_run`.

@@ -12,8 +12,8 @@ use privet_harness::test_range::{RangeSpec, TEST_BASE};
 use privet_harness::units::{Gpa, Gva, PAGE_SIZE};
 use privet_protocol::Op;
 
-use super::asleep::Asleep;
 use super::{SEV_TERM, image, ram, refuses};
+use crate::asleep::Asleep;
 use crate::expect::{expect_eq, expect_no_exit_but};
 use crate::malformed::{INVALID_EVENT, INVALID_INPUT, MALFORMED, MISSING_INPUT};
 use crate::row::Row;

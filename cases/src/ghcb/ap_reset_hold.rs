@@ -7,8 +7,8 @@ use privet_harness::guest::Guest;
 use privet_harness::outcome::Outcome;
 use privet_protocol::Op;
 
-use super::asleep::Asleep;
 use super::{MSR_PROTOCOL, PAGE_PROTOCOL, ram, requests};
+use crate::asleep::Asleep;
 use crate::expect::expect_eq;
 use crate::row::Row;
 use crate::types::Types;

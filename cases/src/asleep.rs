@@ -10,15 +10,15 @@ use privet_harness::vcpu::Vcpu;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// The statistics of a vCPU. To be had while it is not running, and of use while it is.
-pub(super) struct Asleep(Stats);
+pub(crate) struct Asleep(Stats);
 
 impl Asleep {
-    pub(super) fn of(vcpu: &Vcpu) -> Outcome<Asleep> {
+    pub(crate) fn of(vcpu: &Vcpu) -> Outcome<Asleep> {
         vcpu.stats().map(Asleep)
     }
 
     /// Waits until the vCPU sleeps.
-    pub(super) fn wait(&self) -> Outcome {
+    pub(crate) fn wait(&self) -> Outcome {
         let deadline = Instant::now() + LIMIT;
         while self.0.get("blocking")? != Some(1) {
             if Instant::now() > deadline {
