@@ -36,13 +36,14 @@ impl Edit {
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Operator {
     Never,
     Always,
     Succeed,
     Efault,
     Negate,
+    PlusOne,
     Drop,
     Empty,
 }
@@ -76,7 +77,8 @@ fn an_edit_is_at_one_place_and_turns_rows_red_that_there_are() {
         let name = &edit.name;
         assert!(names.insert(name.clone()), "{name} is there twice");
         assert!(edit.file.ends_with(".c") && !edit.function.is_empty() && !edit.about.is_empty(), "{name}");
-        assert_eq!(edit.target.is_some(), edit.operator == Operator::Drop, "{name}");
+        let has_target = [Operator::Drop, Operator::PlusOne].contains(&edit.operator);
+        assert_eq!(edit.target.is_some(), has_target, "{name}");
         assert_eq!(edit.ordinal.is_none_or(|ordinal| ordinal == 0), edit.operator == Operator::Empty, "{name}");
         assert!(!edit.red.is_empty(), "{name}");
         for red in &edit.red {

@@ -116,8 +116,9 @@ fn refused(t: &Case) -> Outcome {
         expect_refusal(&td, &format!("reserved word {word}"), &InitVm { reserved, ..td.init.clone() })?;
     }
     expect_refusal(&td, "the padding", &InitVm { padding: 1, ..td.init.clone() })?;
-    let many = InitVm { cpuid: vec![Default::default(); 257], ..td.init.clone() };
-    expect_refused_by_kvm("257 leaves", td.commands().init_vm(&many, 0), Errno::E2BIG)?;
+    let leaves = |count: usize| InitVm { cpuid: vec![Default::default(); count], ..td.init.clone() };
+    expect_refusal(&td, "256 leaves, all of them the first", &leaves(256))?;
+    expect_refused_by_kvm("257 leaves", td.commands().init_vm(&leaves(257), 0), Errno::E2BIG)?;
     let nowhere = td.commands().without_argument(Command::INIT_VM, 0);
     expect_refused_by_kvm("without memory", nowhere, Errno::EFAULT)?;
     expect_done("INIT_VM", td.commands().init_vm(&td.init, 0))

@@ -1,7 +1,11 @@
 //! `INIT_MEM_REGION`: the pages that a TD begins with.
 
+use std::sync::Arc;
+
 use nix::errno::Errno;
 use privet_harness::case::Case;
+use privet_harness::mapping::Mapping;
+use privet_harness::memslot::SlotSpec;
 use privet_harness::outcome::Outcome;
 use privet_harness::sev::Memory;
 use privet_harness::tdx::Region;
@@ -23,6 +27,14 @@ pub(super) fn rows() -> Vec<Row> {
             "INIT_MEM_REGION with a flag that there is not, an address that is no page's, no pages, more than there are \
              addresses, or pages that reach the shared bit, is EINVAL, and the structure stays as it was.",
             parameters,
+        )
+        .basis(&[REGION]),
+        Row::new(
+            "launch.region.last_private_page",
+            Types::TDX,
+            "The page before the shared bit, which is the last of all that can be private, can be added: alone, and with the \
+             next one neither is.",
+            last_private_page,
         )
         .basis(&[REGION]),
         Row::new(
@@ -98,6 +110,20 @@ fn parameters(t: &Case) -> Outcome {
         expect_eq(what, &(left.gpa, left.pages), &(region.gpa, region.pages))?;
     }
     Ok(())
+}
+
+fn last_private_page(t: &Case) -> Outcome {
+    let td = Td::initialized(t)?;
+    let vcpu = td.vcpu(t, 0)?;
+    let view = Arc::new(Mapping::anonymous(2 * PAGE_SIZE)?);
+    let gmem = td.vm.create_guest_memfd(PAGE_SIZE, 0)?;
+    let gpa = Gpa((1 << 47) - PAGE_SIZE);
+    td.vm.add_slot(SlotSpec::shared(4, gpa, PageCount(1), &view).with_gmem(&gmem, 0))?;
+    td.vm.set_private(gpa, PageCount(1))?;
+    let mut two = Region { gpa, pages: 2, ..region(&view, 2) };
+    expect_refused_by_kvm("one more", td.commands().init_mem_region(&vcpu, &mut two)?, Errno::EINVAL)?;
+    expect_eq("what is left of that", &(two.gpa, two.pages), &(gpa, 2))?;
+    expect_done("INIT_MEM_REGION", td.commands().init_mem_region(&vcpu, &mut Region { gpa, ..region(&view, 1) })?)
 }
 
 fn too_early(t: &Case) -> Outcome {

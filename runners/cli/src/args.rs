@@ -278,6 +278,17 @@ pub struct RigOptions {
     pub module_param: Vec<ModuleParam>,
 }
 
+/// Refuses processors that are not this vendor's.
+pub(crate) fn check_profile(profile: Option<Profile>, vendor: Vendor) -> Result<(), Early> {
+    match profile.filter(|profile| vendor_of(*profile) != vendor) {
+        None => Ok(()),
+        Some(profile) => Err(Early::usage(format!(
+            "--cpu-profile {} is none of {vendor}'s processors: name one that is, or leave out one of them",
+            profile.name()
+        ))),
+    }
+}
+
 /// Takes the name of a profile.
 fn cpu_profile() -> impl TypedValueParser<Value = Profile> {
     PossibleValuesParser::new(Profile::ALL.iter().map(|profile| profile.name())).try_map(|name| name.parse::<Profile>())
@@ -317,12 +328,7 @@ impl RigOptions {
                 profile.name()
             )));
         }
-        if let Some(profile) = self.cpu_profile.filter(|profile| vendor_of(*profile) != vendor) {
-            return Err(Early::usage(format!(
-                "--cpu-profile {} is none of {vendor}'s processors: name one that is, or leave out one of them",
-                profile.name()
-            )));
-        }
+        check_profile(self.cpu_profile, vendor)?;
         if let Some(fault) = self.tdx_fault.first().filter(|_| machine != MachineKind::Sim || vendor != Vendor::Intel) {
             return Err(Early::usage(format!(
                 "--tdx-fault {fault} is about the TDX module of the sim's Intel processors: use --vendor intel, or leave it out"

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use privet_rig::{ModuleParam, Without};
+use privet_rig::{ModuleParam, Profile, Without};
 
-use super::cpu_without;
 use super::values::whole;
+use super::{cpu_profile, cpu_without};
 use crate::selection::Partition;
 
 /// The heading of these options.
@@ -71,6 +71,10 @@ pub struct KernelMutants {
     /// Load KVM's modules with this parameter, such as kvm.eager_page_split=N; can be given several times
     #[arg(long, value_name = "MODULE.NAME=VALUE", requires = "kernel", help_heading = KERNEL)]
     pub module_param: Vec<ModuleParam>,
+    /// Which processors the sim has, of the vendor's: `milan`, `genoa`, `turin` or `plain`; `granite`
+    /// [default: genoa, or granite with --vendor intel]
+    #[arg(long, value_name = "PROFILE", value_parser = cpu_profile(), requires = "kernel", help_heading = KERNEL)]
+    pub cpu_profile: Option<Profile>,
     /// Features that the sim's processors shall lack, by the names of their CPUID bits, with commas between them, such as
     /// sev_snp: some code runs only there
     #[arg(long, value_name = "FEATURES", value_parser = cpu_without(), requires = "kernel", help_heading = KERNEL)]

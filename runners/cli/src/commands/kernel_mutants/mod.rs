@@ -73,7 +73,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     }
 
     let program = std::env::current_exe().map_err(|error| failed(format!("cannot find this program: {error}")))?;
-    let watchers = Watchers::of(options)?;
+    let watchers = Watchers::of(options, half)?;
     let results = watchers.results(&options.results);
     fs::create_dir_all(&results).map_err(cannot("create", &results))?;
     let judge = judge(&program, &tree, half, &watchers.name(&selected))?;

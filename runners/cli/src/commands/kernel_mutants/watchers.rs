@@ -9,11 +9,11 @@ use privet_kernel::Kernel;
 use privet_kselftest::catalogue::TESTS;
 use privet_kselftest::directory::Kselftests;
 use privet_report::{CaseReport, one_line};
-use privet_rig::{ModuleParam, Patience, Plan, Program, SimOptions, Without};
+use privet_rig::{ModuleParam, Patience, Plan, Profile, Program, SimOptions, Without};
 use serde::{Deserialize, Serialize};
 
 use super::half::Half;
-use crate::args::{KernelMutants, With};
+use crate::args::{KernelMutants, With, check_profile};
 use crate::exit::Early;
 use crate::kselftest_worker;
 use crate::plan::{self, Job};
@@ -32,7 +32,8 @@ const WHOLE: &str = "";
 pub(super) struct Watchers {
     kind: Kind,
     module_params: Vec<ModuleParam>,
-    /// What the processors lack.
+    /// The processors, if not the usual ones, and what they lack.
+    profile: Option<Profile>,
     without: Without,
     /// All rows, with what is known of them.
     table: Vec<Entry>,
@@ -54,8 +55,9 @@ impl Watchers {
     /// Those that the options name.
     ///
     /// # Errors
-    /// If there are no selftests where they are to be.
-    pub(super) fn of(options: &KernelMutants) -> Result<Self, Early> {
+    /// If there are no selftests where they are to be, or the processors are the other vendor's.
+    pub(super) fn of(options: &KernelMutants, half: Half) -> Result<Self, Early> {
+        check_profile(options.cpu_profile, half.0)?;
         let kind = match (options.with, &options.kselftests) {
             (None, _) => Kind::Rows,
             (Some(With::Kselftests), Some(dir)) => {
@@ -68,6 +70,7 @@ impl Watchers {
         Ok(Self {
             kind,
             module_params: options.module_param.clone(),
+            profile: options.cpu_profile,
             without: options.cpu_without.unwrap_or_default(),
             table: privet_cases::table(),
         })
@@ -110,6 +113,7 @@ impl Watchers {
             Kind::Rows => rows.join(" "),
             Kind::Kselftests(tests) => format!("{} of {}", tests.dir.display(), names(tests).collect::<String>()),
         };
+        let who = self.profile.map_or(who.clone(), |profile| format!("{who} on {}", profile.name()));
         self.module_params
             .iter()
             .fold(format!("{who} without {}", self.without), |name, param| format!("{name} {param}"))
@@ -127,7 +131,8 @@ impl Watchers {
         let plan = sim_plan(kernel, program, jobs);
         let patience = Patience { boot: BOOT, ..plan.patience };
         let module_params = self.module_params.clone();
-        let sim = SimOptions { without: self.without, ..half.sim() };
+        let usual = half.sim();
+        let sim = SimOptions { profile: self.profile.unwrap_or(usual.profile), without: self.without, ..usual };
         Plan { programs: programs.collect(), sim, patience, module_params, ..plan }
     }
 
