@@ -17,7 +17,7 @@ use privet_harness::memslot::SlotSpec;
 use privet_harness::need::Need;
 use privet_harness::outcome::{Outcome, Stop};
 use privet_harness::test_range::{Backing, RangeSpec, TestRange};
-use privet_harness::uapi::Capability;
+use privet_harness::uapi::{Capability, MEMORY_EXIT_FLAG_PRIVATE};
 use privet_harness::units::{PAGE_SIZE, PageCount};
 use privet_harness::vm::Vm;
 use privet_protocol::{Op, Pattern, Width};
@@ -162,6 +162,15 @@ pub(crate) fn rows() -> Vec<Row> {
             "arch/x86/kvm/mmu/mmu.c: kvm_mmu_page_fault sets PFERR_PRIVATE_ACCESS from the attribute",
             "arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn compares with the attribute again",
         ]),
+        Row::new(
+            "exits.slot_deleted_under_a_busy_td",
+            Types::TDX,
+            "The slot of private pages is deleted 30 times while a TD accepts them one after the other: the slot goes, the vCPU \
+             leaves with a memory fault of the next page, and accepts that and all others when the slot is back.",
+            slot_deleted_under_a_busy_td,
+        )
+        .risky()
+        .basis(&[NO_SLOT, "arch/x86/kvm/vmx/tdx.c: tdx_handle_ept_violation: KVM_MEMSLOT_INVALID"]),
         Row::new(
             "exits.racing_slot_deletion",
             Types::UPM,
@@ -435,6 +444,25 @@ fn racing_slot_deletion(t: &Case) -> Outcome {
     let [rounds, ..] = busy.done()?;
     expect_no_exit_but(t, exits, 50 + 1)?;
     v.expect_read(range.private_gva(0), Width::B8, rounds)
+}
+
+fn slot_deleted_under_a_busy_td(t: &Case) -> Outcome {
+    const PAGES: u64 = 4096;
+    let g = t.guest().range(RangeSpec::new(PAGES)).boot()?;
+    let range = g.range(0);
+    range.set_private(g.vm(), range.all())?;
+    let accepting = g.vcpu(0).start(Op::Validate { gva: range.private_gva(0).0, pages: PAGES, validated: true })?;
+    for _ in 0..30 {
+        g.vm().delete_slot(range.slots()[0].slot)?;
+        match accepting.exit()? {
+            Exit::MemoryFault { errno: Errno::EFAULT, flags: MEMORY_EXIT_FLAG_PRIVATE, gpa, size: PAGE_SIZE }
+                if (range.gpa(0).0..range.gpa(PAGES).0).contains(&gpa.0) => {}
+            other => return Err(Stop::Fail(format!("{other}, expected a memory fault of one of the pages"))),
+        }
+        g.vm().add_slot(range.slots()[0].clone())?;
+        accepting.resume()?;
+    }
+    expect_eq("pages that were accepted", &accepting.done()?[1], &PAGES)
 }
 
 fn racing_close(t: &Case) -> Outcome {

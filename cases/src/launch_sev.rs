@@ -1,6 +1,7 @@
 //! Group `launch` of SEV, SEV-ES and SEV-SNP: what KVM and the secure processor accept and refuse on the way to a guest
 //! that may run. No guest runs in these rows.
 
+mod attestation;
 mod command;
 mod context;
 mod data;
@@ -34,6 +35,7 @@ pub(crate) fn rows() -> Vec<Row> {
         data::rows(),
         vcpus::rows(),
         measure::rows(),
+        attestation::rows(),
         owner::rows(),
         debug::rows(),
         send::rows(),

@@ -22,6 +22,7 @@ struct Edit {
     target: Option<String>,
     ordinal: Option<u32>,
     about: String,
+    bug: Option<String>,
     /// The VM types that it is about; all, if there are none.
     #[serde(default)]
     vms: Vec<String>,
@@ -43,6 +44,7 @@ enum Operator {
     Succeed,
     Efault,
     Negate,
+    OtherErrno,
     PlusOne,
     Drop,
     Empty,
@@ -77,6 +79,7 @@ fn an_edit_is_at_one_place_and_turns_rows_red_that_there_are() {
         let name = &edit.name;
         assert!(names.insert(name.clone()), "{name} is there twice");
         assert!(edit.file.ends_with(".c") && !edit.function.is_empty() && !edit.about.is_empty(), "{name}");
+        assert!(edit.bug.as_ref().is_none_or(|bug| !bug.is_empty()), "{name}");
         let has_target = [Operator::Drop, Operator::PlusOne].contains(&edit.operator);
         assert_eq!(edit.target.is_some(), has_target, "{name}");
         assert_eq!(edit.ordinal.is_none_or(|ordinal| ordinal == 0), edit.operator == Operator::Empty, "{name}");

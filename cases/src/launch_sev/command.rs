@@ -34,6 +34,12 @@ pub(super) fn rows() -> Vec<Row> {
             unreadable_envelope,
         ),
         Row::new(
+            "launch.command.sealed_envelope",
+            Types::SEV_FAMILY,
+            "A command in an envelope that cannot be written is done, or refused, and EFAULT in either case.",
+            sealed_envelope,
+        ),
+        Row::new(
             "launch.command.unknown",
             Types::SEV_FAMILY,
             "A number that is no command, or a command that KVM has no code for, is EINVAL; of an SNP guest each number \
@@ -89,6 +95,14 @@ fn unreadable_envelope(t: &Case) -> Outcome {
     expect_errno("a command before INIT2", give(), Errno::EFAULT)?;
     expect_done("INIT2", sev.commands().init2(Default::default()))?;
     expect_errno("a command after INIT2", give(), Errno::EFAULT)
+}
+
+fn sealed_envelope(t: &Case) -> Outcome {
+    let sev = SevVm::initialized(t)?;
+    let refused =
+        BySevType { sev: Command::LAUNCH_FINISH, sev_es: Command::LAUNCH_FINISH, snp: Command::SNP_LAUNCH_FINISH };
+    let refused = refused.of(t);
+    expect_errno(&format!("{refused} before there is a guest"), sev.commands().sealed(refused)?, Errno::EFAULT)
 }
 
 fn unknown(t: &Case) -> Outcome {

@@ -45,6 +45,15 @@ pub(super) fn rows() -> Vec<Row> {
         .basis(&[ALLOWED, MIRROR])
         .upstream("x86/sev_migrate_tests: test_sev_mirror"),
         Row::new(
+            "launch.move.not_of_snp",
+            Types::SNP,
+            "The context of an SNP guest cannot be moved, and none be mirrored: EINVAL, before and after the beginning of its \
+             launch.",
+            not_of_snp,
+        )
+        .guests(2)
+        .basis(&[MOVE, MIRROR]),
+        Row::new(
             "launch.move.refused",
             Types::SEV_AND_ES,
             "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM: no VM's descriptor is EBADF; a VM of another type, itself, one without a \
@@ -165,6 +174,15 @@ fn mirror_commands(t: &Case) -> Outcome {
     expect_eq("what was decrypted wrongly", &plain.first_other_than(0, PAGE_SIZE, 0x5a)?, &None)?;
     drop(target);
     drop(device);
+    Ok(())
+}
+
+fn not_of_snp(t: &Case) -> Outcome {
+    for (what, sev) in [("before it begins", SevVm::initialized(t)?), ("after it has begun", SevVm::started(t)?)] {
+        expect_errno(&format!("a move {what}"), move_to(&t.vm()?, fd(&sev.vm)), Errno::EINVAL)?;
+        let plain = Vm::create(t.host(), VmType::Plain)?;
+        expect_errno(&format!("a mirror {what}"), mirror(&plain, fd(&sev.vm)), Errno::EINVAL)?;
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 use privet_harness::case::Case;
-use privet_harness::mapping::Mapping;
+use privet_harness::mapping::{Access, Mapping};
 use privet_harness::outcome::Outcome;
 use privet_harness::sev::{Firmware, Memory, Refused, Secret};
 use privet_harness::units::PAGE_SIZE;
@@ -59,6 +59,13 @@ pub(super) fn rows() -> Vec<Row> {
             unwritable,
         )
         .basis(&[MEASURE, STATES]),
+        Row::new(
+            "launch.measure.at_the_end_of_memory",
+            Types::SEV_AND_ES,
+            "LAUNCH_MEASURE writes as many bytes as it says and not one more: behind them there need not be memory.",
+            at_the_end_of_memory,
+        )
+        .basis(&[MEASURE]),
         Row::new(
             "launch.measure.fresh_nonce",
             Types::SEV_AND_ES,
@@ -148,6 +155,14 @@ fn unwritable(t: &Case) -> Outcome {
     let blob = Mapping::anonymous(PAGE_SIZE)?;
     out_of_place("LAUNCH_MEASURE again", sev.commands().launch_measure(Memory::In(&blob, 0), LENGTH).0)?;
     expect_done("LAUNCH_FINISH", sev.commands().launch_finish())
+}
+
+fn at_the_end_of_memory(t: &Case) -> Outcome {
+    let sev = SevVm::started(t)?;
+    let blob = Mapping::anonymous(2 * PAGE_SIZE)?;
+    blob.set_access(PAGE_SIZE, PAGE_SIZE, Access::None)?;
+    let into = Memory::In(&blob, PAGE_SIZE - u64::from(LENGTH));
+    expect_done("LAUNCH_MEASURE", sev.commands().launch_measure(into, LENGTH).0)
 }
 
 fn fresh_nonce(t: &Case) -> Outcome {

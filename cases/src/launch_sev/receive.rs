@@ -170,7 +170,9 @@ fn session_is_checked(t: &Case) -> Outcome {
         let changed = Offer { session: with_bit_changed(&guest.offer.session, at), ..guest.offer.clone() };
         bad(&format!("RECEIVE_START with a changed {part}"), policy, &changed)?;
     }
-    expect_done("RECEIVE_START with the session as it was", guest.start(policy, &guest.offer)?).map(drop)
+    let handle = expect_done("RECEIVE_START with the session as it was", guest.start(policy, &guest.offer)?)?;
+    let status = expect_done("GUEST_STATUS", guest.sev.commands().guest_status())?;
+    expect_eq("the handle that was told", &handle, &status.handle)
 }
 
 fn packets_are_checked(t: &Case) -> Outcome {

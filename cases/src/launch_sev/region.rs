@@ -64,6 +64,7 @@ fn refused(t: &Case) -> Outcome {
         ("no bytes nowhere", Memory::NONE, 0, Errno::EINVAL),
         ("around the end", Memory::Nowhere(u64::MAX - 0xfff), 2 * PAGE_SIZE, Errno::EINVAL),
         ("all addresses but one", Memory::Nowhere(1), u64::MAX, Errno::EINVAL),
+        ("more pages than are counted", Memory::Nowhere(0x1000), 1 << 43, Errno::EINVAL),
         ("what is not mapped", Memory::Nowhere(0x1000), PAGE_SIZE, Errno::ENOMEM),
         ("the kernel's half", Memory::Nowhere(0xffff_8000_0000_0000), PAGE_SIZE, Errno::ENOMEM),
         ("what cannot be accessed", Memory::In(&closed, 0), PAGE_SIZE, Errno::ENOMEM),

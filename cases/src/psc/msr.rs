@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 use privet_harness::case::Case;
+use privet_harness::exit::Exit;
 use privet_harness::outcome::Outcome;
 use privet_harness::test_range::TEST_BASE;
 use privet_harness::uapi::MAP_GPA_RANGE_ENCRYPTED;
@@ -56,6 +57,20 @@ pub(super) fn rows() -> Vec<Row> {
             },
         )
         .basis(&[MSR]),
+        Row::new(
+            "psc.msr.invalid_code_fails_the_run",
+            Types::SNP,
+            "Any other answer of userspace makes KVM_RUN fail with EINVAL.",
+            |t| {
+                let g = guest(t, 1)?;
+                let asking = g.vcpu(0).start(Op::VmgexitMsr { msr: msr_request(TO_PRIVATE, TEST_BASE) })?;
+                asking.expect_exit(&exit(TEST_BASE, 1, MAP_GPA_RANGE_ENCRYPTED))?;
+                g.vcpu(0).kvm().set_hypercall_ret(77)?;
+                asking.resume()?;
+                asking.expect_exit(&Exit::Refused { errno: Errno::EINVAL })
+            },
+        )
+        .basis(&["arch/x86/kvm/x86.h: kvm_is_valid_map_gpa_range_ret", MSR]),
     ]
 }
 

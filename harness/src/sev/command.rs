@@ -6,11 +6,13 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_bindings::kvm_sev_cmd;
 use nix::errno::Errno;
-use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref};
 
 use super::firmware::Firmware;
-use crate::outcome::Stop;
+use crate::mapping::{Access, Mapping};
+use crate::outcome::{Outcome, Stop};
 use crate::uapi::KVM_MEMORY_ENCRYPT_OP;
+use crate::units::PAGE_SIZE;
 use crate::vm::Vm;
 
 /// A command's number (`enum sev_cmd_id`).
@@ -107,6 +109,18 @@ pub(super) unsafe fn issue<T>(vm: &Vm, firmware: RawFd, command: Command, argume
 pub(super) fn issue_without(vm: &Vm, firmware: RawFd, command: Command, data: u16) -> Result<(), Refused> {
     // SAFETY: nothing is mapped below 64 KiB (vm.mmap_min_addr), so KVM finds no argument there.
     unsafe { issue_at(vm, firmware, command, data.into()) }
+}
+
+/// The same without an argument, in an envelope that KVM can read and not write: what the firmware says is lost.
+pub(super) fn issue_sealed(vm: &Vm, firmware: RawFd, command: Command) -> Outcome<Result<(), Errno>> {
+    let envelope = kvm_sev_cmd { id: command.0, sev_fd: firmware as u32, ..Default::default() };
+    let copy = Mapping::anonymous(PAGE_SIZE)?;
+    let place = std::ptr::with_exposed_provenance_mut::<kvm_sev_cmd>(copy.addr() as usize);
+    // SAFETY: the mapping is new, writable, aligned to a page and larger than the envelope, and nobody else uses it.
+    unsafe { place.write(envelope) };
+    copy.set_access(0, PAGE_SIZE, Access::Reading)?;
+    // SAFETY: KVM reads the envelope, which leads nowhere, and cannot write it.
+    Ok(Errno::result(unsafe { ioctl_with_mut_ptr(&vm.kvm().as_raw_fd(), KVM_MEMORY_ENCRYPT_OP, place) }).map(drop))
 }
 
 /// # Safety

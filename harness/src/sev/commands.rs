@@ -4,19 +4,21 @@
 use std::os::fd::RawFd;
 
 use kvm_bindings::{
-    kvm_enc_region, kvm_sev_dbg, kvm_sev_guest_status, kvm_sev_init, kvm_sev_launch_measure, kvm_sev_launch_secret,
-    kvm_sev_launch_start, kvm_sev_launch_update_data, kvm_sev_receive_start, kvm_sev_send_start,
-    kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
+    kvm_enc_region, kvm_sev_attestation_report, kvm_sev_dbg, kvm_sev_guest_status, kvm_sev_init,
+    kvm_sev_launch_measure, kvm_sev_launch_secret, kvm_sev_launch_start, kvm_sev_launch_update_data,
+    kvm_sev_receive_start, kvm_sev_send_start, kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start,
+    kvm_sev_snp_launch_update,
 };
 use nix::errno::Errno;
 
-use super::command::{Command, Refused, issue, issue_at, issue_without};
+use super::command::{Command, Refused, issue, issue_at, issue_sealed, issue_without};
 use super::device::Device;
 use super::firmware::Firmware;
 use super::memory::Memory;
 use super::policy::{SevPolicy, SnpPolicy};
 use crate::errno;
 use crate::mapping::{Access, Mapping};
+use crate::outcome::Outcome;
 use crate::units::PAGE_SIZE;
 use crate::vm::Vm;
 
@@ -123,6 +125,23 @@ impl<'a> Commands<'a> {
     /// What KVM and the firmware say.
     pub fn without_argument(self, command: Command, address: u16) -> Result<(), Refused> {
         issue_without(self.vm, self.firmware, command, address)
+    }
+
+    /// A command without an argument, the firmware's word about which KVM cannot write.
+    ///
+    /// # Errors
+    /// `Stop::Error` if there is no memory for it. What KVM says is in the value.
+    pub fn sealed(self, command: Command) -> Outcome<Result<(), Errno>> {
+        issue_sealed(self.vm, self.firmware, command)
+    }
+
+    /// `GET_ATTESTATION_REPORT` of `len` bytes about this nonce, and the length that is told.
+    pub fn attestation_report(self, nonce: [u8; 16], into: Memory<'_>, len: u32) -> (Result<(), Refused>, u32) {
+        let mut report =
+            kvm_sev_attestation_report { mnonce: nonce, uaddr: into.address(len.into()), len, ..Default::default() };
+        // SAFETY: `address` has looked at the address.
+        let result = unsafe { self.issue(Command::GET_ATTESTATION_REPORT, &mut report) };
+        (result, report.len)
     }
 
     /// `INIT2`: makes an encrypted guest of the VM.

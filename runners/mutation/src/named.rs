@@ -24,6 +24,8 @@ pub struct NamedEdit {
     pub ordinal: Option<usize>,
     /// What is broken, for people.
     pub about: String,
+    /// The bug of KVM's past that it brings back, if it does: since when, and what it was.
+    pub bug: Option<String>,
     /// The VM types whose rows have to be red, where KVM does it otherwise for the others: `["sev_es", "snp"]`. All, if there
     /// are none.
     #[serde(default)]

@@ -29,6 +29,15 @@ pub(super) struct Candidate {
     pub(super) named: Option<NamedEdit>,
 }
 
+impl Candidate {
+    /// A line about it, and more of one with a story.
+    pub(super) fn listed(&self) -> String {
+        let Some(edit) = &self.named else { return self.point.name() + "\n" };
+        let bug = edit.bug.as_ref().map(|bug| format!("    {bug}\n")).unwrap_or_default();
+        format!("{}: {}\n    {}\n{bug}", edit.name, edit.about, self.point.name())
+    }
+}
+
 /// All mutants that the options name, for rows of VMs of these types, in the order in which they are tried.
 ///
 /// # Errors

@@ -68,7 +68,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
         chosen = partition.slice(chosen);
     }
     if options.list {
-        let names = chosen.iter().map(|candidate| candidate.point.name() + "\n").collect::<String>();
+        let names = chosen.iter().map(Candidate::listed).collect::<String>();
         return tell(&mut out, &names).map(|()| Status::Passed);
     }
 
@@ -82,6 +82,9 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let watching = (&watchers, program.as_path(), jobs.as_slice());
     let files = chosen.iter().map(|candidate| candidate.point.file.as_str()).collect();
     let clean = Clean::of((&tree, half), watching, (&judge, &files), at_a_time, &results, &interrupt)?;
+    if let Some(name) = &options.show {
+        return tell(&mut out, &show::show(name, &chosen, &clean, watchers.noun())?).map(|()| Status::Passed);
+    }
     for blind in &clean.blind {
         let why = format!("{} ({}) is red on the unchanged kernel", blind.id, blind.reason);
         tell(&mut out, &format!("left out: {} {why}\n", watchers.noun()))?;
@@ -91,9 +94,6 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let is_seen = |edit: &NamedEdit| selected.iter().filter(sees).any(|id| has_to_notice(id, edit, half).is_some());
     for edit in chosen.extract_if(.., |candidate| candidate.named.as_ref().is_some_and(|edit| !is_seen(edit))) {
         tell(&mut out, &format!("left out: all rows that have to notice it are: {}\n", edit.point.name()))?;
-    }
-    if let Some(name) = &options.show {
-        return tell(&mut out, &show::show(name, &chosen, &clean, watchers.noun())?).map(|()| Status::Passed);
     }
 
     let path = results.join("trials.jsonl");
