@@ -44,14 +44,17 @@ fn refused(t: &Case, policy: SevPolicy, firmware: Firmware) -> Outcome {
     let sev = SevVm::initialized(t)?;
     expect_done("LAUNCH_START", sev.commands().launch_start(0, sev.policy() | policy, None))?;
     sev.finish()?;
-    let blobs = Mapping::anonymous(4 * PAGE_SIZE)?;
+    let blobs = Mapping::anonymous(8 * PAGE_SIZE)?;
     blobs.write(0, &sev.device.diffie_hellman_certificate()?)?;
     let recipient = Recipient {
         certificate: (Memory::In(&blobs, 0), CERTIFICATE),
         chain: (Memory::In(&blobs, PAGE_SIZE), CHAIN),
         amd: (Memory::In(&blobs, PAGE_SIZE), CHAIN),
     };
-    let result = sev.commands().send_start(recipient, (Memory::In(&blobs, 3 * PAGE_SIZE), SESSION));
-    expect_refused_by_firmware("SEND_START", result, firmware)?;
+    // The other length is the greatest that KVM takes.
+    for length in [SESSION, 0x4000] {
+        let result = sev.commands().send_start(recipient, (Memory::In(&blobs, 4 * PAGE_SIZE), length));
+        expect_refused_by_firmware(&format!("SEND_START with {length:#x} bytes for the session"), result, firmware)?;
+    }
     expect_eq("the state", &expect_done("GUEST_STATUS", sev.commands().guest_status())?.state, &RUNNING)
 }

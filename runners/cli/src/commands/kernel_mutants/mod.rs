@@ -83,7 +83,7 @@ pub fn kernel_mutants(args: &Mutants, mut out: impl Write) -> Result<Status, Ear
     let files = chosen.iter().map(|candidate| candidate.point.file.as_str()).collect();
     let clean = Clean::of((&tree, half), watching, (&judge, &files), at_a_time, &results, &interrupt)?;
     if let Some(name) = &options.show {
-        return tell(&mut out, &show::show(name, &chosen, &clean, watchers.noun())?).map(|()| Status::Passed);
+        return tell(&mut out, &show::show(name, &chosen, &clean, &watchers)?).map(|()| Status::Passed);
     }
     for blind in &clean.blind {
         let why = format!("{} ({}) is red on the unchanged kernel", blind.id, blind.reason);

@@ -136,6 +136,11 @@ impl Watchers {
         Plan { programs: programs.collect(), sim, patience, module_params, ..plan }
     }
 
+    /// What a row looks at.
+    pub(super) fn about(&self, id: &str) -> Option<&str> {
+        self.table.iter().find(|row| row.id == id).map(|row| row.about)
+    }
+
     /// Whether what a row says is a bug that this kernel is known for, changed or not.
     pub(super) fn is_known(&self, report: &CaseReport) -> bool {
         let rows = self.table.iter().filter(|row| row.id == report.id);
