@@ -10,6 +10,9 @@ use crate::run_page::{EXIT, EXIT_LEN, RunPage, SENTINEL};
 use crate::uapi::{EXIT_SNP_REQ_CERTS, EXIT_TDX, MEMORY_EXIT_FLAG_PRIVATE};
 use crate::units::Gpa;
 
+/// `TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT`.
+const SETUP_EVENT_NOTIFY: u64 = 0x1_0004;
+
 /// The way of the data of a port access, as the guest sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
@@ -97,7 +100,7 @@ pub enum Exit {
         nr: u64,
         /// Its answer unless userspace sets another.
         ret: u64,
-        /// The first two words of what it asks: 0x10000 leaf; 0x10002 gpa, size; 0x10004 vector.
+        /// The first two words of what it asks: 0x10000 leaf, 0; 0x10002 gpa, size; 0x10004 vector, and 0 here.
         values: [u64; 2],
     },
     /// `KVM_EXIT_DIRTY_RING_FULL`: the vCPU does not run until its ring is harvested and reset.
@@ -183,11 +186,12 @@ impl Exit {
                 Ok(Exit::FailEntry { hardware_reason: page.u64(EXIT)?, cpu: page.u32(EXIT + 8)? })
             }
             (Ok(()), kvm::KVM_EXIT_SYSTEM_EVENT) => Ok(Exit::SystemEvent { kind: page.u32(EXIT)?, data: words(page)? }),
-            (Ok(()), EXIT_TDX) => Ok(Exit::Tdx {
-                nr: page.u64(EXIT + 8)?,
-                ret: page.u64(EXIT + 16)?,
-                values: [page.u64(EXIT + 24)?, page.u64(EXIT + 32)?],
-            }),
+            (Ok(()), EXIT_TDX) => {
+                let nr = page.u64(EXIT + 8)?;
+                // What it asks is one word there, and the next is none of KVM's.
+                let second = if nr == SETUP_EVENT_NOTIFY { 0 } else { page.u64(EXIT + 32)? };
+                Ok(Exit::Tdx { nr, ret: page.u64(EXIT + 16)?, values: [page.u64(EXIT + 24)?, second] })
+            }
             (Ok(()), kvm::KVM_EXIT_DIRTY_RING_FULL) => Ok(Exit::DirtyRingFull),
             (Ok(()), EXIT_SNP_REQ_CERTS) => {
                 Ok(Exit::CertificatesWanted { gpa: Gpa(page.u64(EXIT)?), pages: page.u64(EXIT + 8)? })
@@ -311,6 +315,8 @@ mod tests {
     fn what_a_td_asks_is_told_with_the_answer_so_far() {
         let asked = Exit::Tdx { nr: 0x1_0002, ret: 1 << 63 | 3, values: [0x10_0000, 0x1000] };
         assert_eq!(decode(Ok(()), 40, &words(&[0, 0x1_0002, 1 << 63 | 3, 0x10_0000, 0x1000])), asked);
+        let notified = Exit::Tdx { nr: SETUP_EVENT_NOTIFY, ret: 1 << 63 | 3, values: [0x20, 0] };
+        assert_eq!(decode(Ok(()), 40, &words(&[0, SETUP_EVENT_NOTIFY, 1 << 63 | 3, 0x20, 0x5a5a])), notified);
     }
 
     #[test]
