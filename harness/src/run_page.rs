@@ -78,8 +78,8 @@ impl RunPage {
     pub(crate) fn forget_exit(&self) -> Outcome {
         let Some(answers) = answers(self.exit_reason()?) else { return Ok(()) };
         let mut told = [FORGOTTEN; EXIT_LEN as usize];
-        // KVM has the flags of page-state changes from there (arch/x86/kvm/svm/sev.c: __snp_handle_page_state_change sets none):
-        // a row says so, and the others are about other things.
+        // KVM leaves the flags of page-state changes as they are (arch/x86/kvm/svm/sev.c: snp_begin_psc_msr, snp_do_psc): a
+        // row says so, and the others are about other things.
         for answer in answers.into_iter().chain([words(HYPERCALL_FLAGS, 1)]) {
             self.0.read(answer.start, &mut told[(answer.start - EXIT) as usize..(answer.end - EXIT) as usize])?;
         }

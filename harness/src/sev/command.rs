@@ -114,13 +114,21 @@ pub(super) fn issue_without(vm: &Vm, firmware: RawFd, command: Command, data: u1
 /// The same without an argument, in an envelope that KVM can read and not write: what the firmware says is lost.
 pub(super) fn issue_sealed(vm: &Vm, firmware: RawFd, command: Command) -> Outcome<Result<(), Errno>> {
     let envelope = kvm_sev_cmd { id: command.0, sev_fd: firmware as u32, ..Default::default() };
-    let copy = Mapping::anonymous(PAGE_SIZE)?;
+    let copy = copy_for_kvm(envelope, Access::Reading)?;
     let place = std::ptr::with_exposed_provenance_mut::<kvm_sev_cmd>(copy.addr() as usize);
-    // SAFETY: the mapping is new, writable, aligned to a page and larger than the envelope, and nobody else uses it.
-    unsafe { place.write(envelope) };
-    copy.set_access(0, PAGE_SIZE, Access::Reading)?;
     // SAFETY: KVM reads the envelope, which leads nowhere, and cannot write it.
     Ok(Errno::result(unsafe { ioctl_with_mut_ptr(&vm.kvm().as_raw_fd(), KVM_MEMORY_ENCRYPT_OP, place) }).map(drop))
+}
+
+/// A page that begins with this structure, of a command or of its envelope, and that KVM can access so.
+pub(super) fn copy_for_kvm<T: Copy>(structure: T, access: Access) -> Outcome<Mapping> {
+    const { assert!(size_of::<T>() as u64 <= PAGE_SIZE) };
+    let copy = Mapping::anonymous(PAGE_SIZE)?;
+    let place = std::ptr::with_exposed_provenance_mut::<T>(copy.addr() as usize);
+    // SAFETY: the mapping is new, writable, aligned to a page and large enough, and nobody else uses it.
+    unsafe { place.write(structure) };
+    copy.set_access(0, PAGE_SIZE, access)?;
+    Ok(copy)
 }
 
 /// # Safety

@@ -11,13 +11,13 @@ use kvm_bindings::{
 };
 use nix::errno::Errno;
 
-use super::command::{Command, Refused, issue, issue_at, issue_sealed, issue_without};
+use super::command::{Command, Refused, copy_for_kvm, issue, issue_at, issue_sealed, issue_without};
 use super::device::Device;
 use super::firmware::Firmware;
 use super::memory::Memory;
 use super::policy::{SevPolicy, SnpPolicy};
 use crate::errno;
-use crate::mapping::{Access, Mapping};
+use crate::mapping::Access;
 use crate::outcome::Outcome;
 use crate::units::PAGE_SIZE;
 use crate::vm::Vm;
@@ -421,12 +421,7 @@ impl<'a> Commands<'a> {
             return unsafe { issue(self.vm, self.firmware, command, argument) };
         }
         let no_memory = |_| Refused { command, errno: Errno::ENOMEM, firmware: Firmware::NOT_ASKED };
-        let copy = Mapping::anonymous(PAGE_SIZE).map_err(no_memory)?;
-        let place = std::ptr::with_exposed_provenance_mut::<T>(copy.addr() as usize);
-        // SAFETY: the mapping is new, writable, aligned to a page and larger than any command's argument, and nobody else
-        // uses it.
-        unsafe { place.write(*argument) };
-        copy.set_access(0, PAGE_SIZE, self.answers).map_err(no_memory)?;
+        let copy = copy_for_kvm(*argument, self.answers).map_err(no_memory)?;
         // SAFETY: KVM reads the argument in the copy, of which the caller vouches as for the original, and cannot write it.
         unsafe { issue_at(self.vm, self.firmware, command, copy.addr()) }
     }
